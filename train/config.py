@@ -1,0 +1,179 @@
+"""Settings of `taro train`: one frozen model per concept, every field with its unit and its default from METHOD 3.
+
+Left out: anything that a shard set or a model folder already says (sampling, template, encoder).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from taro.config import Config
+from train.curriculum import Curriculum
+
+__all__ = ["CheckpointConfig", "DataConfig", "Length", "LossConfig", "OptimizerConfig", "RewardConfig",
+           "RolloutConfig", "TrainConfig", "ValidationConfig"]
+
+
+class Length(Config):
+    """How long to train."""
+
+    unit: Literal["epochs", "steps"] = "epochs"
+    amount: int = Field(3, ge=1, le=10_000_000)
+
+
+class DataConfig(Config):
+    """Which queries of the shard set are trained on."""
+
+    split: str = "train"
+    encoder: str | None = None
+    """features to read; null: the ones that this policy's tower made"""
+    difficulty: tuple[float, float] | None = None
+    """keep queries whose difficulty is in [low, high]; null: all"""
+
+
+class RolloutConfig(Config):
+    """How responses are drawn."""
+
+    prompts: int = Field(16, ge=1)
+    """prompts a step (B)"""
+    group: int = Field(8, ge=2)
+    """rollouts a prompt (G)"""
+    max_new_tokens: int = Field(1024, ge=1, le=32_768)
+    """longest response, the guided prefix counted in"""
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    paths: Literal["random", "overlap", "online"] = "random"
+    """candidate paths of guided rollouts: the paper's, those with the ground truth's captions, or drawn anew"""
+    min_free_tokens: int = Field(48, ge=1)
+    """tokens that a guided prefix must leave free for the rest; longer paths lose captions from their end"""
+    batch_prompts: int = Field(16, ge=1)
+    """prompts decoded and scored at once"""
+
+
+class RewardConfig(Config):
+    """The reward of METHOD 2."""
+
+    alpha: float = Field(0.3, ge=0)
+    """size of the temporal-sensitivity bonus; 0 switches it off"""
+    tau: float = Field(0.7, ge=0, le=1)
+    gate: Literal[">=", ">"] = ">="
+    """IoU gate of the bonus: the released code's ">=" or the paper's ">" (METHOD 4, row 3)"""
+    margin: float = Field(0.0, ge=0)
+    dt_s: float = Field(3.0, gt=0)
+    """patches within this many seconds of a boundary are shuffled"""
+    drop_over: Literal["reasoning", "response"] = "reasoning"
+    """tokens whose log-probability drop counts (METHOD 4, row 2)"""
+    disruption: Literal["patch"] = "patch"
+    no_think: bool = False
+    """accept `<answer>` alone"""
+    protocol: Literal["taro"] = "taro"
+    control: Literal["none", "permute-rewards"] = "none"
+    """permute-rewards: an honesty control, totals are permuted inside each group, so nothing can be learned"""
+
+    @model_validator(mode="after")
+    def _no_think_has_no_reasoning(self) -> Self:
+        if self.no_think and self.alpha > 0 and self.drop_over == "reasoning":
+            raise ValueError("no_think responses have no reasoning tokens to measure the drop over; "
+                             "set reward.drop_over=response or reward.alpha=0")
+        return self
+
+
+class LossConfig(Config):
+    """The loss of METHOD 3."""
+
+    kind: Literal["grpo", "dr_grpo"] = "grpo"
+    """grpo: advantages over std, token mean; dr_grpo: neither, a constant denominator"""
+    off_policy: Literal["mask", "clone", "awr", "raft"] = "mask"
+    awr_beta: float = Field(1.0, gt=0)
+    kl: float = Field(0.01, ge=0)
+    """weight of the k3 KL to the start policy; 0 keeps no reference policy at all"""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    dual_clip: float = Field(3.0, gt=1)
+
+
+class OptimizerConfig(Config):
+    """AdamW and how a step's batch is spent."""
+
+    lr: float = Field(1e-6, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    """linear from lr / warmup_steps; constant afterwards"""
+    mini_batches: int = Field(1, ge=1)
+    """updates per pass over a step's rollouts"""
+    inner_epochs: int = Field(1, ge=1)
+    """passes over a step's rollouts"""
+    micro_prompts: int = Field(1, ge=1)
+    """prompts in one forward and backward; changes memory and speed, not the gradient"""
+    checkpoint_activations: bool = False
+    max_nonfinite: int = Field(3, ge=1)
+    """consecutive steps with a non-finite loss or gradient after which the run stops"""
+
+
+class ValidationConfig(Config):
+    """Scoring on a named split during training; the best checkpoint is picked here, never on a test split."""
+
+    split: str | None = None
+    """null: no validation"""
+    every: int = Field(20, ge=1)
+    """steps; also before the first and after the last"""
+    limit: int = Field(128, ge=1)
+    """queries, drawn once by the seed"""
+    batch_prompts: int = Field(16, ge=1)
+    max_new_tokens: int = Field(1024, ge=1, le=32_768)
+    repetition_penalty: float = Field(1.05, gt=0)
+
+
+class CheckpointConfig(Config):
+    """What is kept for `--resume`."""
+
+    every: int = Field(50, ge=1)
+    """steps; also after the last"""
+    keep: int = Field(2, ge=1)
+    """newest checkpoints kept, besides the best on validation"""
+    dump_rollouts: bool = True
+
+
+class TrainConfig(Config):
+    """A training run: one policy, one shard set, one folder."""
+
+    policy: str
+    """model folder, or sandbox:NAME"""
+    shards: Path
+    out: Path
+    seed: int = Field(0, ge=0)
+    template: str | None = None
+    """prompt template, by name or file; null: the one that the policy's folder names, else "taro" """
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of computation, weights stay float32; auto: bfloat16 on cuda, float32 on cpu"""
+    length: Length = Length()
+    data: DataConfig = DataConfig()
+    curriculum: Curriculum = Curriculum()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """besides metrics.jsonl, which is always written"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.rollout.prompts % self.optimizer.mini_batches:
+            raise ValueError(f"rollout.prompts={self.rollout.prompts} must be a multiple of "
+                             f"optimizer.mini_batches={self.optimizer.mini_batches}")
+        if self.validation.split is not None and self.validation.split == self.data.split:
+            raise ValueError(f"validation.split and data.split are both {self.data.split!r}; name a split of its own, "
+                             "or null to train without validation")
+        if self.rollout.min_free_tokens >= self.rollout.max_new_tokens and self.curriculum.schedule != "off":
+            raise ValueError(f"rollout.min_free_tokens={self.rollout.min_free_tokens} leaves no room for a guided "
+                             f"prefix in max_new_tokens={self.rollout.max_new_tokens}")
+        return self

@@ -1,0 +1,149 @@
+"""The rewards of METHOD 2 as pure functions: format, timestamp-aware IoU, temporal-sensitivity bonus, and their sum.
+
+Why numpy: a reward is a handful of numbers per rollout, and float64 on the CPU is exact enough to reason about by
+hand. Left out: parsing (`taro.prompts`), log-probabilities (`taro.mllm`), advantages (`train.advantages`).
+Legend: B prompts, G rollouts of a group, R response tokens. Symbols: [s, e] ground truth, [s', e'] prediction, D
+duration in seconds, d_i the log-probability drop of rollout i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from taro.moment import Moment, best_iou, iou
+from taro.prompts import format_ok, parse_answer
+
+__all__ = ["Rewards", "format_reward", "log_prob_drop", "rewards", "sensitivity_bonus", "timestamp_aware_iou"]
+
+Gate = Literal[">=", ">"]
+
+
+def format_reward(text: str, *, no_think: bool = False) -> float:
+    """1 where the response is `<think>...</think> <answer>...</answer>` with each tag exactly once, else 0 (METHOD 2).
+
+    Args: text: the whole response, the guided prefix included. no_think: accept `<answer>...</answer>` alone.
+
+    >>> format_reward("<think>\\nFrom 1.0s to 2.0s, it blinks.\\n</think>\\n<answer>1.0s to 2.0s</answer>")
+    1.0
+    >>> format_reward("<answer>1.0s to 2.0s</answer>")
+    0.0
+    """
+    return float(format_ok(text, no_think=no_think))
+
+
+def timestamp_aware_iou(predicted: Moment | None, windows: Sequence[Moment], duration_s: float) -> float:
+    """`IoU * max(0, 1 - |s' - s| / D) * max(0, 1 - |e' - e| / D)` of the best window (METHOD 2; TaRO section 3.2).
+
+    The ground truth is clipped to [0, D]. Each factor is clamped at 0: the released code does not clamp, and pays
+    -0.155 for an answer of 5 to 500 s in a 30 s video.
+
+    >>> timestamp_aware_iou(Moment(2, 8), [Moment(4, 8)], 10.0)  # 4/6 * 0.8 * 1
+    0.5333333333333333
+    >>> timestamp_aware_iou(Moment(5, 500), [Moment(5, 10)], 30.0)
+    0.0
+    """
+    if predicted is None or not predicted.is_finite() or duration_s <= 0:
+        return 0.0
+    best = 0.0
+    for window in (window.clip(duration_s) for window in windows):
+        near_start = max(0.0, 1.0 - abs(predicted.start_s - window.start_s) / duration_s)
+        near_end = max(0.0, 1.0 - abs(predicted.end_s - window.end_s) / duration_s)
+        best = max(best, iou(predicted, window) * near_start * near_end)
+    return best
+
+
+def log_prob_drop(logprobs_BGR: np.ndarray, disrupted_BGR: np.ndarray, over_BGR: np.ndarray) -> np.ndarray:
+    """Drop [B, G] `d_i = mean_k log pi(r_k | V, Q, r_<k) - mean_k log pi(r_k | V', Q, r_<k)`, nan without tokens.
+
+    Args: log-probs under the video and under the disrupted one; over_BGR: which tokens count (the reasoning).
+
+    >>> p, q = np.log([[[.5, .5, .9]]]), np.log([[[.25, .5, .1]]])
+    >>> log_prob_drop(p, q, np.array([[[True, True, False]]])).round(4).tolist()  # log(2) / 2
+    [[0.3466]]
+    """
+    assert logprobs_BGR.shape == disrupted_BGR.shape == over_BGR.shape, (
+        f"{logprobs_BGR.shape}, {disrupted_BGR.shape}, {over_BGR.shape}")
+    over_BGR = over_BGR.astype(bool)
+    gap_BGR = np.where(over_BGR, logprobs_BGR.astype(np.float64) - disrupted_BGR.astype(np.float64), 0.0)
+    count_BG = over_BGR.sum(axis=-1)
+    return np.where(count_BG > 0, gap_BGR.sum(axis=-1) / np.maximum(count_BG, 1), np.nan)
+
+
+def sensitivity_bonus(drop_BG: np.ndarray, iou_BG: np.ndarray, *, alpha: float = 0.3, tau: float = 0.7,
+                      margin: float = 0.0, gate: Gate = ">=") -> np.ndarray:
+    """Bonus [B, G]: `alpha` where `d_i > mean_j d_j + margin` and IoU passes the gate tau, else 0 (METHOD 2).
+
+    Each rollout has its own d (METHOD 4, row 1). A rollout without d (nan) leaves the group's mean and gets nothing.
+
+    >>> sensitivity_bonus(np.array([[.4, .0, np.nan]]), np.array([[.9, .9, .9]])).tolist()
+    [[0.3, 0.0, 0.0]]
+    >>> sensitivity_bonus(np.array([[.4, .0]]), np.array([[.6, .9]])).tolist()
+    [[0.0, 0.0]]
+    """
+    assert drop_BG.shape == iou_BG.shape, f"{drop_BG.shape}, {iou_BG.shape}"
+    known_BG = np.isfinite(drop_BG)
+    filled_BG = np.where(known_BG, drop_BG, 0.0)
+    mean_B1 = filled_BG.sum(axis=-1, keepdims=True) / np.maximum(known_BG.sum(axis=-1, keepdims=True), 1)
+    passes_BG = iou_BG >= tau if gate == ">=" else iou_BG > tau
+    # A small tolerance keeps equal drops, whose mean rounds, from earning a bonus for rounding noise.
+    above_BG = known_BG & (filled_BG > mean_B1 + margin + DROP_ROUNDING)
+    return np.where(above_BG & passes_BG, alpha, 0.0)
+
+
+DROP_ROUNDING = 1e-9
+"""Prevents a group of equal drops from being split by the rounding of their float64 mean."""
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The parts of the reward of B groups of G rollouts, each [B, G], and what they were made from."""
+
+    format_BG: np.ndarray
+    tiou_BG: np.ndarray
+    bonus_BG: np.ndarray
+    iou_BG: np.ndarray
+    drop_BG: np.ndarray
+    """nan where a rollout has no reasoning tokens or its video no disruption"""
+    predicted_BG: tuple[tuple[Moment | None, ...], ...]
+
+    def __post_init__(self) -> None:
+        parts = (self.format_BG, self.tiou_BG, self.bonus_BG, self.iou_BG, self.drop_BG)
+        shapes = [part.shape for part in parts]
+        assert len(set(shapes)) == 1 and len(shapes[0]) == 2, f"parts differ in shape: {shapes}"
+        assert (len(self.predicted_BG), {len(row) for row in self.predicted_BG}) == (
+            shapes[0][0], {shapes[0][1]}), f"{shapes[0]} and {len(self.predicted_BG)} groups of predictions"
+
+    @property
+    def total_BG(self) -> np.ndarray:
+        """`format + tIoU + bonus`, [B, G]."""
+        return self.format_BG + self.tiou_BG + self.bonus_BG
+
+
+def rewards(texts_BG: Sequence[Sequence[str]], windows_B: Sequence[Sequence[Moment]], durations_B: Sequence[float],
+            drop_BG: np.ndarray, *, alpha: float = 0.3, tau: float = 0.7, margin: float = 0.0, gate: Gate = ">=",
+            no_think: bool = False, protocol: str = "taro") -> Rewards:
+    """All parts of the reward of B groups (METHOD 2).
+
+    Args: texts_BG: whole responses; windows_B, durations_B: each prompt's ground truth and length in seconds;
+    drop_BG: from `log_prob_drop`; protocol: how the answer is read (`taro.prompts.parse_answer`).
+
+    >>> answer = "<think>\\nFrom 2.0s to 6.0s, it blinks.\\n</think>\\n<answer>2.0s to 6.0s</answer>"
+    >>> parts = rewards([[answer, "no idea"]], [[Moment(2, 6)]], [10.0], np.array([[.2, .1]]))
+    >>> parts.total_BG.tolist()
+    [[2.3, 0.0]]
+    """
+    predicted_BG, format_BG, tiou_BG, iou_BG = [], [], [], []
+    for texts_G, windows, duration_s in zip(texts_BG, windows_B, durations_B, strict=True):
+        clipped = [window.clip(duration_s) for window in windows]
+        predicted_G = tuple(parse_answer(text, protocol=protocol) for text in texts_G)
+        predicted_BG.append(predicted_G)
+        format_BG.append([format_reward(text, no_think=no_think) for text in texts_G])
+        tiou_BG.append([timestamp_aware_iou(predicted, windows, duration_s) for predicted in predicted_G])
+        iou_BG.append([0.0 if predicted is None else best_iou(predicted, clipped) for predicted in predicted_G])
+    iou_array = np.array(iou_BG, dtype=np.float64)
+    bonus_BG = sensitivity_bonus(drop_BG, iou_array, alpha=alpha, tau=tau, margin=margin, gate=gate)
+    return Rewards(np.array(format_BG), np.array(tiou_BG), bonus_BG, iou_array, drop_BG, tuple(predicted_BG))
