@@ -1,0 +1,135 @@
+"""A Hugging Face model folder on disk: its tensors by name, its processor's pixel settings, its chat template.
+
+Reads safetensors only (never pickle), one tensor at a time, so a policy without its vision tower never holds the
+tower in memory. Writing (`export_checkpoint`) keeps the base checkpoint's names and files, so that an export loads
+wherever the base did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from taro.errors import ModelError
+from taro.mllm.family import Family, PixelSettings
+
+__all__ = ["chat_template", "pixel_settings", "read_json", "tensor_files", "tensors", "tower_sha256"]
+
+MAX_JSON_BYTES = 64 * 1024 * 1024
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of at most 64 MiB; {} where the file does not exist. Raises ModelError."""
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ModelError(f"{path}: {path.stat().st_size:,} bytes of JSON; at most {MAX_JSON_BYTES:,} are read")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ModelError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ModelError(f"{path}: expected a JSON object, got a {type(data).__name__}")
+    return data
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Every tensor's name and the file that holds it. Raises ModelError where there are none or a file is missing."""
+    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
+    names: dict[str, Path] = {}
+    if isinstance(index, dict):
+        for name, file in index.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise ModelError(f"{folder}: the weight index names {file!r}; expected a file name in this folder")
+            names[name] = folder / file
+    else:
+        for file in sorted(folder.glob("*.safetensors")):
+            names.update(dict.fromkeys(_names(file), file))
+    if not names:
+        raise ModelError(
+            f"{folder}: no *.safetensors here; expected a Hugging Face model folder (pickles are not read)"
+        )
+    for file in sorted(set(names.values())):
+        if not file.is_file():
+            raise ModelError(f"{folder}: {file.name} is named by the weight index but missing; copy it again")
+    return names
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of every tensor in the folder, one at a time, sorted by file and name."""
+    by_file: dict[Path, list[str]] = {}
+    for name, file in tensor_files(folder).items():
+        by_file.setdefault(file, []).append(name)
+    for file in sorted(by_file):
+        try:
+            with safe_open(file, framework="pt") as handle:
+                for name in sorted(by_file[file]):
+                    yield name, handle.get_tensor(name)
+        except SafetensorError as error:
+            raise ModelError(f"{file}: damaged weights ({error}); copy the file again") from None
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            return list(handle.keys())
+    except SafetensorError as error:
+        raise ModelError(f"{file}: damaged weights ({error}); copy the file again") from None
+
+
+def tower_sha256(folder: Path, family: Family) -> str:
+    """sha256 over the tower's tensors sorted by their name inside the tower: name, dtype, shape, bytes."""
+    parts = {}
+    for name, tensor in tensors(folder):
+        where = family.split_name(name)
+        if where is not None and where[0] == "tower":
+            digest = hashlib.sha256(f"{where[1]} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            parts[where[1]] = digest.digest()
+    if not parts:
+        raise ModelError(f"{folder}: holds no vision tower tensors; expected a full {family.name} checkpoint")
+    return hashlib.sha256(b"".join(parts[name] for name in sorted(parts))).hexdigest()
+
+
+def pixel_settings(folder: Path) -> PixelSettings:
+    """Normalisation and patch sizes from the processor files. Raises ModelError where the folder has none."""
+    whole = read_json(folder / "processor_config.json")
+    found = (
+        read_json(folder / "video_preprocessor_config.json")
+        or whole.get("video_processor")
+        or read_json(folder / "preprocessor_config.json")
+        or whole.get("image_processor")
+    )
+    if not found:
+        raise ModelError(
+            f"{folder}: no processor files; expected video_preprocessor_config.json, processor_config.json or "
+            "preprocessor_config.json beside the weights (copy them from the base model)"
+        )
+    try:
+        return PixelSettings(
+            mean=tuple(float(value) for value in found["image_mean"]),
+            std=tuple(float(value) for value in found["image_std"]),
+            patch_size=int(found["patch_size"]),
+            merge=int(found["merge_size"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder}: the processor file lacks {error}; expected image_mean, image_std, patch_size, "
+                         "merge_size") from None  # fmt: skip
+
+
+def chat_template(folder: Path, tokenizer: Any) -> str:
+    """The folder's chat template, looked for as the stock processor does: a jinja file, chat_template.json, the
+    tokenizer's own. Raises ModelError where there is none."""
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8")
+    template = read_json(folder / "chat_template.json").get("chat_template") or tokenizer.chat_template
+    if not isinstance(template, str):
+        raise ModelError(f"{folder}: no chat template; expected chat_template.jinja or one in tokenizer_config.json")
+    return template

@@ -1,0 +1,315 @@
+"""A policy: language model, head and tokenizer of a checkpoint, with its vision tower only where asked.
+
+The modules are transformers' own, filled tensor by tensor from safetensors; the stock loading of the whole model is
+left out because training must not hold the tower. `export_checkpoint` is the way back: base names, base files.
+
+Legend: P prompt tokens, R response tokens, T frames, S temporal patches, N tokens of a patch, D width.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from taro.errors import ModelError
+from taro.features import EncoderFingerprint, FrameSampling, VideoFeatures, patch_times_s, resized_hw
+from taro.mllm.family import Family, PixelSettings, family_of
+from taro.mllm.folder import chat_template, pixel_settings, read_json, tensor_files, tensors, tower_sha256
+from taro.mllm.pixels import normalise, resize_frames, to_patches
+
+__all__ = ["Policy", "Prompt", "export_checkpoint", "load_policy"]
+
+SENTINEL = "\ue000taro-user-text\ue000"
+"""stands for the user's text while the chat template is rendered; a private-use character no template holds"""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with one video. ids_P: token ids, video placeholders expanded; positions_3P: M-RoPE; next_position:
+    where every rollout starts; video_start: index of the first video token."""
+
+    ids_P: torch.Tensor
+    positions_3P: torch.Tensor
+    next_position: int
+    video_start: int
+    features: VideoFeatures
+
+    def __post_init__(self) -> None:
+        assert self.positions_3P.shape == (3, len(self.ids_P)), f"{self.positions_3P.shape}, {len(self.ids_P)} ids"
+
+    def with_features(self, features: VideoFeatures) -> Prompt:
+        """The same tokens and positions over other features of the same shape (a disruption)."""
+        assert features.main_SND.shape == self.features.main_SND.shape
+        return Prompt(self.ids_P, self.positions_3P, self.next_position, self.video_start, features)
+
+
+class Policy:
+    """See the module. Made by `load_policy`."""
+
+    def __init__(
+        self, folder: Path, config: Any, family: Family, tokenizer: Any, lm: Any, head: torch.nn.Linear, tower: Any
+    ) -> None:
+        self.folder, self.config, self.family, self.tokenizer = folder, config, family, tokenizer
+        self.model = torch.nn.ModuleDict({"lm": lm, "head": head})
+        self.lm, self.head, self.tower = lm, head, tower
+        self._chat_template = chat_template(folder, tokenizer)
+        self._video_id = tokenizer.convert_tokens_to_ids("<|video_pad|>")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model is."""
+        return self.head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the language model's weights."""
+        return self.head.weight.dtype
+
+    @property
+    def template_name(self) -> str | None:
+        """Name of the prompt template that the checkpoint was trained with, from its taro.json; None if unnamed."""
+        name = read_json(self.folder / "taro.json").get("template")
+        return name if isinstance(name, str) else None
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Language model and head (once, where tied); never the tower."""
+        return self.model.named_parameters()
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """As `named_parameters`, without names."""
+        return self.model.parameters()
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response: of generation_config.json, the config and the tokenizer."""
+        found: list[int] = []
+        for value in (
+            read_json(self.folder / "generation_config.json").get("eos_token_id"),
+            getattr(self.config.text_config, "eos_token_id", None),
+            self.tokenizer.eos_token_id,
+        ):
+            found += value if isinstance(value, list) else [value] if isinstance(value, int) else []
+        return tuple(dict.fromkeys(found))
+
+    @cached_property
+    def pad_id(self) -> int:
+        """Fills ids past the end of a response."""
+        return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_ids[0])
+
+    @cached_property
+    def banned_V(self) -> torch.Tensor:
+        """[V] True for tokens that a response must never hold: vision tokens, padding (unless it ends a response) and
+        ids past the tokenizer's. Sampling and scoring both exclude them."""
+        banned = torch.zeros(self.head.weight.shape[0], dtype=torch.bool)
+        banned[len(self.tokenizer) :] = True
+        names = [name for name in self.family.vision_tokens if name in self.tokenizer.get_vocab()]
+        ids = [*self.tokenizer.convert_tokens_to_ids(names), self.pad_id]
+        banned[[i for i in ids if i not in self.eos_ids]] = True
+        return banned.to(self.device)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a piece of a response, no special tokens added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
+        """Text of a response, end and padding dropped, tags kept."""
+        ends = {*self.eos_ids, self.pad_id}
+        kept = [int(i) for i in ids if int(i) not in ends]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def reasoning_mask(self, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """bool [R]: tokens strictly between `<think>` and `</think>`. A token that holds a piece of a tag does not
+        count; where `</think>` never comes, everything after `<think>` counts; without `<think>`, nothing does."""
+        spans, text = [], ""
+        ends = {*self.eos_ids, self.pad_id}
+        for piece in self._pieces(ids):
+            spans.append((len(text), len(text) + len(piece)))
+            text += piece
+        start = text.find("<think>")
+        stop = text.find("</think>", max(start, 0))
+        start, stop = (len(text), 0) if start < 0 else (start + len("<think>"), stop if stop >= 0 else len(text))
+        inside = [
+            start <= a and b <= stop and b > a and int(i) not in ends for (a, b), i in zip(spans, ids, strict=True)
+        ]
+        return torch.tensor(inside, dtype=torch.bool)
+
+    def _pieces(self, ids: Sequence[int] | torch.Tensor) -> list[str]:
+        """Text that each token adds; a token that ends inside a character adds nothing until the character is whole."""
+        whole, pieces, run = [int(i) for i in ids], [], 0
+        for end in range(1, len(whole) + 1):
+            text = self.tokenizer.decode(whole[run:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            if text.endswith("\ufffd") and end - run < 4:
+                pieces.append("")
+                continue
+            pieces.append(text)
+            run = end
+        return pieces
+
+    def encode(
+        self, frames_THWC: np.ndarray, frame_times_s: np.ndarray, sampling: FrameSampling, *, duration_s: float
+    ) -> VideoFeatures:
+        """Features of a clip from its sampled frames.
+
+        Args:
+            frames_THWC: uint8, T even.
+            frame_times_s: true times [T], seconds from the start of the clip.
+            sampling: decides the size at which frames are shown.
+            duration_s: of the clip; the effective rate is T / duration_s, as the stock processor computes it.
+        """
+        assert self.tower is not None, "load the policy with tower=True to encode"
+        pixels = self._pixels
+        S = len(frames_THWC) // 2
+        height, width = frames_THWC.shape[1:3]
+        hw = resized_hw(height, width, S, sampling, factor=pixels.patch_size * pixels.merge)
+        grid = (hw[0] // pixels.patch_size, hw[1] // pixels.patch_size)
+        weight = next(self.tower.parameters())
+        frames = torch.from_numpy(np.ascontiguousarray(resize_frames(frames_THWC, hw))).to(weight.device)
+        patches_SPC = to_patches(
+            normalise(frames, mean=pixels.mean, std=pixels.std), patch_size=pixels.patch_size, merge=pixels.merge
+        )
+        with torch.no_grad():
+            main, deep = self.family.encode(self.tower, patches_SPC.to(weight.dtype), grid)
+        return VideoFeatures(main, patch_times_s(frame_times_s), (S, *grid), duration_s / S, deep)
+
+    @cached_property
+    def _pixels(self) -> PixelSettings:
+        return pixel_settings(self.folder)
+
+    def fingerprint(self, sampling: FrameSampling, dtype: str) -> EncoderFingerprint:
+        """What identifies features of this checkpoint's tower; reads the files, the tower need not be loaded."""
+        return EncoderFingerprint(
+            family=self.family.name,
+            model_id=self.folder.name,
+            tower_sha256=tower_sha256(self.folder, self.family),
+            dtype=dtype,
+            sampling=sampling,
+            size=self.family.size_label(self.config),
+        )
+
+    def prompt(self, features: VideoFeatures, user_text: str) -> Prompt:
+        """The prompt of one user turn, video first: the stock processor's token ids, our positions."""
+        before, after = self._split_template(user_text)
+        ids = [*before, *[self._video_id] * features.tokens, *after]
+        positions, following = self.family.positions(self.config, len(before), len(after), features)
+        return Prompt(torch.tensor(ids), positions, following, len(before), features)
+
+    def _split_template(self, user_text: str) -> tuple[list[int], list[int]]:
+        """Token ids before and after the video. The user's text is tokenised with special tokens as plain text, so a
+        query that spells `<|video_pad|>` stays a query."""
+        content = [{"type": "video"}, {"type": "text", "text": SENTINEL}]
+        rendered = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self._chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        head, video, rest = rendered.partition("<|video_pad|>")
+        lead, sentinel, tail = rest.partition(SENTINEL)
+        if not video or not sentinel:
+            raise ModelError(f"{self.folder}: the chat template shows no video before the text; expected <|video_pad|>")
+        if any(token in user_text for token in self.tokenizer.all_special_tokens):
+            plain = self.tokenizer(user_text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            return self.encode_text(head), [*self.encode_text(lead), *plain, *self.encode_text(tail)]
+        return self.encode_text(head), self.encode_text(lead + user_text + tail)
+
+
+def load_policy(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tower: bool = False,
+    trainable: bool = False,
+) -> Policy:
+    """A policy from a Hugging Face model folder.
+
+    Args:
+        folder: config.json, *.safetensors, tokenizer and (to encode) processor files.
+        tower: also load the frozen vision tower, to encode frames; training leaves it out.
+        trainable: parameters of language model and head require gradients.
+
+    Raises ModelError: a missing or damaged file, an unknown family, tensors that do not fit the config.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json; expected a Hugging Face model folder (weights, config, tokenizer)")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        family = family_of(config, folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: not a usable model folder: {str(error)[:300]}") from None
+    with torch.device("meta"):
+        text = config.text_config
+        modules: dict[str, Any] = {
+            "lm": family.build_lm(config),
+            "head": torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False),
+            "tower": family.build_tower(config) if tower else None,
+        }
+    _fill(modules, folder, config, family, device=torch.device(device), dtype=dtype)
+    for name, module in modules.items():
+        if module is not None:
+            module.eval().requires_grad_(trainable and name != "tower")
+    return Policy(folder, config, family, tokenizer, modules["lm"], modules["head"], modules["tower"])
+
+
+def _fill(
+    modules: dict[str, Any], folder: Path, config: Any, family: Family, *, device: torch.device, dtype: torch.dtype
+) -> None:
+    states: dict[str, dict[str, torch.Tensor]] = {"lm": {}, "head": {}, "tower": {}}
+    for name, tensor in tensors(folder):
+        where = family.split_name(name)
+        if where is not None and modules[where[0]] is not None:
+            states[where[0]][where[1]] = tensor.to(device=device, dtype=dtype)
+    tied = "weight" not in states["head"]
+    if tied and "embed_tokens.weight" in states["lm"]:
+        states["head"]["weight"] = states["lm"]["embed_tokens.weight"]
+    for part, module in modules.items():
+        if module is None:
+            continue
+        try:
+            module.load_state_dict(states[part], assign=True, strict=True)
+        except RuntimeError as error:
+            raise ModelError(f"{folder}: the weights do not fit config.json: {str(error)[:600]}") from None
+        _rebuild_buffers(module, device)
+    if tied:
+        modules["head"].weight = modules["lm"].embed_tokens.weight
+
+
+def _rebuild_buffers(module: torch.nn.Module, device: torch.device) -> None:
+    """Rotary tables are not in checkpoints: a module built without memory makes them anew."""
+    for name, child in module.named_children():
+        if name.startswith("rotary") and any(buffer.is_meta for buffer in child.buffers()):
+            setattr(module, name, type(child)(child.config).to(device))
+
+
+def export_checkpoint(policy: Policy, base: str | Path, out: str | Path) -> Path:
+    """Writes `out`: `base` with the policy's language model and head in place of its own, everything else copied, the
+    tower's tensors included, so that it loads unedited wherever `base` does. Tensors keep `base`'s names and dtypes."""
+    from safetensors.torch import save_file
+
+    base, out = Path(base), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for file in sorted(base.iterdir()):
+        if file.is_file() and file.suffix != ".safetensors":
+            shutil.copyfile(file, out / file.name)
+    trained = {"lm": dict(policy.lm.state_dict()), "head": dict(policy.head.state_dict())}
+    shards: dict[Path, dict[str, torch.Tensor]] = {}
+    files = tensor_files(base)
+    for name, tensor in tensors(base):
+        where = policy.family.split_name(name)
+        if where is not None and where[0] in trained:
+            tensor = trained[where[0]][where[1]].detach().to(device="cpu", dtype=tensor.dtype).contiguous()
+        shards.setdefault(files[name], {})[name] = tensor
+    for file, content in shards.items():
+        save_file(content, out / file.name, metadata={"format": "pt"})
+    return out

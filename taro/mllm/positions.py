@@ -1,0 +1,69 @@
+"""M-RoPE positions of a prompt that holds one video: computed here, in one function, and always passed to the model.
+
+Released Qwen2.5-VL weights were trained with the text after a video starting at `max(t, h, w) + 1`; several versions of
+transformers start it elsewhere, or truncate the seconds per patch (METHOD 6), so nothing here asks the stock model.
+
+Legend: S temporal patches, P prompt tokens; axis 0 of every positions tensor is (time, height, width).
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["prompt_positions", "video_positions"]
+
+
+def video_positions(
+    start: int,
+    grid_thw: tuple[int, int, int],
+    seconds_per_patch: float,
+    *,
+    tokens_per_second: float,
+    merge: int,
+) -> tuple[torch.Tensor, int]:
+    """Positions of a video's tokens, and the position of the text token that follows it.
+
+    Time index of patch i: `floor(i * tokens_per_second * seconds_per_patch)`; rows and columns count merged cells; all
+    three are offset by `start`. Text resumes at the largest of them plus one (METHOD 6).
+
+    Args:
+        start: position of the first video token, one past the text before it.
+        grid_thw: patches before merging; t temporal patches.
+        seconds_per_patch: 2 / effective fps.
+        tokens_per_second: from the checkpoint's vision config (2 for the released models).
+        merge: side of a merged cell in patches.
+
+    Returns:
+        LongTensor [3, t * h/merge * w/merge] and the next position.
+
+    >>> video_positions(15, (32, 12, 20), 1.0, tokens_per_second=2, merge=2)[1]
+    78
+    >>> video_positions(15, (32, 12, 20), 0.5, tokens_per_second=2, merge=2)[1]
+    47
+    >>> video_positions(15, (32, 12, 20), 1.9, tokens_per_second=2, merge=2)[1]
+    133
+    """
+    t, h, w = grid_thw[0], grid_thw[1] // merge, grid_thw[2] // merge
+    time = torch.floor(torch.arange(t, dtype=torch.float64) * tokens_per_second * seconds_per_patch).long()
+    axes = torch.meshgrid(time, torch.arange(h), torch.arange(w), indexing="ij")
+    positions_3N = torch.stack([axis.reshape(-1) for axis in axes]) + start
+    return positions_3N, int(positions_3N.max()) + 1
+
+
+def prompt_positions(
+    before: int,
+    after: int,
+    grid_thw: tuple[int, int, int],
+    seconds_per_patch: float,
+    *,
+    tokens_per_second: float,
+    merge: int,
+) -> tuple[torch.Tensor, int]:
+    """Positions [3, P] of `before` text tokens, a video, `after` text tokens; and the position of the next token,
+    which is where every rollout of the group starts."""
+    head = torch.arange(before).expand(3, before)
+    video, following = video_positions(
+        before, grid_thw, seconds_per_patch, tokens_per_second=tokens_per_second, merge=merge
+    )
+    tail = torch.arange(following, following + after).expand(3, after)
+    return torch.cat([head, video, tail], dim=1), following + after

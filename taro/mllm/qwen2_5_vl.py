@@ -1,0 +1,76 @@
+"""Qwen2.5-VL: names, tower, positions. Reference: transformers' `models/qwen2_5_vl`, and METHOD 6 for where it errs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from taro.features import VideoFeatures
+from taro.mllm.family import Family
+from taro.mllm.positions import prompt_positions
+from taro.mllm.tower import encode_patches
+
+__all__ = ["QWEN2_5_VL"]
+
+SIZES = {2048: "3b", 3584: "7b", 5120: "32b", 8192: "72b"}
+"""hidden size of the language model -> the name of the released model"""
+
+
+def _build_lm(config: Any) -> torch.nn.Module:
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+
+    return Qwen2_5_VLTextModel._from_config(config.text_config, attn_implementation="sdpa")
+
+
+def _build_tower(config: Any) -> torch.nn.Module:
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+    return Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config, attn_implementation="sdpa")
+
+
+def _split_name(name: str) -> tuple[str, str] | None:
+    """Both layouts on disk: released files (`visual.`, `model.layers.`) and those saved by transformers 5
+    (`model.visual.`, `model.language_model.`)."""
+    for part, prefixes in (("tower", ("model.visual.", "visual.")), ("head", ("lm_head.",))):
+        for prefix in prefixes:
+            if name.startswith(prefix):
+                return part, name.removeprefix(prefix)
+    for prefix in ("model.language_model.", "language_model.model.", "model."):
+        if name.startswith(prefix):
+            return "lm", name.removeprefix(prefix)
+    return None
+
+
+def _encode(tower: Any, pixels_SPC: torch.Tensor, hw: tuple[int, int]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    return encode_patches(tower, pixels_SPC, hw), ()
+
+
+def _positions(config: Any, before: int, after: int, features: VideoFeatures) -> tuple[torch.Tensor, int]:
+    vision = config.vision_config
+    return prompt_positions(
+        before,
+        after,
+        features.grid_thw,
+        features.seconds_per_patch,
+        tokens_per_second=vision.tokens_per_second,
+        merge=vision.spatial_merge_size,
+    )
+
+
+def _size_label(config: Any) -> str:
+    width = config.text_config.hidden_size
+    return SIZES.get(width, f"d{width}")
+
+
+QWEN2_5_VL = Family(
+    name="qwen2_5_vl",
+    model_type="qwen2_5_vl",
+    build_lm=_build_lm,
+    build_tower=_build_tower,
+    split_name=_split_name,
+    encode=_encode,
+    positions=_positions,
+    size_label=_size_label,
+    vision_tokens=("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+)

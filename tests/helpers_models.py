@@ -1,0 +1,100 @@
+"""Tiny random models of real architecture, saved as real model folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WORDS = (
+    "When does happen From to the a person opens door red square blinks for second time , . ? : I need find specific "
+    "moment start end s describe events seconds video query give answer in as then think inside reasoning"
+).split()
+
+
+def tiny_tokenizer() -> Any:
+    """A byte-level BPE tokenizer without merges (so that any text round-trips), with Qwen's special tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+               "<|image_pad|>", "<|video_pad|>"]  # fmt: skip
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=special[1:2] + special[3:],
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}"
+        "{% else %}{% for c in m['content'] %}{% if c['type'] == 'video' %}<|vision_start|><|video_pad|>"
+        "<|vision_end|>{% elif c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}"
+        "{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def tiny_qwen2_5_vl(
+    folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, tied: bool = True, width: int = 32
+) -> Path:
+    """Saves a random Qwen2.5-VL (2 language layers, 2 tower layers, windows smaller than a frame) and its processor."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    tokenizer = tiny_tokenizer()
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
+    head = width // 4
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [head // 2 - 2 * (head // 6), head // 6, head // 6],
+    }
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": 320, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-6, "rope_parameters": rope, "tie_word_embeddings": tied,
+            "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": width,
+            "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56,
+            "fullatt_block_indexes": [1], "tokens_per_second": 2,
+        },
+        tie_word_embeddings=tied,
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        video_token_id=ids["<|video_pad|>"],
+        image_token_id=ids["<|image_pad|>"],
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3.0)  # the default initialisation gives nearly uniform predictions: too easy to match
+            elif "bias" in name:
+                parameter.normal_(std=0.1)
+    model.to(dtype).save_pretrained(folder)
+    save_processor(folder, tokenizer)
+    return folder
+
+
+def save_processor(folder: Path, tokenizer: Any) -> None:
+    """The stock Qwen2.5-VL processor over `tokenizer`, without a size limit that would resize small frames."""
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    size = {"shortest_edge": 4 * 28 * 28, "longest_edge": 768 * 28 * 28}
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=size, cap_pixels_per_frame=False),
+        chat_template=tokenizer.chat_template,
+    )
+    processor.save_pretrained(folder)
