@@ -15,20 +15,19 @@ from torch.nn.functional import interpolate
 __all__ = ["normalise", "resize_frames", "to_patches"]
 
 FRAMES_AT_ONCE = 32
-"""bounds the float copy of the frames while they are resized"""
+"""bounds the copies that a resize makes"""
 
 
 def resize_frames(frames_THWC: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """uint8 frames [T, H, W, 3] at `hw` pixels: bicubic with antialiasing, rounded and clamped to uint8, as
-    torchvision's resize of uint8 tensors does. Returned unchanged where the size already fits."""
+    """uint8 frames [T, H, W, 3] at `hw` pixels: bicubic with antialiasing, computed in uint8 on the CPU as
+    torchvision's resize of uint8 tensors is. Returned unchanged where the size already fits."""
     if frames_THWC.shape[1:3] == hw:
         return frames_THWC
     out = np.empty((frames_THWC.shape[0], *hw, 3), dtype=np.uint8)
     for start in range(0, len(frames_THWC), FRAMES_AT_ONCE):
-        part = torch.from_numpy(np.ascontiguousarray(frames_THWC[start : start + FRAMES_AT_ONCE]))
-        x = part.permute(0, 3, 1, 2).to(torch.float32)
-        x = interpolate(x, size=hw, mode="bicubic", antialias=True, align_corners=False)
-        out[start : start + FRAMES_AT_ONCE] = x.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        part = torch.from_numpy(np.ascontiguousarray(frames_THWC[start : start + FRAMES_AT_ONCE])).permute(0, 3, 1, 2)
+        part = interpolate(part, size=hw, mode="bicubic", antialias=True, align_corners=False)
+        out[start : start + FRAMES_AT_ONCE] = part.permute(0, 2, 3, 1).numpy()
     return out
 
 
