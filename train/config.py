@@ -173,6 +173,8 @@ class TrainConfig(Config):
         if self.validation.split is not None and self.validation.split == self.data.split:
             raise ValueError(f"validation.split and data.split are both {self.data.split!r}; name a split of its own, "
                              "or null to train without validation")
+        if self.reward.no_think and self.curriculum.schedule != "off":
+            raise ValueError("reward.no_think=true leaves no reasoning to guide; set curriculum.schedule=off")
         if self.rollout.min_free_tokens >= self.rollout.max_new_tokens and self.curriculum.schedule != "off":
             raise ValueError(f"rollout.min_free_tokens={self.rollout.min_free_tokens} leaves no room for a guided "
                              f"prefix in max_new_tokens={self.rollout.max_new_tokens}")

@@ -1,0 +1,119 @@
+"""Evaluation of a policy on a shard set: greedy (METHOD 3) or sampled, every query answered or counted as a miss.
+
+Responses come from `taro.mllm.generate`, scores from `taro.metrics`; this module only joins them, so that a score of
+`taro eval`, of validation during training and of the quickstart is one and the same number. Queries whose video never
+reached the shards stay in the denominator, as misses (METHOD 4, row 9). Legend: B prompts decoded at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taro import draws
+from taro.metrics import Prediction, Scores, evaluate_predictions
+from taro.moment import Moment
+from taro.prompts import parse_answer, parse_reasoning
+
+if TYPE_CHECKING:
+    from shards.reader import Sample, ShardSet
+    from taro.mllm import Decoding, Policy
+    from taro.prompts import PromptTemplate
+
+__all__ = ["EvalRow", "evaluate_policy", "evaluation_queries", "predictions", "score_rows", "write_predictions"]
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """One answered query. `predicted` is read with the protocol that the evaluation was asked for."""
+
+    key: str
+    query_id: str
+    query: str
+    video: str
+    text: str
+    predicted: Moment | None
+    windows: tuple[Moment, ...]
+    duration_s: float
+    tokens: int
+    finished: bool
+    """ended by itself within the longest response allowed"""
+
+
+def evaluation_queries(shard_set: ShardSet, *, split: str | None = None, limit: int | None = None,
+                       seed: int = 0) -> list[Any]:
+    """References of the queries to answer: all of a split, or `limit` of them drawn once by the seed, in set order."""
+    refs = shard_set.queries(split=split)
+    if limit is None or limit >= len(refs):
+        return list(refs)
+    chosen = draws.rng("evaluation-subset", seed, len(refs)).permutation(len(refs))[:limit]
+    return [refs[index] for index in sorted(chosen.tolist())]
+
+
+def evaluate_policy(policy: Policy, shard_set: ShardSet, *, split: str | None = None, template: PromptTemplate,
+                    decoding: Decoding, limit: int | None = None, seed: int = 0, batch_prompts: int = 16,
+                    protocol: str = "taro", no_think: bool = False, bf16: bool | None = None,
+                    progress: Callable[[int, int], None] | None = None) -> list[EvalRow]:
+    """Answers every query of a split, once each.
+
+    Args: decoding: temperature 0 is greedy; sampled draws depend on (seed, clip, query) alone; bf16: compute under
+    autocast, None: on cuda with float32 weights; progress: called with (answered, all).
+    """
+    import torch
+
+    from taro.mllm import generate
+
+    refs = evaluation_queries(shard_set, split=split, limit=limit, seed=seed)
+    if bf16 is None:
+        bf16 = policy.device.type == "cuda" and policy.dtype == torch.float32
+    rows: list[EvalRow] = []
+    for start in range(0, len(refs), batch_prompts):
+        samples = [shard_set.sample(ref) for ref in refs[start : start + batch_prompts]]
+        prompts = [policy.prompt(sample.features, template.user_text(sample.query.text, no_think=no_think))
+                   for sample in samples]
+        uniforms_BGR = None if decoding.temperature == 0 else np.stack([
+            draws.uniforms(decoding.max_new_tokens, "evaluation", seed, sample.clip.key, sample.query.id)[None]
+            for sample in samples])
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16):
+            drawn = generate(policy, prompts, G=1, decoding=decoding, uniforms_BGR=uniforms_BGR)
+        for sample, ids_GR, mask_GR, finished_G in zip(samples, drawn.ids_BGR.cpu(), drawn.mask_BGR.cpu(),
+                                                       drawn.finished_BG.cpu(), strict=True):
+            rows.append(_row(policy, sample, ids_GR[0][mask_GR[0]], bool(finished_G[0]), protocol))
+        if progress is not None:
+            progress(len(rows), len(refs))
+    return rows
+
+
+def _row(policy: Policy, sample: Sample, ids: Any, finished: bool, protocol: str) -> EvalRow:
+    text = policy.decode(ids)
+    return EvalRow(sample.clip.key, sample.query.id, sample.query.text, sample.clip.video.path_hint, text,
+                   parse_answer(text, protocol=protocol), sample.query.windows, sample.clip.duration_s, len(ids),
+                   finished)
+
+
+def predictions(rows: Iterable[EvalRow]) -> list[Prediction]:
+    """Rows as `taro.metrics` takes them; the video is the clip, so that the bootstrap draws clips."""
+    return [Prediction(query_id=f"{row.key}/{row.query_id}", video=row.key, predicted=row.predicted,
+                       windows=row.windows, duration_s=row.duration_s, reasoning=parse_reasoning(row.text).text)
+            for row in rows]
+
+
+def score_rows(rows: Sequence[EvalRow], *, protocol: str = "taro", missing: Sequence[Prediction] = ()) -> Scores:
+    """Scores of answered rows and of queries that could not be asked (misses)."""
+    return evaluate_predictions([*predictions(rows), *missing], protocol=protocol)
+
+
+def write_predictions(rows: Iterable[EvalRow], path: Path) -> None:
+    """One JSON object a line, as `taro eval --predictions` reads them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            data = asdict(row)
+            data["predicted"] = None if row.predicted is None else [row.predicted.start_s, row.predicted.end_s]
+            data["windows"] = [[window.start_s, window.end_s] for window in row.windows]
+            file.write(json.dumps(data) + "\n")

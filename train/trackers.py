@@ -1,0 +1,131 @@
+"""Where a step's numbers go: always `metrics.jsonl`, and tensorboard, wandb or trackio where asked for.
+
+The JSONL is the record that everything else reads (reports, resume, tests): a line a step, a line an evaluation. A
+resumed run cuts it back to its checkpoint, so it never holds a step twice. Left out: console output, which is the
+command line's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from taro.errors import ConfigError
+from train.checkpoint import write_text
+
+__all__ = ["JsonlTracker", "Tracker", "cut_back", "open_trackers", "read_jsonl"]
+
+
+class Tracker(Protocol):
+    """Anything that takes numbers."""
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Records one step (or, under the key `eval`, one evaluation)."""
+
+    def close(self) -> None:
+        """Flushes and releases what it holds."""
+
+
+class JsonlTracker:
+    """Appends one JSON object a line; non-finite numbers become null, so that every JSON reader reads it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes and flushes one line."""
+        self._file.write(json.dumps(_finite({"step": step, **values})) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Fsyncs and closes the file."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+class _Tensorboard:
+    def __init__(self, run: Path, resumed_at: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_at)  # type: ignore[no-untyped-call]
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        for name, value in _flat(values).items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Hosted:
+    """wandb, and trackio, which has the same functions."""
+
+    def __init__(self, name: str, run: Path, config: Mapping[str, Any]) -> None:
+        import importlib
+
+        self._module: Any = importlib.import_module(name)
+        self._module.init(project="taro", name=run.name, config=dict(config))
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        self._module.log(_flat(values), step=step)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any], *, resumed_at: int) -> list[Tracker]:
+    """The JSONL of a run folder and the trackers named. Raises ConfigError where one is not installed."""
+    opened: list[Tracker] = [JsonlTracker(run / "metrics.jsonl")]
+    for name in names:
+        try:
+            opened.append(_Tensorboard(run, resumed_at) if name == "tensorboard" else _Hosted(name, run, config))
+        except ImportError:
+            raise ConfigError(f"trackers names {name}, which is not installed; pip install {name}, or leave it out "
+                              "(metrics.jsonl is always written)") from None
+    return opened
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every whole line of a JSONL file; a torn last line, left by a kill, is passed over."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def cut_back(run: Path, completed: int) -> None:
+    """Removes what a run wrote after its checkpoint of `completed` updates: metric lines and rollout dumps."""
+    kept = [row for row in read_jsonl(run / "metrics.jsonl")
+            if row["step"] < completed or ("eval" in row and row["step"] == completed)]
+    write_text(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+    for path in (run / "rollouts").glob("step-*.jsonl"):
+        if int(path.stem.removeprefix("step-")) >= completed:
+            path.unlink()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}/"))
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            flat[prefix + key] = float(value)
+    return flat
