@@ -1,0 +1,185 @@
+"""The `taro` command: what the commands are, and how an error meets its user.
+
+`COMMANDS` is the whole command line, in the order of the work. A command's module is imported when the command runs,
+so `taro --help` is instant and `taro train` needs no decoding library. A TaroError ends as one message on stderr and
+exit code 1, wrong use of the command line as 2, an interruption as 130; a traceback only with `--debug` (anywhere on
+the line). What is left out: everything that a command does; see taro/commands/.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+import typer.core
+import typer.main
+
+from taro import __version__
+from taro.errors import TaroError
+from taro.stages import check_stages
+
+__all__ = ["COMMANDS", "Command", "app", "main"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of the command line: where the command lives, its line in `taro --help`, examples for its own --help.
+
+    `attribute` names a function (one command) or a `typer.Typer` (a group of them) in `module`.
+    """
+
+    module: str
+    attribute: str
+    help: str
+    examples: tuple[str, ...] = ()
+
+
+COMMANDS: dict[str, Command] = {
+    "quickstart": Command(
+        "taro.commands.quickstart", "quickstart",
+        "See the whole method work on the embedded sandbox: videos to a trained model and a report, in minutes.",
+        ("taro quickstart", "taro quickstart --out demo --steps 2"),
+    ),
+    "preprocess": Command(
+        "taro.commands.preprocess", "preprocess",
+        "Stage 1: videos and annotations to shards (decode, segment, caption, encode, paths).",
+        ("taro preprocess sandbox --set videos=world/videos --set annotations=world/annotations.jsonl --dry-run",
+         "taro preprocess my.yaml --set out=shards"),
+    ),
+    "shards": Command(
+        "taro.commands.shards", "app",
+        "Look at, verify and view a shard set.",
+        ("taro shards info shards", "taro shards verify shards", "taro shards view shards --out page"),
+    ),
+    "train": Command(
+        "taro.commands.train", "train",
+        "Stage 2: train a policy on shards (guided phase, then free); no video is opened.",
+        ("taro train taro-7b --set policy=MODEL --set shards=shards --set run=run", "taro train my.yaml --resume"),
+    ),
+    "eval": Command(
+        "taro.commands.eval", "evaluate",
+        "Score a checkpoint on shards or on videos, or a file of predictions.",
+        ("taro eval --policy run/export --shards shards --split val",
+         "taro eval --predictions out.jsonl --dataset jsonl --annotations annotations.jsonl"),
+    ),
+    "ground": Command(
+        "taro.commands.ground", "ground",
+        "Ask one video when something happens.",
+        ('taro ground video.mp4 "the person opens the door" --policy MODEL',),
+    ),
+    "annotations": Command(
+        "taro.commands.annotations", "app",
+        "Read annotation files as the stages do, and lint them.",
+        ("taro annotations lint annotations.jsonl --dataset jsonl",),
+    ),
+    "sandbox": Command(
+        "taro.commands.sandbox", "app",
+        "The embedded synthetic world: make videos, rebuild the tiny models.",
+        ("taro sandbox make world --videos 20 --seed 7",),
+    ),
+    "report": Command(
+        "taro.commands.report", "report",
+        "Write the HTML report of a training run.",
+        ("taro report run",),
+    ),
+}  # fmt: skip
+
+
+class _Lazy(typer.core.TyperGroup):
+    """The group of all commands: stubs with a help line each, replaced by the real command when one is used."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name, row in COMMANDS.items():
+            self.commands[name] = typer.core.TyperCommand(name=name, help=row.help)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _load(name) if command is not None and name in COMMANDS else command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TaroError as error:
+            _fail(f"error: {error}", debug=ctx.params["debug"])
+        except KeyboardInterrupt:
+            typer.echo("\ninterrupted; what was finished is on disk: the same command (train: with --resume) goes on",
+                       err=True)
+            raise typer.Exit(130) from None
+        except Exception as error:  # noqa: BLE001 - the front door: the last place that can answer with a message
+            if hasattr(error, "exit_code") or isinstance(error, EOFError) or _closed_pipe(error):
+                raise  # typer's own: wrong use, Exit, Abort, `taro ... | head`
+            _fail(f"error: {type(error).__name__}: {error}\nThis may be a defect of taro: run the command again with "
+                  f"--debug and report what it prints.", debug=ctx.params["debug"])
+
+
+def _load(name: str) -> Any:
+    """The real command `name`, imported now, with its examples under its help."""
+    row = COMMANDS[name]
+    check_stages()
+    target = getattr(importlib.import_module(row.module), row.attribute)
+    if isinstance(target, typer.Typer):
+        command: Any = typer.main.get_group(target)
+    else:
+        single = typer.Typer(rich_markup_mode="rich", add_completion=False)
+        single.command(name)(target)
+        command = typer.main.get_command(single)
+    command.name, command.help, command.epilog = name, command.help or row.help, _examples(row.examples)
+    return command
+
+
+def _examples(lines: tuple[str, ...]) -> str | None:
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(line.replace("[", r"\[") for line in lines) if lines else None
+
+
+def _fail(message: str, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    typer.echo(message, err=True)
+    raise typer.Exit(1) from None
+
+
+def _closed_pipe(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EPIPE
+
+
+app = typer.Typer(
+    name="taro",
+    cls=_Lazy,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="New here? [bold]taro quickstart[/bold]; then [bold]taro COMMAND --help[/bold] shows each step by example.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"taro {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _front(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Train multimodal LLMs to ground queries in videos and to reason with time.
+
+    Videos and annotations --preprocess--> shards --train--> a Hugging Face checkpoint.
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line (`sys.argv` by default); `--debug` counts wherever it stands before a lone `--`."""
+    line = list(sys.argv[1:] if args is None else args)
+    end = line.index("--") if "--" in line else len(line)
+    if "--debug" in line[:end]:
+        line = ["--debug", *(word for word in line[:end] if word != "--debug"), *line[end:]]
+    app(line, prog_name="taro")

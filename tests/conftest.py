@@ -1,0 +1,35 @@
+"""What every test shares: quiet threads, an offline hub, skips that say why."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch or a hub client is imported anywhere: two cores, no network.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("NO_COLOR", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped where torch sees no CUDA device."""
+    wanted = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanted:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in wanted:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real annotations and videos that TARO_REAL_DATA names; the test is skipped where it is unset."""
+    folder = os.environ.get("TARO_REAL_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("TARO_REAL_DATA names no folder of real annotations and videos")
+    return Path(folder).resolve()

@@ -1,0 +1,250 @@
+"""The house rules of size, words and arrows, over every file of the four packages."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("taro", "shards", "preprocess", "train")
+MAY_IMPORT = {
+    "taro": {"taro"},
+    "shards": {"taro", "shards"},
+    "preprocess": {"taro", "shards", "preprocess"},
+    "train": {"taro", "shards", "train"},
+}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+CODE = sorted([*FILES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
+
+
+def name_of(path: Path) -> str:
+    """The path as the guard prints it."""
+    return str(path.relative_to(ROOT))
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The parsed file."""
+    return ast.parse(path.read_text(encoding="utf-8"), filename=name_of(path))
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function of a file, nested ones too."""
+    return [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def lines_of(node: ast.AST) -> int:
+    """Lines from the `def` to the end of the body."""
+    assert isinstance(node, ast.stmt) and node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
+def test_the_guard_sees_the_house() -> None:
+    """A guard that looks at nothing passes: it must see every package, and a long function when there is one."""
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(PACKAGES)
+    body = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
+    assert lines_of(ast.parse(body).body[0]) == MAX_FUNCTION_LINES + 1
+
+
+def test_files_are_short() -> None:
+    long = {name_of(p): n for p in CODE if (n := len(p.read_text(encoding="utf-8").splitlines())) > MAX_FILE_LINES}
+    assert not long, f"files over {MAX_FILE_LINES} lines: {long}"
+
+
+def test_functions_are_short() -> None:
+    long = {f"{name_of(p)}:{f.lineno} {f.name}": lines_of(f) for p in CODE for f in functions(p)
+            if lines_of(f) > MAX_FUNCTION_LINES}  # fmt: skip
+    assert not long, f"functions over {MAX_FUNCTION_LINES} lines: {long}"
+
+
+def test_every_module_opens_with_a_docstring() -> None:
+    bare = [name_of(p) for p in CODE if ast.get_docstring(tree_of(p)) is None]
+    assert not bare, f"modules without a docstring: {bare}"
+
+
+def public_nodes(path: Path) -> list[tuple[str, ast.AST]]:
+    """Public functions and classes of a module, and the public methods of its public classes."""
+    found: list[tuple[str, ast.AST]] = []
+    for node in tree_of(path).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            found.append((node.name, node))
+            if isinstance(node, ast.ClassDef):
+                found += [(f"{node.name}.{f.name}", f) for f in node.body
+                          if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) and not f.name.startswith("_")]  # fmt: skip
+    return found
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    bare = [f"{name_of(p)}: {name}" for p in FILES for name, node in public_nodes(p)
+            if ast.get_docstring(node) is None and not overloaded(node)]  # type: ignore[arg-type]  # fmt: skip
+    assert not bare, f"public names without a docstring: {bare}"
+
+
+def overloaded(node: ast.AST) -> bool:
+    """Overload stubs and setters borrow their docstring."""
+    marks = [ast.unparse(mark) for mark in getattr(node, "decorator_list", [])]
+    return any(mark.endswith(("overload", ".setter")) for mark in marks)
+
+
+def imports(path: Path) -> list[tuple[int, str, str]]:
+    """(line, module, where) of every import: where is "module", "function" or "typing" (under TYPE_CHECKING)."""
+    found: list[tuple[int, str, str]] = []
+
+    def visit(node: ast.AST, where: str) -> None:
+        if isinstance(node, ast.Import):
+            found.extend((node.lineno, alias.name, where) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno}: relative import; the house imports absolutely"
+            found.append((node.lineno, node.module or "", where))
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for inner in node.body:
+                visit(inner, "typing")
+            for inner in node.orelse:
+                visit(inner, where)
+            return
+        deeper = "function" if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) else where
+        for child in ast.iter_child_nodes(node):
+            visit(child, deeper)
+
+    visit(tree_of(path), "module")
+    return found
+
+
+def test_imports_follow_the_arrows() -> None:
+    """taro <- shards <- preprocess, train; taro reaches a stage only inside functions of its command line."""
+    against = []
+    for path in FILES:
+        package = path.relative_to(ROOT).parts[0]
+        front_door = name_of(path) == "taro/cli.py" or name_of(path).startswith("taro/commands/")
+        for line, module, where in imports(path):
+            top = module.partition(".")[0]
+            if top not in PACKAGES or top in MAY_IMPORT[package]:
+                continue
+            if front_door and where in {"function", "typing"}:
+                continue
+            if name_of(path) == "taro/__init__.py" and where == "typing":
+                continue
+            against.append(f"{name_of(path)}:{line} imports {module} ({where})")
+    assert not against, "\n".join(["imports against the arrows:", *against])
+
+
+HEAVY = {"torch", "transformers", "av", "decord", "open_clip", "webdataset", "datasets", "PIL", "torchvision", "pandas"}
+LIGHT_FILES = ("taro/__init__.py", "taro/__main__.py", "taro/cli.py", "taro/stages.py")
+
+
+def test_the_front_door_is_light() -> None:
+    """No heavy library is imported by the front door, nor at the top of a command's module."""
+    paths = [p for p in FILES if name_of(p) in LIGHT_FILES or name_of(p).startswith("taro/commands/")]
+    heavy = [f"{name_of(p)}:{line} {module}" for p in paths for line, module, where in imports(p)
+             if where == "module" and module.partition(".")[0] in HEAVY]  # fmt: skip
+    assert not heavy, f"heavy imports at the front door: {heavy}"
+
+
+NOT_FOR_TRAINING = {"av", "decord", "open_clip", "webdataset", "datasets"}
+
+
+def test_training_and_shards_do_not_import_decoding_libraries_at_module_level() -> None:
+    """`datasets`, `webdataset` and the decoders may be named inside the function that needs them, nowhere else."""
+    paths = [p for p in FILES if p.relative_to(ROOT).parts[0] in {"shards", "train"} or "/mllm/" in name_of(p)]
+    found = [f"{name_of(p)}:{line} {module}" for p in paths for line, module, where in imports(p)
+             if where == "module" and module.partition(".")[0] in NOT_FOR_TRAINING]  # fmt: skip
+    assert not found, f"training would need: {found}"
+
+
+def test_future_annotations_everywhere() -> None:
+    missing = [name_of(p) for p in FILES if not any(m == "__future__" for _, m, _ in imports(p)) and tree_of(p).body[1:]]
+    assert not missing, f"modules without `from __future__ import annotations`: {missing}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_dunder_all_is_right(path: Path) -> None:
+    """`__all__` exists, is sorted without a repeat, and names what the module defines or offers lazily."""
+    if path.name == "__main__.py":
+        return
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    names = getattr(module, "__all__", None)
+    assert names is not None, f"{name_of(path)} has no __all__"
+    assert sorted(set(names)) == sorted(names), f"{name_of(path)}: __all__ repeats a name"
+    if name_of(path) == "taro/__init__.py":
+        return  # its names are looked up by tests/test_import.py
+    missing = [name for name in names if not hasattr(module, name)]
+    assert not missing, f"{name_of(path)}: __all__ names what is not there: {missing}"
+    defined = {name for name, _ in public_nodes(path) if "." not in name}
+    assert defined <= set(names), f"{name_of(path)}: public but not in __all__: {sorted(defined - set(names))}"
+
+
+def test_code_is_ascii() -> None:
+    odd = [f"{name_of(p)}:{i}" for p in CODE for i, line in enumerate(p.read_text(encoding="utf-8").splitlines(), 1)
+           if not line.isascii()]  # fmt: skip
+    assert not odd, f"characters outside ASCII (write them as escapes): {odd}"
+
+
+def tracked_text() -> list[Path]:
+    """Files of the repository that git knows or would add, text only; all files where there is no git."""
+    try:
+        listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True,
+                                capture_output=True, text=True).stdout.splitlines()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return [*CODE]
+    paths = [ROOT / line for line in listed]
+    suffixes = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".jsonl", ".html", ".svg", ""}
+    return [p for p in paths if p.is_file() and p.suffix in suffixes and p.stat().st_size < 5_000_000]
+
+
+MACHINE_PATH = re.compile(r"(?<![\w.<>])/(?:work|farm|root|home/[a-z]+)/")
+
+
+def test_no_path_of_a_machine() -> None:
+    """Nothing that is committed names a folder of the machine that it was written on."""
+    assert MACHINE_PATH.search("see /wo" + "rk/main")
+    found = []
+    for path in tracked_text():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{name_of(path)}:{i}" for i, line in enumerate(text.splitlines(), 1) if MACHINE_PATH.search(line)]
+    assert not found, f"paths of a machine: {found}"
+
+
+def test_nothing_is_left_unwritten() -> None:
+    """No NotImplementedError, no leftover marks, no bare except, no utils.py."""
+    marks = re.compile(r"NotImplementedError|\bTO" + r"DO\b|\bFIX" + r"ME\b|\bXX" + r"X\b")
+    found = [f"{name_of(p)}:{i}: {line.strip()}" for p in FILES
+             for i, line in enumerate(p.read_text(encoding="utf-8").splitlines(), 1) if marks.search(line)]  # fmt: skip
+    bare = [f"{name_of(p)}:{node.lineno} bare except" for p in FILES for node in ast.walk(tree_of(p))
+            if isinstance(node, ast.ExceptHandler) and node.type is None]  # fmt: skip
+    named = [name_of(p) for p in FILES if p.name == "utils.py"]
+    assert not found + bare + named
+
+
+@pytest.mark.parametrize("stage", ["preprocess", "train"])
+def test_every_recipe_loads(stage: str) -> None:
+    """Each recipe that ships is a configuration of its stage; --set of the obligatory paths is all it may want."""
+    from taro.config import Config, load_config, recipe_names
+
+    config = importlib.import_module(f"{stage}.config")
+    model: type[Config] = {"preprocess": "PreprocessConfig", "train": "TrainConfig"}[stage] and getattr(
+        config, {"preprocess": "PreprocessConfig", "train": "TrainConfig"}[stage])  # fmt: skip
+    wanted = [f"{name}=given" for name, field in model.model_fields.items() if field.is_required()]
+    names = recipe_names(f"{stage}.recipes")
+    assert names
+    for name in names:
+        load_config(model, name, wanted, package=f"{stage}.recipes")
+
+
+def test_packages_say_that_they_are_typed() -> None:
+    for package in PACKAGES:
+        assert (ROOT / package / "py.typed").is_file(), f"{package}/py.typed"
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-q"]))
