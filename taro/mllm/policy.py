@@ -29,6 +29,9 @@ __all__ = ["Policy", "Prompt", "export_checkpoint", "load_policy"]
 SENTINEL = "\ue000taro-user-text\ue000"
 """stands for the user's text while the chat template is rendered; a private-use character no template holds"""
 
+MAX_TOKENS_PER_CHARACTER = 4
+"""of a byte-level tokenizer: a character of UTF-8 has at most four bytes"""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -127,11 +130,8 @@ class Policy:
     def reasoning_mask(self, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
         """bool [R]: tokens strictly between `<think>` and `</think>`. A token that holds a piece of a tag does not
         count; where `</think>` never comes, everything after `<think>` counts; without `<think>`, nothing does."""
-        spans, text = [], ""
+        text, spans = self._spans(ids)
         ends = {*self.eos_ids, self.pad_id}
-        for piece in self._pieces(ids):
-            spans.append((len(text), len(text) + len(piece)))
-            text += piece
         start = text.find("<think>")
         stop = text.find("</think>", max(start, 0))
         start, stop = (len(text), 0) if start < 0 else (start + len("<think>"), stop if stop >= 0 else len(text))
@@ -140,17 +140,17 @@ class Policy:
         ]
         return torch.tensor(inside, dtype=torch.bool)
 
-    def _pieces(self, ids: Sequence[int] | torch.Tensor) -> list[str]:
-        """Text that each token adds; a token that ends inside a character adds nothing until the character is whole."""
-        whole, pieces, run = [int(i) for i in ids], [], 0
+    def _spans(self, ids: Sequence[int] | torch.Tensor) -> tuple[str, list[tuple[int, int]]]:
+        """Text of the tokens and where in it each stands; the tokens of one character share its place."""
+        whole, run, text = [int(i) for i in ids], 0, ""
+        spans: list[tuple[int, int]] = []
         for end in range(1, len(whole) + 1):
-            text = self.tokenizer.decode(whole[run:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            if text.endswith("\ufffd") and end - run < 4:
-                pieces.append("")
+            piece = self.tokenizer.decode(whole[run:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            if piece.endswith("\ufffd") and end - run < MAX_TOKENS_PER_CHARACTER and end < len(whole):
                 continue
-            pieces.append(text)
-            run = end
-        return pieces
+            spans += [(len(text), len(text) + len(piece))] * (end - run)
+            text, run = text + piece, end
+        return text, spans
 
     def encode(
         self, frames_THWC: np.ndarray, frame_times_s: np.ndarray, sampling: FrameSampling, *, duration_s: float
