@@ -52,7 +52,8 @@ def sample_frames(frames: int, duration_s: float, sampling: FrameSampling) -> np
     count = int(duration_s * sampling.sample_fps) // FRAMES_PER_PATCH * FRAMES_PER_PATCH
     count = max(min(count, sampling.max_frames), sampling.min_frames)
     count = math.ceil(count / FRAMES_PER_PATCH) * FRAMES_PER_PATCH
-    return np.round(np.linspace(0, frames - 1, count)).astype(np.int64)
+    indices: np.ndarray = np.round(np.linspace(0, frames - 1, count)).astype(np.int64)
+    return indices
 
 
 def patch_times_s(frame_times_s: np.ndarray) -> np.ndarray:
@@ -80,8 +81,11 @@ def resized_hw(height: int, width: int, patches: int, sampling: FrameSampling, *
         new_w = math.ceil(width * grow / factor) * factor
     # A very long, thin frame can still be over the budget, since no side goes below one merged patch.
     if new_h * new_w > most:
-        new_h, new_w = (factor, max(factor, most // factor**2 * factor)) if new_w > new_h else (
-            max(factor, most // factor**2 * factor), factor)
+        new_h, new_w = (
+            (factor, max(factor, most // factor**2 * factor))
+            if new_w > new_h
+            else (max(factor, most // factor**2 * factor), factor)
+        )
     return new_h, new_w
 
 
@@ -119,8 +123,9 @@ class VideoFeatures:
 
         index = torch.as_tensor(order, dtype=torch.long, device=self.main_SND.device)
         deep = tuple(level.index_select(0, index) for level in self.deepstack_LSND)
-        return VideoFeatures(self.main_SND.index_select(0, index), self.times_S, self.grid_thw,
-                             self.seconds_per_patch, deep)
+        return VideoFeatures(
+            self.main_SND.index_select(0, index), self.times_S, self.grid_thw, self.seconds_per_patch, deep
+        )
 
 
 class EncoderFingerprint(Config):

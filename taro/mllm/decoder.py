@@ -41,7 +41,8 @@ def hidden_states(
             x = recompute(_layer, number, layer, x, cos, sin, attend, use_reentrant=False)
         else:
             x = _layer(number, layer, x, cos, sin, attend)
-    return lm.norm(x)
+    normed: torch.Tensor = lm.norm(x)
+    return normed
 
 
 def causal(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -75,7 +76,8 @@ def _layer(
     )
     mixed = attend(number, _rotate(q, cos, sin), _rotate(k, cos, sin), v)
     x = x + attn.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
-    return x + layer.mlp(layer.post_attention_layernorm(x))
+    out: torch.Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
+    return out
 
 
 def _rotate(x_BHTd: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

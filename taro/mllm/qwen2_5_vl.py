@@ -20,13 +20,16 @@ SIZES = {2048: "3b", 3584: "7b", 5120: "32b", 8192: "72b"}
 def _build_lm(config: Any) -> torch.nn.Module:
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
-    return Qwen2_5_VLTextModel._from_config(config.text_config, attn_implementation="sdpa")
+    lm: torch.nn.Module = Qwen2_5_VLTextModel._from_config(config.text_config, attn_implementation="sdpa")
+    return lm
 
 
 def _build_tower(config: Any) -> torch.nn.Module:
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-    return Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config, attn_implementation="sdpa")
+    stock = Qwen2_5_VisionTransformerPretrainedModel
+    tower: torch.nn.Module = stock._from_config(config.vision_config, attn_implementation="sdpa")
+    return tower
 
 
 def _split_name(name: str) -> tuple[str, str] | None:

@@ -40,7 +40,7 @@ def encode_patches(visual: Any, pixels_SPC: torch.Tensor, grid_hw: tuple[int, in
         full = number in visual.fullatt_block_indexes
         x = x + _attention(block.attn, block.norm1(x), cos, sin, whole if full else windows)
         x = x + block.mlp(block.norm2(x))
-    merged = visual.merger(x.reshape(S * P, -1)).view(S, P // merge**2, -1)
+    merged: torch.Tensor = visual.merger(x.reshape(S * P, -1)).view(S, P // merge**2, -1)
     return merged[:, torch.tensor(layout.restore, device=device)]
 
 
@@ -89,20 +89,20 @@ def _attention(
     S, P, _ = x_SPD.shape
     q, k, v = attn.qkv(x_SPD).view(S, P, 3, attn.num_heads, -1).unbind(2)
     q, k = _rotate(q, cos_Pd, sin_Pd), _rotate(k, cos_Pd, sin_Pd)
+
+    def mix(places: torch.Tensor | slice, count: int, size: int) -> torch.Tensor:
+        a, b, c = (t[:, places].reshape(S * count, size, attn.num_heads, -1).transpose(1, 2) for t in (q, k, v))
+        out = scaled_dot_product_attention(a, b, c).transpose(1, 2)
+        return out.reshape(S, count * size, attn.num_heads, -1)
+
     if len(groups) == 1:
-        count, size = groups[0].shape
-        parts = [t.reshape(S * count, size, attn.num_heads, -1).transpose(1, 2) for t in (q, k, v)]
-        mixed = scaled_dot_product_attention(*parts).transpose(1, 2).reshape(S, P, -1)
+        mixed = mix(slice(None), *groups[0].shape)
     else:
         mixed = torch.empty_like(q)
         for places in groups:
-            count, size = places.shape
-            flat = places.reshape(-1)
-            parts = [t[:, flat].reshape(S * count, size, attn.num_heads, -1).transpose(1, 2) for t in (q, k, v)]
-            out = scaled_dot_product_attention(*parts).transpose(1, 2)
-            mixed = mixed.index_copy(1, flat, out.reshape(S, count * size, attn.num_heads, -1))
-        mixed = mixed.reshape(S, P, -1)
-    return attn.proj(mixed)
+            mixed = mixed.index_copy(1, places.reshape(-1), mix(places.reshape(-1), *places.shape))
+    projected: torch.Tensor = attn.proj(mixed.reshape(S, P, -1))
+    return projected
 
 
 def _rotate(x_SPHd: torch.Tensor, cos_Pd: torch.Tensor, sin_Pd: torch.Tensor) -> torch.Tensor:
