@@ -33,8 +33,8 @@ def group_advantages(rewards_BG: np.ndarray, *, scale: Literal["std", "none"] = 
     equal_B1 = zero_variance(rewards_BG)[:, None]
     centred_BG = np.where(equal_B1, 0.0, rewards_BG - rewards_BG.mean(axis=1, keepdims=True))
     if scale == "none" or rewards_BG.shape[1] < 2:
-        return centred_BG
-    return centred_BG / (rewards_BG.std(axis=1, ddof=1, keepdims=True) + STD_FLOOR)
+        return np.asarray(centred_BG)
+    return np.asarray(centred_BG / (rewards_BG.std(axis=1, ddof=1, keepdims=True) + STD_FLOOR))
 
 
 def zero_variance(rewards_BG: np.ndarray) -> np.ndarray:

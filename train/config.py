@@ -138,6 +138,8 @@ class CheckpointConfig(Config):
     keep: int = Field(2, ge=1)
     """newest checkpoints kept, besides the best on validation"""
     dump_rollouts: bool = True
+    export: Literal["last", "best"] = "last"
+    """whose weights the export folder holds; best: on validation"""
 
 
 class TrainConfig(Config):

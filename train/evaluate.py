@@ -36,6 +36,7 @@ class EvalRow:
     query_id: str
     query: str
     video: str
+    video_sha256: str
     text: str
     predicted: Moment | None
     windows: tuple[Moment, ...]
@@ -91,15 +92,15 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, *, split: str | None = 
 
 def _row(policy: Policy, sample: Sample, ids: Any, finished: bool, protocol: str) -> EvalRow:
     text = policy.decode(ids)
-    return EvalRow(sample.clip.key, sample.query.id, sample.query.text, sample.clip.video.path_hint, text,
-                   parse_answer(text, protocol=protocol), sample.query.windows, sample.clip.duration_s, len(ids),
-                   finished)
+    return EvalRow(sample.clip.key, sample.query.id, sample.query.text, sample.clip.video.path_hint,
+                   sample.clip.video.sha256, text, parse_answer(text, protocol=protocol), sample.query.windows,
+                   sample.clip.duration_s, len(ids), finished)
 
 
 def predictions(rows: Iterable[EvalRow]) -> list[Prediction]:
-    """Rows as `taro.metrics` takes them; the video is the clip, so that the bootstrap draws clips."""
-    return [Prediction(query_id=f"{row.key}/{row.query_id}", video=row.key, predicted=row.predicted,
-                       windows=row.windows, duration_s=row.duration_s, reasoning=parse_reasoning(row.text).text)
+    """Rows as `taro.metrics` takes them; a video is a file's content, so that the bootstrap draws whole files."""
+    return [Prediction(query_id=f"{row.key}/{row.query_id}", video=row.video_sha256, predicted=row.predicted,
+                       windows=row.windows, duration_s=row.duration_s, reasoning=parse_reasoning(row.text).text if "<think>" in row.text else None)
             for row in rows]
 
 

@@ -63,11 +63,11 @@ def cloning_weights(advantages_BG: np.ndarray, *, mode: OffPolicy = "mask", beta
     """
     positive_BG = advantages_BG > 0
     if mode == "mask":
-        return np.where(positive_BG, advantages_BG, 0.0)
+        return np.asarray(np.where(positive_BG, advantages_BG, 0.0))
     if mode == "clone":
         return positive_BG.astype(np.float64)
     if mode == "awr":
-        return np.exp(np.clip(advantages_BG / beta, -AWR_CLAMP, AWR_CLAMP))
+        return np.asarray(np.exp(np.clip(advantages_BG / beta, -AWR_CLAMP, AWR_CLAMP)))
     best_BG = np.arange(advantages_BG.shape[1])[None, :] == advantages_BG.argmax(axis=1)[:, None]
     return (best_BG & positive_BG).astype(np.float64)
 

@@ -91,7 +91,7 @@ def sensitivity_bonus(drop_BG: np.ndarray, iou_BG: np.ndarray, *, alpha: float =
     passes_BG = iou_BG >= tau if gate == ">=" else iou_BG > tau
     # A small tolerance keeps equal drops, whose mean rounds, from earning a bonus for rounding noise.
     above_BG = known_BG & (filled_BG > mean_B1 + margin + DROP_ROUNDING)
-    return np.where(above_BG & passes_BG, alpha, 0.0)
+    return np.asarray(np.where(above_BG & passes_BG, alpha, 0.0))
 
 
 DROP_ROUNDING = 1e-9
@@ -120,7 +120,7 @@ class Rewards:
     @property
     def total_BG(self) -> np.ndarray:
         """`format + tIoU + bonus`, [B, G]."""
-        return self.format_BG + self.tiou_BG + self.bonus_BG
+        return np.asarray(self.format_BG + self.tiou_BG + self.bonus_BG)
 
 
 def rewards(texts_BG: Sequence[Sequence[str]], windows_B: Sequence[Sequence[Moment]], durations_B: Sequence[float],

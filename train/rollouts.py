@@ -9,7 +9,7 @@ Legend: B prompts, G rollouts of a group, P prompt tokens, R response tokens, S 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from taro import draws
+from taro.features import VideoFeatures
 from taro.mllm import Decoding, Policy, Prompt, generate, score
 from train.config import TrainConfig
+from train.curriculum import guided_rollouts
 from train.disruption import patch_disruption
 from train.prefixes import draw_paths, prefix_ids
-from train.curriculum import guided_rollouts
 
 if TYPE_CHECKING:
     from shards.reader import Sample
@@ -89,9 +90,9 @@ def roll_out(policy: Policy, template: PromptTemplate, samples: Sequence[Sample]
     Args: probability: that a rollout is guided at this step (`train.curriculum`).
     """
     G, knobs = config.rollout.group, config.rollout
-    prompts = [policy.prompt(_on(sample.features, policy.device), template.user_text(sample.query.text,
-                                                                                               no_think=config.reward.no_think))
-               for sample in samples]
+    asks = [template.user_text(sample.query.text, no_think=config.reward.no_think) for sample in samples]
+    prompts = [policy.prompt(_on(sample.features, policy.device), ask)
+               for sample, ask in zip(samples, asks, strict=True)]
     forced_BG, fallbacks = [], 0
     for sample in samples:
         name = sample_name(sample)
@@ -110,7 +111,7 @@ def roll_out(policy: Policy, template: PromptTemplate, samples: Sequence[Sample]
                         finished_BG, lengths_BG.numpy() > 0, fallbacks, texts_BG)
 
 
-def _on(features: object, device: torch.device) -> object:
+def _on(features: VideoFeatures, device: torch.device) -> VideoFeatures:
     return replace(features, main_SND=features.main_SND.to(device),
                    deepstack_LSND=tuple(level.to(device) for level in features.deepstack_LSND))
 
@@ -151,7 +152,6 @@ def disrupt(batch: RolloutBatch, config: TrainConfig) -> tuple[list[Prompt], np.
 def score_batch(policy: Policy, reference: Policy | None, batch: RolloutBatch, config: TrainConfig) -> Scores:
     """Scores a batch under the current policy, the reference, and the disrupted videos."""
     disrupted, changed_B = disrupt(batch, config)
-    run: Callable[[Policy, Sequence[Prompt]], torch.Tensor]
 
     def run(model: Policy, prompts: Sequence[Prompt]) -> torch.Tensor:
         with autocast(config, model.device):

@@ -52,7 +52,7 @@ class _Tensorboard:
     def __init__(self, run: Path, resumed_at: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_at)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_at)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in _flat(values).items():
@@ -104,9 +104,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_back(run: Path, completed: int) -> None:
-    """Removes what a run wrote after its checkpoint of `completed` updates: metric lines and rollout dumps."""
+    """Removes what a run wrote after its checkpoint of `completed` updates (0: everything): metric lines and rollout
+    dumps. The evaluation of that very step precedes its checkpoint, so it stays."""
     kept = [row for row in read_jsonl(run / "metrics.jsonl")
-            if row["step"] < completed or ("eval" in row and row["step"] == completed)]
+            if row["step"] < completed or (completed and "eval" in row and row["step"] == completed)]
     write_text(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
     for path in (run / "rollouts").glob("step-*.jsonl"):
         if int(path.stem.removeprefix("step-")) >= completed:

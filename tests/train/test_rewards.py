@@ -16,7 +16,8 @@ SECONDS = st.floats(0, 100)
 
 
 def response(start_s: float, end_s: float) -> str:
-    return f"<think>\nFrom {start_s}s to {end_s}s, it blinks.\n</think>\n<answer>{start_s:.2f}s to {end_s:.2f}s</answer>"
+    answer = f"<answer>{start_s:.2f}s to {end_s:.2f}s</answer>"
+    return f"<think>\nFrom {start_s}s to {end_s}s, it blinks.\n</think>\n{answer}"
 
 
 @pytest.mark.parametrize(("predicted", "window", "duration_s", "expected"), [

@@ -1,0 +1,106 @@
+"""What a step says about itself: its line of metrics.jsonl, and its rollouts as rows to look at.
+
+Everything is a mean over the step's rollouts unless its name says otherwise; nan becomes null in the file.
+Legend: B prompts, G rollouts of a group, R response tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from taro.metrics import first_span_hit
+from taro.moment import Moment
+from taro.prompts import parse_reasoning
+from train.advantages import zero_variance
+from train.config import TrainConfig
+from train.rewards import Rewards
+from train.rollouts import RolloutBatch, Scores
+from train.update import Update, learning_rate
+
+__all__ = ["dump_rollouts", "memory_gib", "step_measures"]
+
+
+def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG: np.ndarray, update: Update,
+                  config: TrainConfig, *, seconds: float) -> dict[str, Any]:
+    """The numbers of one step."""
+    known_BG = np.isfinite(parts.drop_BG)
+    drops = parts.drop_BG[known_BG]
+    lengths_BG = batch.mask_BGR.sum(-1)
+    tokens = int(lengths_BG.sum())
+    hits_BG = [[_reasoning(text, sample.query.windows, sample.clip.duration_s) for text in texts_G]
+               for texts_G, sample in zip(batch.texts_BG, batch.samples, strict=True)]
+    return {
+        "epoch": batch.epoch, "phase": "guided" if batch.guided_BG.any() else "free",
+        "reward": float(parts.total_BG.mean()), "format": float(parts.format_BG.mean()),
+        "tiou": float(parts.tiou_BG.mean()), "iou": float(parts.iou_BG.mean()), "bonus": float(parts.bonus_BG.mean()),
+        "drop_mean": float(drops.mean()) if len(drops) else math.nan,
+        "drop_std": float(drops.std()) if len(drops) else math.nan,
+        "drop_above": _share_above(parts.drop_BG, config.reward.margin),
+        "no_drop": int((~known_BG).sum()),
+        "timestamps": float(np.mean([[hit[0] for hit in row] for row in hits_BG])),
+        "first_span": float(np.mean([[hit[1] for hit in row] for row in hits_BG])),
+        "zero_variance": float(zero_variance(totals_BG).mean()),
+        "guided": float(batch.guided_BG.mean()), "guided_fallbacks": batch.fallbacks,
+        "kl": update.kl, "clip_fraction": update.clip_fraction, "length": float(lengths_BG.float().mean()),
+        "truncated": float((~batch.finished_BG).float().mean()), "logprob_gap": _gap(batch, scores),
+        "loss": update.loss, "grad_norm": update.grad_norm, "skipped": update.skipped,
+        "lr": learning_rate(config.optimizer, batch.step), "tokens_per_s": tokens / max(seconds, 1e-9),
+        "memory_gib": memory_gib(), "seconds": seconds,
+    }
+
+
+def _share_above(drop_BG: np.ndarray, margin: float) -> float:
+    """Share of the rollouts that have a drop whose drop is above their group's mean plus margin."""
+    above = known = 0
+    for drop_G in drop_BG:
+        drops = drop_G[np.isfinite(drop_G)]
+        known += len(drops)
+        above += int((drops > drops.mean() + margin).sum()) if len(drops) else 0
+    return above / known if known else math.nan
+
+
+def _reasoning(text: str, windows: tuple[Moment, ...], duration_s: float) -> tuple[bool, bool]:
+    reasoning = parse_reasoning(text)
+    return reasoning.has_timestamp, first_span_hit(reasoning, [window.clip(duration_s) for window in windows])
+
+
+def _gap(batch: RolloutBatch, scores: Scores) -> float:
+    """Mean distance of a token's log-prob at sampling from the same in the scoring pass."""
+    gap_BGR = (batch.sampled_BGR - scores.old_BGR).abs()
+    return float(gap_BGR[batch.mask_BGR].mean())
+
+
+def memory_gib() -> float:
+    """Most memory held so far: the GPU's allocations where there is one, the process's resident set otherwise."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def dump_rollouts(path: Path, batch: RolloutBatch, parts: Rewards, advantages_BG: np.ndarray) -> None:
+    """One JSON row a rollout: its text, its reward parts, its drop and its advantage."""
+    lines = []
+    for b, sample in enumerate(batch.samples):
+        for g, text in enumerate(batch.texts_BG[b]):
+            predicted, drop = parts.predicted_BG[b][g], float(parts.drop_BG[b, g])
+            lines.append(json.dumps({
+                "step": batch.step, "key": sample.clip.key, "query_id": sample.query.id, "query": sample.query.text,
+                "g": g, "guided": bool(batch.guided_BG[b, g]), "text": text,
+                "forced_tokens": int(batch.forced_BG[b, g]), "reward": float(parts.total_BG[b, g]),
+                "format": float(parts.format_BG[b, g]), "tiou": float(parts.tiou_BG[b, g]),
+                "iou": float(parts.iou_BG[b, g]), "bonus": float(parts.bonus_BG[b, g]),
+                "drop": drop if math.isfinite(drop) else None, "advantage": float(advantages_BG[b, g]),
+                "predicted": None if predicted is None else [predicted.start_s, predicted.end_s],
+                "windows": [[window.start_s, window.end_s] for window in sample.query.windows],
+                "duration_s": sample.clip.duration_s}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

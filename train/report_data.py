@@ -1,0 +1,235 @@
+"""What a report is made of: a run folder read back, evaluations before and after, and the examples worth showing.
+
+Nothing here draws. Everything is read from files that other parts wrote in their own formats (metrics.jsonl,
+rollouts/*.jsonl, config.yaml, predictions of `taro eval`), so that a report of last week's run can be made today.
+Examples are chosen by rule, losses among them: the largest gain, the median change and the largest loss, never by eye.
+
+Left out: scoring (`taro.metrics`), drawing (train/report_charts.py, train/report_sections.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from taro import draws
+from taro.errors import ConfigError
+from taro.metrics import Scores
+from taro.moment import Moment, best_iou
+from train.evaluate import EvalRow, score_rows
+
+if TYPE_CHECKING:
+    from taro.metrics import Prediction
+
+__all__ = ["Evaluation", "Example", "Run", "examples", "mean_of", "read_predictions", "read_run", "training_groups"]
+
+BOOTSTRAP_DRAWS = 2000
+GAIN_IOU = 0.05
+"""a query counts as better or worse where its IoU changed by more than this"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run's folder. `steps`: one record a step; `evals`: validation lines, `{"step", "eval": {...}}`."""
+
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    steps: list[dict[str, Any]]
+    evals: list[dict[str, Any]]
+
+    @property
+    def guided_spans(self) -> list[tuple[int, int]]:
+        """Stretches `[first, last]` of consecutive guided steps."""
+        spans: list[tuple[int, int]] = []
+        for record in self.steps:
+            if record.get("phase") != "guided":
+                continue
+            step = int(record["step"])
+            if spans and spans[-1][1] == step - 1:
+                spans[-1] = (spans[-1][0], step)
+            else:
+                spans.append((step, step))
+        return spans
+
+    def rollout_steps(self) -> list[int]:
+        """Steps whose rollouts were dumped, ascending."""
+        return sorted(int(path.stem.removeprefix("step-")) for path in (self.folder / "rollouts").glob("step-*.jsonl"))
+
+    def rollouts(self, step: int) -> list[list[dict[str, Any]]]:
+        """Groups of one step, in the order of the dump; the rows of a group in order of `g`."""
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in _jsonl(self.folder / "rollouts" / f"step-{step:06d}.jsonl"):
+            groups.setdefault((str(row["key"]), str(row["query_id"])), []).append(row)
+        return [sorted(rows, key=lambda row: int(row["g"])) for rows in groups.values()]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The same queries answered by the start policy and by the trained one, under one decoding and one protocol.
+
+    `missing`: queries that could not be asked; they count as misses on both sides.
+    """
+
+    name: str
+    before: Sequence[EvalRow]
+    after: Sequence[EvalRow]
+    protocol: str = "taro"
+    missing: Sequence[Prediction] = field(default=())
+
+    @cached_property
+    def before_scores(self) -> Scores:
+        """Scores of the start policy."""
+        return score_rows(self.before, protocol=self.protocol, missing=self.missing)
+
+    @cached_property
+    def after_scores(self) -> Scores:
+        """Scores of the trained policy."""
+        return score_rows(self.after, protocol=self.protocol, missing=self.missing)
+
+    @cached_property
+    def pairs(self) -> list[tuple[EvalRow, EvalRow]]:
+        """(before, after) of each query that both answered, in the order of `before`."""
+        after = {(row.key, row.query_id): row for row in self.after}
+        return [(row, after[row.key, row.query_id]) for row in self.before if (row.key, row.query_id) in after]
+
+    @cached_property
+    def changes(self) -> tuple[int, int, int]:
+        """How many queries got better, stayed, got worse, by more than 0.05 IoU."""
+        deltas = [row_iou(after) - row_iou(before) for before, after in self.pairs]
+        better, worse = sum(delta > GAIN_IOU for delta in deltas), sum(delta < -GAIN_IOU for delta in deltas)
+        return better, len(deltas) - better - worse, worse
+
+    @cached_property
+    def paired_gain(self) -> tuple[float, float, float]:
+        """Mean change of IoU over the pairs and its 95 % interval: a paired bootstrap over clips, since the queries of
+        one clip are not independent. (nan, nan, nan) where there is no pair."""
+        sums: dict[str, list[float]] = {}
+        for before, after in self.pairs:
+            clip = sums.setdefault(before.key, [0.0, 0.0])
+            clip[0] += row_iou(after) - row_iou(before)
+            clip[1] += 1
+        if not sums:
+            return math.nan, math.nan, math.nan
+        totals_C, counts_C = np.array(list(sums.values())).T
+        picks = draws.rng("report-bootstrap", len(sums)).integers(len(sums), size=(BOOTSTRAP_DRAWS, len(sums)))
+        means = totals_C[picks].sum(1) / counts_C[picks].sum(1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        return float(totals_C.sum() / counts_C.sum()), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out query worth showing, and the rule that chose it."""
+
+    why: str
+    before: EvalRow
+    after: EvalRow
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads a run folder of `taro train`; ConfigError where it is none."""
+    folder = Path(folder)
+    metrics, config = folder / "metrics.jsonl", folder / "config.yaml"
+    for path in (metrics, config):
+        if not path.is_file():
+            raise ConfigError(f"{folder}: expected the folder of a training run, with config.yaml and metrics.jsonl, "
+                              f"got no {path.name}; give the folder that `taro train` wrote (its key `out`)")
+    lines = _jsonl(metrics)
+    text = config.read_text(encoding="utf-8")
+    data = yaml.safe_load(text)
+    return Run(folder, data if isinstance(data, dict) else {}, text,
+               [line for line in lines if "reward" in line], [line for line in lines if "eval" in line])
+
+
+def read_predictions(path: str | Path) -> list[EvalRow]:
+    """Rows that `taro eval --out` wrote, one JSON object a line."""
+    rows = []
+    for number, data in enumerate(_jsonl(Path(path)), 1):
+        try:
+            predicted = data["predicted"]
+            rows.append(EvalRow(
+                **{name: data[name] for name in ("key", "query_id", "query", "video", "text", "duration_s", "tokens",
+                                                 "finished")},
+                predicted=None if predicted is None else Moment(*predicted),
+                windows=tuple(Moment(*window) for window in data["windows"])))
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{path}:{number}: expected a row that `taro eval --out` writes, got one without a "
+                              f"usable {error}") from None
+    return rows
+
+
+def row_iou(row: EvalRow) -> float:
+    """IoU of an answer with the window that fits best; a missing answer has 0."""
+    return 0.0 if row.predicted is None else best_iou(row.predicted.clip(row.duration_s), list(row.windows))
+
+
+def examples(evaluation: Evaluation) -> list[Example]:
+    """Up to three queries: the largest gain, the median change, the largest loss; ties by name, each query once."""
+    ranked = sorted(evaluation.pairs, key=lambda pair: (row_iou(pair[1]) - row_iou(pair[0]), pair[0].key,
+                                                        pair[0].query_id))
+    if not ranked:
+        return []
+    chosen = {len(ranked) - 1: "the largest gain", (len(ranked) - 1) // 2: "the median change", 0: "the largest loss"}
+    out = []
+    for index, why in chosen.items():
+        before, after = ranked[index]
+        delta = row_iou(after) - row_iou(before)
+        if why == "the largest loss" and delta >= 0:
+            why = "the smallest gain (no query lost)"
+        out.append(Example(why, before, after))
+    return out
+
+
+def training_groups(run: Run) -> list[tuple[str, int, list[dict[str, Any]]]]:
+    """(why, step, rows) of up to two dumped groups: the first guided step's and the last free step's, in each the group
+    with the widest spread of rewards, since a group of equal rewards teaches nothing."""
+    phases = {int(record["step"]): record.get("phase") for record in run.steps}
+    dumped = run.rollout_steps()
+    guided = [step for step in dumped if phases.get(step) == "guided"][:1]
+    free = [step for step in dumped if phases.get(step) != "guided"][-1:]
+    found = []
+    for why, steps in (("guided phase", guided), ("free phase", free)):
+        for step in steps:
+            groups = run.rollouts(step)
+            if groups:
+                found.append((why, step, max(groups, key=_spread)))
+    return found
+
+
+def mean_of(records: Sequence[dict[str, Any]], name: str) -> float:
+    """Mean of one number over records, those without it left out; nan where none has it."""
+    values = [float(record[name]) for record in records if record.get(name) is not None]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _spread(rows: list[dict[str, Any]]) -> float:
+    rewards = [float(row["reward"]) for row in rows]
+    return max(rewards) - min(rewards)
+
+
+def _jsonl(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: expected a JSONL file, got none; check the path")
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"{path}:{number}: expected a JSON object a line, got {error}; "
+                                  f"drop the line, or make the file again") from None
+            if not isinstance(row, dict):
+                raise ConfigError(f"{path}:{number}: expected a JSON object, got a {type(row).__name__}")
+            rows.append(row)
+    return rows

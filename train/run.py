@@ -1,0 +1,198 @@
+"""A training run, opened: the folder, the policy and its frozen reference, the shard set, the order of the data.
+
+`open_run` does everything that happens once, and refuses what does not fit before anything is loaded: a folder that
+holds another run, a shard set of another vision tower, an empty split. Left out: the loop (`train.grpo`).
+Run folder: config.yaml, metrics.jsonl, rollouts/step-N.jsonl, checkpoints/step-N/, export/.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from shards.order import QueryOrder
+from shards.reader import Sample, ShardSet, open_shards
+from taro.config import Config
+from taro.errors import ConfigError, ShardError
+from taro.features import EncoderFingerprint
+from taro.mllm import Policy, load_policy
+from taro.prompts import PromptTemplate, load_template
+from train.checkpoint import RunState, load_checkpoint, newest_checkpoint, write_text
+from train.config import TrainConfig
+from train.trackers import Tracker, cut_back, open_trackers
+from train.update import make_optimizer
+
+__all__ = ["Run", "compute_device", "open_encoded_shards", "open_run", "policy_folder", "policy_template"]
+
+log = logging.getLogger(__name__)
+
+RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "device"}
+"""settings that a resumed run may change: none of them reaches the numbers of a step that both runs have"""
+
+OnStep = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Run:
+    """Everything that a step needs. `state` and the tensors change; the rest is fixed for the run."""
+
+    config: TrainConfig
+    policy: Policy
+    reference: Policy | None
+    template: PromptTemplate
+    shard_set: ShardSet
+    refs: list[Any]
+    order: QueryOrder
+    optimizer: torch.optim.Optimizer
+    steps: int
+    state: RunState
+    trackers: list[Tracker]
+    on_step: OnStep | None = None
+    resumed_at: int | None = None
+    last: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.config.out
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the data, at least 1."""
+        return max(1, len(self.refs) // self.config.rollout.prompts)
+
+    def samples(self, step: int) -> tuple[int, list[Sample]]:
+        """Epoch and samples of a step; a function of (seed, step) alone."""
+        epoch, indices = self.order.step(step, self.config.rollout.prompts)
+        return epoch, [self.shard_set.sample(self.refs[index]) for index in indices]
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Hands one line to every tracker and to the caller's callback."""
+        for tracker in self.trackers:
+            tracker.log(step, values)
+        if self.on_step is not None:
+            self.on_step({"step": step, **values})
+
+    def close(self) -> None:
+        """Closes the trackers."""
+        for tracker in self.trackers:
+            tracker.close()
+
+
+def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None) -> Run:
+    """Opens a new run, or an interrupted one from its newest checkpoint. Raises TaroError where something does not
+    fit, before any weight is read where that can be told."""
+    _claim_folder(config, resume=resume)
+    folder, device = policy_folder(config.policy), compute_device(config.device)
+    policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
+    shard_set = open_encoded_shards(config.shards, policy, encoder=config.data.encoder)
+    refs = list(shard_set.queries(split=config.data.split, difficulty=config.data.difficulty))
+    if len(refs) < config.rollout.prompts:
+        raise ConfigError(f"{config.shards}: split {config.data.split!r} has {len(refs)} queries, a step takes "
+                          f"rollout.prompts={config.rollout.prompts}; choose another split or fewer prompts")
+    if config.validation.split is not None and not shard_set.queries(split=config.validation.split):
+        raise ConfigError(f"{config.shards}: no query has the split {config.validation.split!r} of validation.split; "
+                          "name one that exists, or null")
+    for name in ("checkpoints", "rollouts"):
+        (config.out / name).mkdir(parents=True, exist_ok=True)
+    optimizer = make_optimizer(policy, config.optimizer)
+    state, checkpoint = RunState(), newest_checkpoint(config.out / "checkpoints") if resume else None
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint, policy.named_parameters(), optimizer)
+        log.info("resuming at step %d", state.step)
+    cut_back(config.out, state.step)
+    write_text(config.out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    run = Run(config, policy, _reference(config, folder, device), policy_template(policy, config.template), shard_set,
+              refs, QueryOrder(len(refs), seed=config.seed), optimizer, 0, state,
+              open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
+              on_step, state.step if checkpoint is not None else None)
+    run.steps = config.length.amount * (run.steps_per_epoch if config.length.unit == "epochs" else 1)
+    return run
+
+
+def _claim_folder(config: TrainConfig, *, resume: bool) -> None:
+    old = config.out / "config.yaml"
+    if old.is_file() and not resume:
+        raise ConfigError(f"{config.out} holds a run already; go on with it (--resume), or choose another folder with "
+                          "--set out=DIR")
+    if old.is_file():
+        then: dict[str, Any] = yaml.safe_load(old.read_text(encoding="utf-8"))
+        now = config.model_dump(mode="json")
+        changed = [f"{key}: {then.get(key)!r} -> {now[key]!r}" for key in now
+                   if key not in RESUME_MAY_CHANGE and then.get(key) != now[key]]
+        if changed:
+            raise ConfigError(f"{config.out} was started with other settings; resume with the same ones, or start a "
+                              f"new run. Changed: {'; '.join(changed)}")
+    elif resume:
+        raise ConfigError(f"{config.out}: nothing to resume (no config.yaml); leave --resume out to start a run")
+
+
+def _reference(config: TrainConfig, folder: Path, device: torch.device) -> Policy | None:
+    """The frozen start policy. With bfloat16 computation it is kept in bfloat16, except its embeddings: the residual
+    stream then has float32 in both policies, and the KL of the first step is exactly 0."""
+    if config.loss.kl == 0:
+        return None
+    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+    reference = load_policy(folder, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    reference.lm.embed_tokens.float()
+    return reference
+
+
+def compute_device(name: str) -> torch.device:
+    """The device of "auto", "cpu" or "cuda". Raises ConfigError where there is no GPU for "cuda"."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: torch finds no GPU here; use device=auto or device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def policy_folder(name: str) -> Path:
+    """The folder of a policy: a path, or `sandbox:NAME` for one that ships with taro."""
+    kind, colon, rest = name.partition(":")
+    if kind == "sandbox" and colon:
+        from taro.sandbox import weights_folder
+
+        return Path(weights_folder(rest))
+    return Path(name)
+
+
+class _FolderTemplate(Config):
+    """The part of a model folder's taro.json that names its prompt."""
+
+    template: str = "taro"
+
+
+def policy_template(policy: Policy, name: str | None = None) -> PromptTemplate:
+    """The prompt template asked for; else the one that the policy's folder names; else "taro"."""
+    if name is None:
+        name = _FolderTemplate(template=policy.template_name or "taro").template
+        beside = policy.folder / Path(name).name
+        if Path(name).suffix in {".yaml", ".yml"} and beside.is_file():
+            return load_template(beside)
+    return load_template(name)
+
+
+def open_encoded_shards(path: str | Path, policy: Policy, *, encoder: str | None = None) -> ShardSet:
+    """A shard set with the features that this policy's own vision tower made. Raises ShardError where it has none."""
+    named = open_shards(path, encoder=encoder)
+    encoders: list[EncoderFingerprint] = list(named.manifest.encoders)
+    if encoder is not None:
+        encoders = [found for found in encoders if found.name == encoder]
+    if not encoders:
+        raise ShardError(f"{path}: no features{f' of encoder {encoder}' if encoder else ''} in this set; it has "
+                         f"{', '.join(found.name for found in named.manifest.encoders) or 'none'}. Make them with "
+                         f"`taro preprocess ... --only features --policy {policy.folder}`")
+    for found in encoders:
+        ours = policy.fingerprint(found.sampling, found.dtype)
+        if ours.hex8 == found.hex8:
+            return open_shards(path, encoder=found.name)
+    ours = policy.fingerprint(encoders[0].sampling, encoders[0].dtype)
+    raise ShardError(f"{path}: its features were made by another vision tower. This policy's is {ours.name} "
+                     f"({ours.tower_sha256[:16]}), the set has "
+                     f"{', '.join(f'{found.name} ({found.tower_sha256[:16]})' for found in encoders)}. Add this "
+                     f"policy's with `taro preprocess ... --only features --policy {policy.folder}`")
