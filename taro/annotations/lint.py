@@ -1,0 +1,297 @@
+"""The linter: a raw row goes in, a row that the rest of taro can rely on (or a reason) comes out.
+
+It holds what every dataset has wrong, so importers only translate. Repairs are named one by one; a row is dropped only
+where nothing sensible is left. What a kept or repaired row guarantees: a video name and a query that are not blank and
+encode as UTF-8, at least one window, every window finite with `0 <= start < end`, `end <= duration` where the duration
+is known, and everything within the bounds of `taro.records`.
+
+Left out: the video itself. Whether it exists and how long it really is, preprocessing finds out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from taro.annotations.rows import AnnotationRow, Dropped, Kept, Outcome, Repaired
+from taro.moment import Moment
+from taro.prompts import normalise_query
+from taro.records import DenseCaption
+
+__all__ = ["RawRow", "lint", "make_unique"]
+
+MAX_QUERY_CHARACTERS = 20_000
+MAX_NAME_CHARACTERS = 500
+MAX_WINDOWS = 200
+MAX_CAPTIONS = 10_000
+MAX_TIME_S = 1e6
+FAR_OVER_S = 1.0
+
+SWAPPED = "window swapped"
+CLIPPED_END = "window clipped to the duration"
+CLIPPED_END_FAR = "window clipped to the duration, over by more than 1 s"
+CLIPPED_START = "window clipped to the start"
+WINDOW_LEFT_OUT = "window left out"
+STRIPPED = "query stripped of blanks"
+NO_DURATION = "unusable duration left out"
+DURATION_OF_CLIP = "duration set to the clip's length"
+NO_CLIP = "unusable clip left out"
+NO_DIFFICULTY = "unusable difficulty left out"
+CAPTIONS_LEFT_OUT = "unusable captions left out"
+ID_SHORTENED = "id shortened"
+ID_MADE_UNIQUE = "id made unique"
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """A row as its file has it: nothing is checked yet, numbers may be anything."""
+
+    line: int
+    video: Any
+    query: Any
+    windows: Any
+    row_id: Any = None
+    duration_s: Any = None
+    clip: Any = None
+    split: Any = "train"
+    difficulty: Any = None
+    captions: Any = None
+
+
+class _UnusableError(Exception):
+    """Ends the linting of a row; its message is the reason."""
+
+
+@dataclass
+class _Findings:
+    repairs: list[str] = field(default_factory=list)
+
+    def note(self, repair: str) -> None:
+        """A repair is named once a row, however often it was needed."""
+        if repair not in self.repairs:
+            self.repairs.append(repair)
+
+
+def lint(raw: RawRow) -> Outcome:
+    """Checks and repairs one row.
+
+    >>> lint(RawRow(7, "v.mp4", "a dog barks ", [[9, 2]], duration_s=8.5)).repairs
+    ('query stripped of blanks', 'window swapped', 'window clipped to the duration')
+    >>> lint(RawRow(7, "v.mp4", "a dog barks", [[9, 12]], duration_s=8.5)).reason
+    'window starts at or past the duration: [9.0, 12.0] of 8.5 s'
+    """
+    found = _Findings()
+    row_id = str(raw.line)
+    try:
+        row_id = _row_id(raw, found)
+        video = _name(raw.video, "video")
+        split = _name(raw.split, "split")
+        query = _query(raw.query, found)
+        clip = _clip(raw.clip, found)
+        duration_s = _duration_s(raw.duration_s, clip, found)
+        row = AnnotationRow(
+            row_id=row_id,
+            line=raw.line,
+            video=video,
+            query=query,
+            windows=_windows(raw.windows, duration_s, found),
+            duration_s=duration_s,
+            clip=clip,
+            split=split,
+            difficulty=_difficulty(raw.difficulty, found),
+            captions=_captions(raw.captions, duration_s, found),
+        )
+    except _UnusableError as reason:
+        return Dropped(raw.line, row_id, str(reason), tuple(found.repairs))
+    return Repaired(row, tuple(found.repairs)) if found.repairs else Kept(row)
+
+
+def make_unique(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Ids name predictions and records, so a row whose id an earlier row has gets its line number appended. It is
+    renamed, not dropped: one id for two different queries is common, and both are data."""
+    taken: set[str] = set()
+    unique: list[Outcome] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Dropped):
+            unique.append(outcome)
+            continue
+        row, repairs = outcome.row, outcome.repairs if isinstance(outcome, Repaired) else ()
+        row_id = row.row_id
+        while row_id in taken:
+            row_id = f"{row_id[: MAX_NAME_CHARACTERS - 20]}#{row.line}"
+        taken.add(row_id)
+        if row_id == row.row_id:
+            unique.append(outcome)
+        else:
+            fields = {name: getattr(row, name) for name in row.__dataclass_fields__} | {"row_id": row_id}
+            unique.append(Repaired(AnnotationRow(**fields), (*repairs, ID_MADE_UNIQUE)))
+    return unique
+
+
+def _number(value: Any) -> float | None:
+    """A JSON number as a float (it may be nan); None where it is none, or too large for a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise _UnusableError(f"no {what}: expected a string, got {_shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _UnusableError(f"{what} is not valid Unicode: {_shown(value)}") from None
+    return value
+
+
+def _name(value: Any, what: str) -> str:
+    text = _text(value, what).strip()
+    if not text or not text.isprintable():
+        raise _UnusableError(f"unusable {what}: expected a printable name, got {_shown(value)}")
+    if len(text) > MAX_NAME_CHARACTERS:
+        raise _UnusableError(f"unusable {what}: longer than {MAX_NAME_CHARACTERS} characters")
+    return text
+
+
+def _row_id(raw: RawRow, found: _Findings) -> str:
+    if raw.row_id is None:
+        return str(raw.line)
+    if isinstance(raw.row_id, int) and not isinstance(raw.row_id, bool):
+        return _row_id(RawRow(raw.line, None, None, None, row_id=f"{raw.row_id:d}"), found)
+    text = " ".join(_text(raw.row_id, "qid").split())
+    if len(text) > MAX_NAME_CHARACTERS:
+        found.note(ID_SHORTENED)
+        return f"{text[: MAX_NAME_CHARACTERS - 40]}#{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return text or str(raw.line)
+
+
+def _query(value: Any, found: _Findings) -> str:
+    text = _text(value, "query")
+    query = text.strip()
+    if not normalise_query(query):
+        raise _UnusableError("empty query")
+    if len(query) > MAX_QUERY_CHARACTERS:
+        raise _UnusableError(f"query longer than {MAX_QUERY_CHARACTERS:,} characters: {len(query):,}")
+    if query != text:
+        found.note(STRIPPED)
+    return query
+
+
+def _clip(value: Any, found: _Findings) -> Moment | None:
+    if value is None:
+        return None
+    clip = _pair(value)
+    if clip is None or not clip.is_finite() or not 0 <= clip.start_s < clip.end_s <= MAX_TIME_S:
+        found.note(NO_CLIP)
+        return None
+    return clip
+
+
+def _duration_s(value: Any, clip: Moment | None, found: _Findings) -> float | None:
+    duration_s = _number(value)
+    if value is not None and (duration_s is None or not 0 < duration_s <= MAX_TIME_S):
+        found.note(NO_DURATION)
+        duration_s = None
+    if clip is None:
+        return duration_s
+    if duration_s is not None and abs(duration_s - clip.duration_s) > FAR_OVER_S:
+        found.note(DURATION_OF_CLIP)
+        return clip.duration_s
+    return duration_s if duration_s is not None else clip.duration_s
+
+
+def _pair(value: Any) -> Moment | None:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return None
+    start_s, end_s = _number(value[0]), _number(value[1])
+    return None if start_s is None or end_s is None else Moment(start_s, end_s)
+
+
+def _windows(value: Any, duration_s: float | None, found: _Findings) -> tuple[Moment, ...]:
+    """Windows that cannot be used are left out; the row falls with its last one, for that one's reason."""
+    if not isinstance(value, list | tuple) or not value:
+        raise _UnusableError(f"no window: expected a list of [start, end], got {_shown(value)}")
+    if len(value) > MAX_WINDOWS:
+        raise _UnusableError(f"more than {MAX_WINDOWS} windows: {len(value):,}")
+    kept, reasons = [], []
+    for item in value:
+        try:
+            kept.append(_window(item, duration_s, found))
+        except _UnusableError as reason:
+            reasons.append(str(reason))
+    if not kept:
+        raise _UnusableError(reasons[-1])
+    if reasons:
+        found.note(WINDOW_LEFT_OUT)
+    return tuple(kept)
+
+
+def _window(value: Any, duration_s: float | None, found: _Findings) -> Moment:
+    window = _pair(value)
+    if window is None:
+        raise _UnusableError(f"window is not two numbers: {_shown(value)}")
+    shown = f"[{window.start_s}, {window.end_s}]"
+    if not window.is_finite():
+        raise _UnusableError(f"window is not finite: {shown}")
+    if max(abs(window.start_s), abs(window.end_s)) > MAX_TIME_S:
+        raise _UnusableError(f"window is beyond {MAX_TIME_S:,.0f} s: {shown}")
+    if window.duration_s == 0:
+        raise _UnusableError(f"window has no length: {shown}")
+    if window.duration_s < 0:
+        found.note(SWAPPED)
+        window = Moment(window.end_s, window.start_s)
+    if window.end_s <= 0:
+        raise _UnusableError(f"window ends at or before the start: {shown}")
+    if duration_s is not None and window.start_s >= duration_s:
+        raise _UnusableError(f"window starts at or past the duration: {shown} of {duration_s} s")
+    if window.start_s < 0:
+        found.note(CLIPPED_START)
+    if duration_s is not None and window.end_s > duration_s:
+        found.note(CLIPPED_END_FAR if window.end_s - duration_s > FAR_OVER_S else CLIPPED_END)
+    return window.clip(duration_s if duration_s is not None else math.inf)
+
+
+def _difficulty(value: Any, found: _Findings) -> float | None:
+    difficulty = _number(value)
+    if value is not None and (difficulty is None or not math.isfinite(difficulty)):
+        found.note(NO_DIFFICULTY)
+        return None
+    return difficulty
+
+
+def _captions(value: Any, duration_s: float | None, found: _Findings) -> tuple[DenseCaption, ...] | None:
+    """Captions help but are not what the row is for: an unusable one is left out, the row stays."""
+    if value is None:
+        return None
+    items = value if isinstance(value, list) else []
+    captions = [_caption(item, duration_s) for item in items[:MAX_CAPTIONS]]
+    kept = tuple(caption for caption in captions if caption is not None)
+    if not isinstance(value, list) or len(kept) < len(value):
+        found.note(CAPTIONS_LEFT_OUT)
+    return kept
+
+
+def _caption(item: Any, duration_s: float | None) -> DenseCaption | None:
+    if not isinstance(item, dict) or not isinstance(item.get("text"), str):
+        return None
+    try:
+        text = _text(item["text"], "caption").strip()
+        moment = _window([item.get("start_s"), item.get("end_s")], duration_s, _Findings())
+    except _UnusableError:
+        return None
+    if not 0 < len(text) <= MAX_QUERY_CHARACTERS:
+        return None
+    return DenseCaption(start_s=moment.start_s, end_s=moment.end_s, text=text)
+
+
+def _shown(value: Any) -> str:
+    """A value of a stranger's file, short enough for a message and on one line."""
+    text = ascii(value) if isinstance(value, str) else str(type(value).__name__)
+    return text if len(text) <= 60 else f"{text[:57]}..."
