@@ -212,7 +212,7 @@ class _Rows:
         weights = torch.softmax(torch.cat([shared, own], -1).float(), -1).to(q.dtype)
         on_prefix = weights[..., :P].view(B, self.G, K, Q, P).transpose(1, 2).reshape(B, K, self.G * Q, P) @ values
         on_prefix = on_prefix.view(B, K, self.G, Q, d).transpose(1, 2).reshape(N, K, Q, d)
-        return (on_prefix + weights[..., P:] @ own_v).view(N, H, 1, d)
+        return (on_prefix + weights[..., P:] @ own_v).reshape(N, H, 1, d)
 
     def leave(self, ended: torch.Tensor) -> bool:
         """Drops prompts whose rollouts have all ended; True where none is left."""

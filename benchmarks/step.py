@@ -1,0 +1,222 @@
+"""What a step's parts cost, taro's way beside the plain way, in one run on one machine.
+
+Plain: the stock vision tower, every rollout as a full row of video, prompt and response, stock decoding with the
+prefix's keys and values repeated per rollout. taro: batched tower, packed rows, grouped decoding. Weights are random
+and of released shape (7b, 3b), or tiny for a CPU. Left out: decoding of videos (benchmarks/decode), the optimizer.
+
+    python benchmarks/step.py --size 7b --device cuda
+    python benchmarks/step.py --size tiny --device cpu --grid 16,12,16 --response 32
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from taro.draws import uniforms
+from taro.features import VideoFeatures
+from taro.mllm import Decoding, Policy, Prompt, generate, score
+from taro.mllm.decoder import causal, hidden_states
+from taro.mllm.qwen2_5_vl import QWEN2_5_VL
+from taro.mllm.score import embed_prompt, token_logprobs
+from taro.mllm.tower import encode_patches
+from tests.helpers_models import tiny_qwen2_5_vl
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "7b": {
+        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "vocab_size": 152064,
+    },
+    "3b": {
+        "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
+        "num_key_value_heads": 2, "vocab_size": 151936,
+    },
+    "tiny": {
+        "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "vocab_size": 512,
+    },
+}  # fmt: skip
+
+
+def random_policy(size: str, device: str, dtype: torch.dtype, folder: Path) -> Policy:
+    """A policy of released shape with random weights, tower included; the tokenizer is the tests' tiny one."""
+    from transformers import AutoTokenizer, Qwen2_5_VLConfig
+
+    shape = SHAPES[size]
+    half = shape["hidden_size"] // shape["num_attention_heads"] // 2
+    sections = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    vision: dict[str, Any] = {"out_hidden_size": shape["hidden_size"], "tokens_per_second": 2, "window_size": 112}
+    if size == "tiny":
+        vision |= {
+            "depth": 3,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_heads": 3,
+            "fullatt_block_indexes": [2],
+        }
+    else:
+        vision |= {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
+    config = Qwen2_5_VLConfig(
+        text_config={**shape, "rope_parameters": rope, "rms_norm_eps": 1e-6}, vision_config=vision
+    )
+    tiny_qwen2_5_vl(folder)
+    before = torch.get_default_dtype()
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            lm, tower = QWEN2_5_VL.build_lm(config), QWEN2_5_VL.build_tower(config)
+            head = torch.nn.Linear(shape["hidden_size"], shape["vocab_size"], bias=False)
+    finally:
+        torch.set_default_dtype(before)
+    for module in (lm, tower, head):
+        module.to(dtype).requires_grad_(module is not tower)
+    return Policy(folder, config, QWEN2_5_VL, AutoTokenizer.from_pretrained(folder), lm, head, tower)
+
+
+def timed(name: str, run: Callable[[], Any], results: dict[str, Any], *, device: str, repeats: int) -> None:
+    """Median seconds of `repeats` runs after one to warm up, and the peak of memory; a failure is recorded, not hidden."""
+    try:
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        results[name] = {"failed": "out of memory"}
+    else:
+        peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
+        results[name] = {"seconds": statistics.median(seconds), "peak_gib": peak}
+    print(f"{name:42} {results[name]}", file=sys.stderr, flush=True)
+
+
+def full_rows(policy: Policy, prompt: Prompt, ids_GR: torch.Tensor, *, rows: int, checkpoint: bool) -> torch.Tensor:
+    """The plain way: `rows` full rows of prompt and response at a time; mean log-prob, gradients accumulated."""
+    G, R = ids_GR.shape
+    total = torch.zeros((), device=policy.device)
+    tail = torch.arange(prompt.next_position, prompt.next_position + R).expand(3, R)
+    positions = torch.cat([prompt.positions_3P, tail], 1).to(policy.device)[:, None]
+    for start in range(0, G, rows):
+        ids = ids_GR[start : start + rows]
+        prefix = embed_prompt(policy, prompt)
+        embeds = torch.cat([prefix.expand(len(ids), *prefix.shape), policy.lm.embed_tokens(ids)], 1)
+        hidden = hidden_states(policy.lm, embeds, positions.expand(3, len(ids), -1), causal, checkpoint=checkpoint)
+        used = hidden[:, len(prompt.ids_P) - 1 : -1].reshape(-1, hidden.shape[-1])
+        mean = token_logprobs(policy, used, ids.reshape(-1), temperature=1.0, checkpoint=checkpoint).sum() / (G * R)
+        if torch.is_grad_enabled():
+            mean.backward()
+        total += mean.detach()
+    return total
+
+
+def stock_decoding(policy: Policy, prompt: Prompt, G: int, steps: int) -> None:
+    """The plain way: stock layers over a cache that repeats the prefix for every rollout."""
+    from transformers.cache_utils import DynamicCache
+
+    cache = DynamicCache()
+    embeds, positions = embed_prompt(policy, prompt)[None], prompt.positions_3P.to(policy.device)[:, None]
+    policy.lm(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(G)
+    token = torch.ones((G, 1), dtype=torch.long, device=policy.device)
+    for t in range(steps):
+        at = torch.full((3, G, 1), prompt.next_position + t, device=policy.device)
+        out = policy.lm(
+            inputs_embeds=policy.lm.embed_tokens(token), position_ids=at, past_key_values=cache, use_cache=True
+        )
+        token = torch.softmax(policy.head(out.last_hidden_state[:, -1]).float(), -1).multinomial(1)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All parts, by name."""
+    device, dtype = args.device, torch.bfloat16 if args.device == "cuda" else torch.float32
+    t, h, w = (int(part) for part in args.grid.split(","))
+    with tempfile.TemporaryDirectory() as folder:
+        policy = random_policy(args.size, device, dtype, Path(folder))
+        results: dict[str, Any] = {}
+
+        def part(name: str, run: Callable[[], Any]) -> None:
+            timed(name, run, results, device=device, repeats=args.repeats)
+
+        pixels = torch.randn(t, h * w, 3 * 2 * 14 * 14, device=device, dtype=dtype)
+        grid = torch.tensor([[t, h, w]], device=device)
+        with torch.no_grad():
+            part("tower, stock", lambda: policy.tower(pixels.flatten(0, 1), grid_thw=grid))
+            part("tower, taro", lambda: encode_patches(policy.tower, pixels, (h, w)))
+        width = policy.lm.config.hidden_size
+        main = (torch.randn(t, h * w // 4, width, device=device) * 0.02).to(dtype)
+        features = VideoFeatures(main, np.arange(t) * 1.0, (t, h, w), 1.0)
+        prompt = policy.prompt(features, "x" * args.text)
+        ids = torch.randint(0, 256, (1, args.group, args.response), device=device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        with torch.no_grad():
+            part(
+                "score a group, full rows", lambda: full_rows(policy, prompt, ids[0], rows=args.rows, checkpoint=False)
+            )
+            part("score a group, packed", lambda: score(policy, [prompt], ids, mask))
+        for checkpoint in (True, False):
+            label = "recomputed" if checkpoint else "kept"
+
+            def packed(checkpoint: bool = checkpoint) -> None:
+                score(policy, [prompt], ids, mask, checkpoint_activations=checkpoint).mean().backward()
+
+            def plain(checkpoint: bool = checkpoint) -> None:
+                full_rows(policy, prompt, ids[0], rows=args.rows, checkpoint=checkpoint)
+
+            part(f"forward + backward, full rows, {label}", plain)
+            policy.model.zero_grad()
+            part(f"forward + backward, packed, {label}", packed)
+            policy.model.zero_grad()
+        draws = np.stack([[uniforms(args.decode, "bench", 0, g) for g in range(args.group)]])
+        with torch.no_grad():
+            part(
+                f"decode {args.decode} tokens, stock cache",
+                lambda: stock_decoding(policy, prompt, args.group, args.decode),
+            )
+        decoding = Decoding(args.decode)
+        part(
+            f"decode {args.decode} tokens, grouped",
+            lambda: generate(policy, [prompt], G=args.group, decoding=decoding, uniforms_BGR=draws),
+        )
+    return results
+
+
+def main() -> None:
+    """Command line; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SHAPES, default="tiny")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--grid", default="30,20,24", help="temporal patches, rows, columns before merging")
+    parser.add_argument("--text", type=int, default=330, help="prompt tokens beside the video")
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--response", type=int, default=256)
+    parser.add_argument("--decode", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=4, help="full rows at a time, the plain way's micro-batch")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    results = measure(args)
+    name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
+    print(json.dumps({"device": name, "size": args.size, "parts": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

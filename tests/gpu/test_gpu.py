@@ -1,0 +1,85 @@
+"""What holds on a GPU in bf16, where real runs happen. Deselected without one; run with `pytest -m gpu tests/gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shards.tensors import pack_features, unpack_features
+from taro.draws import uniforms
+from taro.features import FrameSampling
+from taro.mllm import Decoding, generate, load_policy, score
+from taro.mllm.decoder import causal, hidden_states
+from taro.mllm.score import embed_prompt, token_logprobs
+from tests.helpers_models import tiny_qwen2_5_vl
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine"),
+]
+
+PACKED_TOLERANCE = 0.05
+"""largest |difference| of a log-prob in bf16 between a packed row and a full row: other shapes, other roundings"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_qwen2_5_vl(tmp_path_factory.mktemp("tiny"), dtype=torch.bfloat16, width=128)
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 150), (84, 84), (224, 140)])
+def test_cached_features_are_bit_equal_to_the_stock_tower_in_bf16(folder: Path, height: int, width: int) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    policy = load_policy(folder, tower=True, device="cuda", dtype=torch.bfloat16)
+    frames = np.random.default_rng(0).integers(0, 256, (16, height, width, 3), dtype=np.uint8)
+    features = policy.encode(frames, np.arange(16) / 2, FrameSampling(), duration_s=8.0)
+    cached = unpack_features(pack_features(features))
+    stock = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa").cuda()
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    made = AutoProcessor.from_pretrained(folder).video_processor(
+        videos=[video], do_sample_frames=False, return_tensors="pt"
+    )
+    with torch.no_grad():
+        pixels = made["pixel_values_videos"].cuda().to(torch.bfloat16)
+        plain = stock.model.visual(pixels, grid_thw=made["video_grid_thw"].cuda()).pooler_output
+    assert torch.equal(cached.main_SND.flatten(0, 1).cpu(), plain.cpu())
+
+
+def test_packed_rows_equal_full_rows_in_bf16(folder: Path) -> None:
+    policy = load_policy(folder, tower=True, device="cuda", dtype=torch.bfloat16)
+    frames = np.random.default_rng(1).integers(0, 256, (16, 84, 84, 3), dtype=np.uint8)
+    features = policy.encode(frames, np.arange(16) / 2, FrameSampling(), duration_s=8.0)
+    prompt = policy.prompt(features, "when does it happen?")
+    draws = np.stack([[uniforms(64, "gpu", g) for g in range(8)]])
+    rollouts = generate(policy, [prompt], G=8, decoding=Decoding(64), uniforms_BGR=draws)
+    with torch.no_grad():
+        packed = score(policy, [prompt], rollouts.ids_BGR, rollouts.mask_BGR)
+        for g in range(8):
+            valid = rollouts.mask_BGR[0, g]
+            ids = rollouts.ids_BGR[0, g][valid]
+            tail = torch.arange(prompt.next_position, prompt.next_position + len(ids)).expand(3, len(ids))
+            positions = torch.cat([prompt.positions_3P, tail], 1).cuda()[:, None]
+            embeds = torch.cat([embed_prompt(policy, prompt), policy.lm.embed_tokens(ids)])[None]
+            hidden = hidden_states(policy.lm, embeds, positions, causal)[0, len(prompt.ids_P) - 1 : -1]
+            plain = token_logprobs(policy, hidden, ids, temperature=1.0)
+            gap = (packed[0, g][valid] - plain).abs().max()
+            assert float(gap) < PACKED_TOLERANCE, f"rollout {g}: largest gap {float(gap):.3f}"
+    decoded = (packed - rollouts.logprobs_BGR)[rollouts.mask_BGR].abs()
+    assert float(decoded.max()) < 2 * PACKED_TOLERANCE and float(decoded.mean()) < 0.01
+
+
+def test_draws_and_tokens_are_those_of_the_cpu_in_fp32(folder: Path) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        policy = load_policy(folder, tower=True, device=device, dtype=torch.float32)
+        frames = np.random.default_rng(2).integers(0, 256, (8, 84, 84, 3), dtype=np.uint8)
+        features = policy.encode(frames, np.arange(8) / 2, FrameSampling(), duration_s=4.0)
+        draws = np.stack([[uniforms(12, "gpu", g) for g in range(8)]])
+        made = generate(policy, [policy.prompt(features, "when?")], G=8, decoding=Decoding(12), uniforms_BGR=draws)
+        results.append(made.ids_BGR.cpu())
+    same = (results[0] == results[1]).all(-1).float().mean()
+    assert float(same) >= 0.75, f"{float(same):.0%} of the rollouts are token for token the CPU's"
