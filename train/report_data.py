@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,15 @@ import yaml
 
 from taro import draws
 from taro.errors import ConfigError
-from taro.metrics import Scores
+from taro.metrics import PROTOCOLS, Scores
 from taro.moment import Moment, best_iou
 from train.evaluate import EvalRow, score_rows
 
 if TYPE_CHECKING:
     from taro.metrics import Prediction
 
-__all__ = ["Evaluation", "Example", "Run", "examples", "mean_of", "read_predictions", "read_run", "training_groups"]
+__all__ = ["Evaluation", "Example", "Run", "examples", "mean_of", "read_predictions", "read_run", "row_iou",
+           "training_groups"]
 
 BOOTSTRAP_DRAWS = 2000
 GAIN_IOU = 0.05
@@ -101,10 +102,14 @@ class Evaluation:
         after = {(row.key, row.query_id): row for row in self.after}
         return [(row, after[row.key, row.query_id]) for row in self.before if (row.key, row.query_id) in after]
 
+    def change(self, before: EvalRow, after: EvalRow) -> float:
+        """IoU after less IoU before, as the protocol counts it."""
+        return row_iou(after, self.protocol) - row_iou(before, self.protocol)
+
     @cached_property
     def changes(self) -> tuple[int, int, int]:
         """How many queries got better, stayed, got worse, by more than 0.05 IoU."""
-        deltas = [row_iou(after) - row_iou(before) for before, after in self.pairs]
+        deltas = [self.change(*pair) for pair in self.pairs]
         better, worse = sum(delta > GAIN_IOU for delta in deltas), sum(delta < -GAIN_IOU for delta in deltas)
         return better, len(deltas) - better - worse, worse
 
@@ -115,7 +120,7 @@ class Evaluation:
         sums: dict[str, list[float]] = {}
         for before, after in self.pairs:
             clip = sums.setdefault(before.key, [0.0, 0.0])
-            clip[0] += row_iou(after) - row_iou(before)
+            clip[0] += self.change(before, after)
             clip[1] += 1
         if not sums:
             return math.nan, math.nan, math.nan
@@ -153,39 +158,36 @@ def read_run(folder: str | Path) -> Run:
 def read_predictions(path: str | Path) -> list[EvalRow]:
     """Rows that `taro eval --out` wrote, one JSON object a line."""
     rows = []
+    plain = [item.name for item in fields(EvalRow) if item.name not in {"predicted", "windows"}]
     for number, data in enumerate(_jsonl(Path(path)), 1):
         try:
             predicted = data["predicted"]
-            rows.append(EvalRow(
-                **{name: data[name] for name in ("key", "query_id", "query", "video", "text", "duration_s", "tokens",
-                                                 "finished")},
-                predicted=None if predicted is None else Moment(*predicted),
-                windows=tuple(Moment(*window) for window in data["windows"])))
+            rows.append(EvalRow(**{name: data[name] for name in plain},
+                                predicted=None if predicted is None else Moment(*predicted),
+                                windows=tuple(Moment(*window) for window in data["windows"])))
         except (KeyError, TypeError) as error:
-            raise ConfigError(f"{path}:{number}: expected a row that `taro eval --out` writes, got one without a "
-                              f"usable {error}") from None
+            raise ConfigError(f"{path}:{number}: expected a row that `taro eval --policy ... --out` writes, got one "
+                              f"without a usable {error}; write the file again") from None
     return rows
 
 
-def row_iou(row: EvalRow) -> float:
-    """IoU of an answer with the window that fits best; a missing answer has 0."""
-    return 0.0 if row.predicted is None else best_iou(row.predicted.clip(row.duration_s), list(row.windows))
+def row_iou(row: EvalRow, protocol: str) -> float:
+    """IoU of an answer with the ground truth, as the protocol counts it; a missing answer has 0."""
+    truths = PROTOCOLS[protocol].truths(row.windows, row.duration_s)
+    return 0.0 if row.predicted is None else best_iou(row.predicted, truths)
 
 
 def examples(evaluation: Evaluation) -> list[Example]:
     """Up to three queries: the largest gain, the median change, the largest loss; ties by name, each query once."""
-    ranked = sorted(evaluation.pairs, key=lambda pair: (row_iou(pair[1]) - row_iou(pair[0]), pair[0].key,
-                                                        pair[0].query_id))
+    ranked = sorted(evaluation.pairs, key=lambda pair: (evaluation.change(*pair), pair[0].key, pair[0].query_id))
     if not ranked:
         return []
     chosen = {len(ranked) - 1: "the largest gain", (len(ranked) - 1) // 2: "the median change", 0: "the largest loss"}
     out = []
     for index, why in chosen.items():
-        before, after = ranked[index]
-        delta = row_iou(after) - row_iou(before)
-        if why == "the largest loss" and delta >= 0:
+        if index == 0 and evaluation.change(*ranked[0]) >= 0:
             why = "the smallest gain (no query lost)"
-        out.append(Example(why, before, after))
+        out.append(Example(why, *ranked[index]))
     return out
 
 
