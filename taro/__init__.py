@@ -12,28 +12,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from preprocess.config import PreprocessConfig as PreprocessConfig
-    from preprocess.run import preprocess as preprocess
-    from shards.reader import open_shards as open_shards
+    from preprocess.config import PreprocessConfig
+    from preprocess.run import preprocess
+    from shards.reader import open_shards
     from shards.verify import verify as verify_shards
-    from taro.annotations import import_annotations as import_annotations
-    from taro.config import load_config as load_config
-    from taro.features import FrameSampling as FrameSampling
-    from taro.features import VideoFeatures as VideoFeatures
-    from taro.metrics import evaluate_predictions as evaluate_predictions
-    from taro.mllm import export_checkpoint as export_checkpoint
-    from taro.mllm import generate as generate
-    from taro.mllm import load_policy as load_policy
-    from taro.mllm import score as score
-    from taro.moment import Moment as Moment
-    from taro.moment import iou as iou
-    from train import advantages as advantages
-    from train import disruption as disruption
-    from train import losses as losses
-    from train import rewards as rewards
-    from train.config import TrainConfig as TrainConfig
-    from train.evaluate import evaluate_policy as evaluate_policy
-    from train.grpo import train as train
+    from taro.annotations import import_annotations
+    from taro.config import load_config
+    from taro.features import FrameSampling, VideoFeatures
+    from taro.metrics import evaluate_predictions
+    from taro.mllm import export_checkpoint, generate, load_policy, score
+    from taro.moment import Moment, iou
+    from train import advantages, disruption, losses, rewards
+    from train.config import TrainConfig
+    from train.evaluate import evaluate_policy
+    from train.grpo import train
 
 __version__ = "0.1.0"
 
@@ -63,7 +55,31 @@ _LAZY: dict[str, tuple[str, str]] = {
     "verify_shards": ("shards.verify", "verify"),
 }
 
-__all__ = ["__version__", *sorted(_LAZY)]  # noqa: PLE0604
+__all__ = [
+    "__version__",
+    "FrameSampling",
+    "Moment",
+    "PreprocessConfig",
+    "TrainConfig",
+    "VideoFeatures",
+    "advantages",
+    "disruption",
+    "evaluate_policy",
+    "evaluate_predictions",
+    "export_checkpoint",
+    "generate",
+    "import_annotations",
+    "iou",
+    "load_config",
+    "load_policy",
+    "losses",
+    "open_shards",
+    "preprocess",
+    "rewards",
+    "score",
+    "train",
+    "verify_shards",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -59,7 +59,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "taro.commands.train", "train",
         "Stage 2: train a policy on shards (guided phase, then free); no video is opened.",
-        ("taro train taro-7b --set policy=MODEL --set shards=shards --set run=run", "taro train my.yaml --resume"),
+        ("taro train taro-7b --set policy=MODEL --set shards=shards --set out=run", "taro train my.yaml --resume"),
     ),
     "eval": Command(
         "taro.commands.eval", "evaluate",
@@ -111,7 +111,7 @@ class _Lazy(typer.core.TyperGroup):
             typer.echo("\ninterrupted; what was finished is on disk: the same command (train: with --resume) goes on",
                        err=True)
             raise typer.Exit(130) from None
-        except Exception as error:  # noqa: BLE001 - the front door: the last place that can answer with a message
+        except Exception as error:  # the last place that can answer with a message
             if hasattr(error, "exit_code") or isinstance(error, EOFError) or _closed_pipe(error):
                 raise  # typer's own: wrong use, Exit, Abort, `taro ... | head`
             _fail(f"error: {type(error).__name__}: {error}\nThis may be a defect of taro: run the command again with "

@@ -66,7 +66,7 @@ def test_functions_are_short() -> None:
 
 
 def test_every_module_opens_with_a_docstring() -> None:
-    bare = [name_of(p) for p in CODE if ast.get_docstring(tree_of(p)) is None]
+    bare = [name_of(p) for p in CODE if ast.get_docstring(tree_of(p)) is None and (p in FILES or tree_of(p).body)]
     assert not bare, f"modules without a docstring: {bare}"
 
 
@@ -232,8 +232,7 @@ def test_every_recipe_loads(stage: str) -> None:
     from taro.config import Config, load_config, recipe_names
 
     config = importlib.import_module(f"{stage}.config")
-    model: type[Config] = {"preprocess": "PreprocessConfig", "train": "TrainConfig"}[stage] and getattr(
-        config, {"preprocess": "PreprocessConfig", "train": "TrainConfig"}[stage])  # fmt: skip
+    model: type[Config] = getattr(config, {"preprocess": "PreprocessConfig", "train": "TrainConfig"}[stage])
     wanted = [f"{name}=given" for name, field in model.model_fields.items() if field.is_required()]
     names = recipe_names(f"{stage}.recipes")
     assert names

@@ -44,8 +44,9 @@ def test_the_lazy_table_says_what_type_checkers_read() -> None:
         assert isinstance(node, ast.ImportFrom) and node.module
         for alias in node.names:
             is_module = importlib.util.find_spec(f"{node.module}.{alias.name}") if node.module == "train" else None
-            typed[str(alias.asname)] = (f"train.{alias.name}", "") if is_module else (node.module, alias.name)
+            typed[alias.asname or alias.name] = (f"train.{alias.name}", "") if is_module else (node.module, alias.name)
     assert typed == taro._LAZY
+    assert taro.__all__ == ["__version__", *sorted(taro._LAZY)]
 
 
 @pytest.mark.parametrize("name", sorted(taro._LAZY))
@@ -53,7 +54,7 @@ def test_every_lazy_name_is_the_stage_s_own(name: str) -> None:
     module, attribute = taro._LAZY[name]
     owner = importlib.import_module(module)
     assert getattr(taro, name) is (getattr(owner, attribute) if attribute else owner)
-    assert name in taro.__all__ and name in dir(taro)
+    assert name in dir(taro)
 
 
 def test_an_unknown_name_is_an_attribute_error_that_lists_the_known() -> None:
