@@ -87,7 +87,7 @@ COMMANDS: dict[str, Command] = {
         "Write the HTML report of a training run.",
         ("taro report run",),
     ),
-}  # fmt: skip
+}
 
 
 class _Lazy(typer.core.TyperGroup):
@@ -167,7 +167,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _front(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Train multimodal LLMs to ground queries in videos and to reason with time.

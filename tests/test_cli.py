@@ -114,5 +114,5 @@ def test_debug_counts_anywhere_on_the_line() -> None:
 def test_a_reader_that_leaves_is_no_error() -> None:
     """`taro --help | head -1` ends quietly."""
     done = subprocess.run(f"{shlex.quote(sys.executable)} -m taro --help | head -1", shell=True, cwd=ROOT,
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
+                          capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == ""
