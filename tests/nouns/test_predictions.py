@@ -1,0 +1,91 @@
+"""Predictions files against annotations: the annotations are the denominator, and wrong files are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taro.errors import AnnotationError, ConfigError
+from taro.predictions import FileEvaluation, evaluate_file
+
+RESPONSE = "<think>From 0.0s to 5.0s, here</think><answer>{}</answer>"
+
+
+def written(path: Path, *rows: Any) -> Path:
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def evaluated(folder: Path, *rows: Any, **knobs: Any) -> FileEvaluation:
+    annotations = written(
+        folder / "a.jsonl",
+        {"qid": "a", "video": "v", "query": "One.", "windows": [[0, 5]], "duration": 10, "split": "val"},
+        {"qid": 2, "video": "v", "query": "two", "windows": [[0, 5]], "duration": 10, "split": "val"},
+        {"qid": "c", "video": "w", "query": "three", "windows": [[0, 5]], "duration": 10, "split": "test"},
+        {"qid": "d", "video": "w", "query": "", "windows": [[0, 5]], "duration": 10},
+    )
+    return evaluate_file(written(folder / "p.jsonl", *rows), dataset="jsonl", annotations=annotations, **knobs)
+
+
+def test_all_ways_to_answer(tmp_path: Path) -> None:
+    result = evaluated(
+        tmp_path,
+        {"video": "v", "query": " One", "text": RESPONSE.format("0.00s to 5.00s")},
+        "",
+        {"qid": 2, "predicted": [0, 10]},
+        {"query_id": "c", "predicted": None, "reasoning": "at 3.0s"},
+        {"query_id": "x", "predicted": [0, 10]},
+    )
+    assert result.scores.miou == pytest.approx((1 + 0.5 + 0) / 3)
+    assert result.scores.unparsable == ("c",) and result.scores.missing == () and result.unknown == ("x",)
+    assert result.scores.timestamps == pytest.approx(2 / 3)
+    assert "1 predictions answer no query of these annotations: x" in result.table()
+    assert "4 lines, 3 kept, 0 repaired, 1 dropped" in result.table()
+    assert json.loads(json.dumps(result.as_dict()))["annotations"]["dropped"] == 1
+
+
+def test_what_is_not_answered_stays_in_the_denominator(tmp_path: Path) -> None:
+    scores = evaluated(tmp_path, {"qid": "a", "predicted": [0, 5]}).scores
+    assert scores.miou == pytest.approx(1 / 3) and scores.missing == ("2", "c")
+
+
+def test_a_split_limits_the_denominator(tmp_path: Path) -> None:
+    assert evaluated(tmp_path, {"qid": "a", "predicted": [0, 5]}, split="val").scores.miou == 0.5
+    with pytest.raises(AnnotationError, match="expected queries of split dev"):
+        evaluated(tmp_path, {"qid": "a", "predicted": [0, 5]}, split="dev")
+
+
+def test_the_protocol_reads_the_text(tmp_path: Path) -> None:
+    row = {"qid": "a", "text": RESPONSE.format("0.0 and 5.0"), "predicted": [9, 10]}
+    assert evaluated(tmp_path, row, split="val").scores.unparsable == ("a",)
+    assert evaluated(tmp_path, row, split="val", protocol="time-r1").scores.miou == 0.5
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"qid": "a", "predicted": [0, 5]}, {"query_id": "a", "predicted": [1, 5]}], "line 2: answers id a again"),
+        (["{"], "line 1: expected a JSON object"),
+        (["[" * 100_000], "line 1: expected a JSON object"),
+        (["7"], "expected a JSON object, got a int"),
+        ([{"predicted": [0, 5]}], 'expected "query_id"'),
+        ([{"qid": "a"}], 'expected "text"'),
+        ([{"qid": "a", "predicted": [0]}], "in seconds, or null"),
+        ([{"qid": "a", "predicted": ["0", "5"]}], "in seconds, or null"),
+        ([{"qid": "a", "predicted": [0, 10**400]}], "in seconds, or null"),
+        ([{"qid": "z", "predicted": [0, 5]}], "expected ids such as a, got z"),
+    ],
+)
+def test_a_wrong_file_is_one_message(tmp_path: Path, rows: list[Any], message: str) -> None:
+    with pytest.raises(AnnotationError, match=message.replace("[", r"\[")):
+        evaluated(tmp_path, *rows)
+
+
+def test_an_unknown_protocol_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected one of"):
+        evaluated(tmp_path, {"qid": "a", "predicted": [0, 5]}, protocol="best")
