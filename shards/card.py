@@ -1,0 +1,124 @@
+"""README.md of a set: a Hugging Face dataset card with one configuration per kind, so that `load_dataset` opens it.
+
+The columns of KEY.json are declared in the card, since `datasets` would otherwise guess them from the first five
+records, and guess wrong where those have no caption or no difficulty. Text from outside enters the header through a
+YAML writer and the body without markup, on one line.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from shards.format import Manifest, kind_label, split_kind
+
+__all__ = ["card_text"]
+
+_SPAN = [{"name": "start_s", "dtype": "float64"}, {"name": "end_s", "dtype": "float64"}]
+_PATHS = {"list": {"list": "int64"}}
+_JSON: list[dict[str, Any]] = [
+    {"name": "key", "dtype": "string"},
+    {"name": "video", "struct": [
+        *({"name": name, "dtype": "string"} for name in ("path_hint", "sha256")),
+        {"name": "duration_s", "dtype": "float64"}, {"name": "frames", "dtype": "int64"},
+        {"name": "fps", "dtype": "float64"}, {"name": "width", "dtype": "int64"}, {"name": "height", "dtype": "int64"},
+        *({"name": name, "dtype": "string"} for name in ("decoder", "frames_sha256")),
+        {"name": "corrupt_frames", "dtype": "int64"}]},
+    {"name": "clip", "struct": _SPAN},
+    {"name": "times_s", "list": "float64"},
+    {"name": "captions", "list": [*_SPAN, {"name": "text", "dtype": "string"},
+                                  {"name": "alignment", "dtype": "float64"}]},
+    {"name": "queries", "list": [
+        *({"name": name, "dtype": "string"} for name in ("id", "text", "split")),
+        {"name": "windows_s", "list": {"list": "float64"}}, {"name": "difficulty", "dtype": "float64"},
+        {"name": "paths", "struct": [{"name": name, **_PATHS} for name in ("random", "overlap")]}]},
+]
+_ALWAYS = [{"name": "__key__", "dtype": "string"}, {"name": "__url__", "dtype": "string"}]
+
+_BODY = """# {name}
+
+A `taro` shard set, format version {version}: clips with dense captions, queries with their time windows, candidate
+reasoning paths, and a frozen vision tower's features. Made by `taro preprocess` {taro}; no video is inside.
+
+| | |
+|---|---|
+| dataset, split | {dataset}, {split} |
+| annotation rows | {inputs}: {queries} written as queries, {skipped} skipped (`skipped.parquet` says why) |
+| clips, captions | {clips}, {captions} |
+| bytes | {bytes} |
+
+## Kinds
+
+{kinds}
+
+## Licences
+
+Videos: {videos}. Annotations: {annotations}. Captions: {captions_licence}. The features and contact sheets derive from
+the videos: share them only as the videos' licence lets you.
+
+## Reading
+
+```python
+import taro
+from datasets import load_dataset
+
+shard_set = taro.open_shards("PATH")
+clips = load_dataset("PATH", "paths", split="train")
+```
+"""
+
+
+def card_text(manifest: Manifest) -> str:
+    """The card of a set: YAML header, counts, kinds, licences and how to read it."""
+    # Through JSON, so that nothing is shared: YAML would write aliases, which the reader of `datasets` cannot take.
+    header = yaml.safe_dump(json.loads(json.dumps(_header(manifest))), sort_keys=False, allow_unicode=False, width=10_000)
+    counts, source = manifest.counts, manifest.provenance
+    body = _BODY.format(
+        name=_line(manifest.name), version=_line(manifest.format_version), taro=_line(manifest.taro_version),
+        dataset=_line(source.dataset), split=_line(source.split), inputs=counts.inputs, queries=counts.queries,
+        skipped=counts.skipped, clips=counts.clips, captions=counts.captions,
+        bytes=f"{sum(entry.bytes for entry in manifest.shards):,}", kinds=_kinds(manifest),
+        videos=_line(source.licence_videos), annotations=_line(source.licence_annotations),
+        captions_licence=_line(source.licence_captions))
+    return f"---\n{header}---\n{body}"
+
+
+def _header(manifest: Manifest) -> dict[str, Any]:
+    configs, infos = [], []
+    has_sheets = manifest.config.get("thumbnails", True) is not False
+    for kind in manifest.kinds:
+        stem = split_kind(kind)[0]
+        config: dict[str, Any] = {"config_name": kind_label(kind), "data_files": f"{kind}/{stem}-*.tar"}
+        if kind == "paths":
+            config["default"] = True
+        members: list[dict[str, Any]] = [{"name": "safetensors", "dtype": "binary"}]
+        if kind == "paths":
+            members = [{"name": "json", "struct": _JSON}]
+            members += [{"name": "jpg", "dtype": "image"}] if has_sheets else []
+        configs.append(config)
+        infos.append({"config_name": kind_label(kind), "features": members + _ALWAYS})
+    clips = manifest.counts.clips
+    return {"pretty_name": manifest.name, "license": "other", "license_name": "see-licences",
+            "license_link": "README.md", "task_categories": ["video-text-to-text"],
+            "size_categories": ["n<1K" if clips < 1000 else "1K<n<10K" if clips < 10_000 else "10K<n<100K"],
+            "tags": ["taro", "webdataset", "video-temporal-grounding"], "configs": configs, "dataset_info": infos}
+
+
+def _kinds(manifest: Manifest) -> str:
+    lines = []
+    for kind in manifest.kinds:
+        of_kind = [entry for entry in manifest.shards if entry.kind == kind]
+        lines.append(f"- `{kind}`: {sum(e.records for e in of_kind)} records in {len(of_kind)} shards, "
+                     f"{sum(e.bytes for e in of_kind):,} bytes")
+    for encoder in manifest.encoders:
+        lines.append(f"- encoder `{encoder.name}`: {_line(encoder.model_id)}, tower sha256 "
+                     f"`{_line(encoder.tower_sha256)}`, {_line(encoder.dtype)}")
+    return "\n".join(lines)
+
+
+def _line(text: str) -> str:
+    """Text from outside, as one line that Markdown and HTML take literally."""
+    return "".join(f"&#{ord(char)};" if char in "<>&|[]`*_#!\\" else char if char.isprintable() else " "
+                   for char in text[:300]) or "unknown"

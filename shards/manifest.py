@@ -1,0 +1,131 @@
+"""The files about a set: manifest.json, skipped.parquet and the dataset card, each written whole or not at all.
+
+The manifest is built from the sidecars on the disk, so it can be made again at any time, and it is written last: a
+folder without it is not a set yet. No clock and no path of a machine enters it, so equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.format import (
+    CARD,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    SKIPPED,
+    Counts,
+    Manifest,
+    ShardEntry,
+    Sidecar,
+    kind_ok,
+)
+from shards.store import LocalStore, fsync_folder
+from shards.strict import canonical_json, parse_model
+from taro.errors import ShardError
+
+__all__ = ["SKIPPED_COLUMNS", "build_manifest", "read_entries", "read_skipped", "write_atomically", "write_card",
+           "write_manifest", "write_skipped"]
+
+SKIPPED_COLUMNS = ("row_id", "line", "video", "key", "stage", "reason", "detail", "transient")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Temporary name, fsync, rename, fsync of the folder: the file is the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def read_entries(root: str | Path) -> list[ShardEntry]:
+    """What the sidecars in the folder say, in order of (kind, index); shards themselves are not read."""
+    store = LocalStore(Path(root))
+    entries = []
+    for path in sorted(Path(root).glob("*/*.json")) + sorted(Path(root).glob("*/*/*.json")):
+        name = path.relative_to(root).as_posix()
+        kind = name.rpartition("/")[0]
+        if not kind_ok(kind) or re.fullmatch(r"[a-z]+-[0-9]{6}\.json", path.name) is None:
+            continue
+        data = store.read(name, limit_bytes=MAX_MANIFEST_BYTES)
+        sidecar = parse_model(Sidecar, data, store.where(name), limit_bytes=MAX_MANIFEST_BYTES)
+        if (sidecar.kind, f"{sidecar.index:06d}") != (kind, path.name[-11:-5]):
+            raise ShardError(f"{path}: says it is {sidecar.kind} {sidecar.index}; the file was moved or renamed")
+        entries.append(ShardEntry(kind=kind, index=sidecar.index, bytes=sidecar.bytes, records=len(sidecar.records),
+                                  queries=sidecar.queries, sha256=sidecar.sha256,
+                                  sidecar_sha256=hashlib.sha256(data).hexdigest()))
+    return sorted(entries, key=lambda entry: (entry.kind, entry.index))
+
+
+def build_manifest(root: str | Path, *, inputs: int, skipped: int, captions: int, **fields: Any) -> Manifest:
+    """A manifest of what lies in the folder: shards, counts and the digest of skipped.parquet are read there.
+
+    `inputs`: rows of the annotations; `skipped`: rows of skipped.parquet; `captions`: of all clips. ShardError unless
+    inputs = written + skipped. `fields`: name, encoders, provenance, ... of `Manifest`.
+    """
+    entries = read_entries(root)
+    paths = [entry for entry in entries if entry.kind == "paths"]
+    queries = sum(entry.queries for entry in paths)
+    if inputs != queries + skipped:
+        raise ShardError(f"{root}: {inputs} annotation rows, but {queries} queries written and {skipped} skipped; a "
+                         "row is lost or counted twice")
+    counts = Counts(clips=sum(entry.records for entry in paths), queries=queries, captions=captions,
+                    inputs=inputs, skipped=skipped)
+    table = Path(root) / SKIPPED
+    digest = hashlib.sha256(table.read_bytes()).hexdigest() if table.is_file() else None
+    return Manifest(counts=counts, shards=entries, skipped_sha256=digest, **fields)
+
+
+def write_manifest(root: str | Path, manifest: Manifest) -> None:
+    """Writes manifest.json; do it last."""
+    write_atomically(Path(root) / MANIFEST, canonical_json(manifest) + b"\n")
+
+
+def write_skipped(root: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes skipped.parquet: one row per annotation row that did not become a query, in order of (line, row_id).
+
+    Columns: row_id, video, key, stage, reason, detail (text; key "" where the row never got one), line (int64),
+    transient (bool: trying again may help).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, pa.int64() if name == "line" else pa.bool_() if name == "transient" else pa.string())
+                        for name in SKIPPED_COLUMNS])
+    table = sorted(({name: row[name] for name in SKIPPED_COLUMNS} for row in rows),
+                   key=lambda row: (row["line"], str(row["row_id"])))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(table, schema=schema), sink, compression="zstd")
+    write_atomically(Path(root) / SKIPPED, sink.getvalue().to_pybytes())
+
+
+def read_skipped(root: str | Path) -> list[dict[str, Any]]:
+    """Rows of skipped.parquet; [] where the set has none."""
+    import pyarrow.parquet as pq
+
+    path = Path(root) / SKIPPED
+    if not path.is_file():
+        return []
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: not a readable parquet file ({error}); run `taro preprocess` again") from None
+    return rows
+
+
+def write_card(root: str | Path, manifest: Manifest) -> None:
+    """Writes README.md, a Hugging Face dataset card made from the manifest."""
+    from shards.card import card_text
+
+    write_atomically(Path(root) / CARD, card_text(manifest).encode())

@@ -1,0 +1,299 @@
+"""Random access to a set: any clip, any query, any encoder's features, without unpacking and without trust.
+
+A record is one ranged read at the offset that its sidecar gives, header included: the header must name the record, the
+data must have the sidecar's sha256, the JSON and the tensors must keep the format's bounds. Whatever is wrong is a
+ShardError that names shard, key and offset. A set is light (no open files) and can be pickled to workers.
+
+Left out for now: URLs (store.py is the seam) and mixing several sets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shards.format import (
+    BLOCK,
+    MANIFEST,
+    MAX_JSON_BYTES,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    Member,
+    ShardEntry,
+    Sidecar,
+    check_version,
+    shard_path,
+    sidecar_path,
+)
+from shards.store import LocalStore, open_store
+from shards.strict import parse_json, parse_model
+from shards.tar import read_header
+from shards.tensors import unpack_features, unpack_frames
+from taro.errors import ShardError
+from taro.features import EncoderFingerprint, VideoFeatures, patch_times_s
+from taro.records import ClipRecord, QueryRecord
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["QueryRef", "Sample", "ShardSet", "check_encoder", "check_times", "open_shards", "read_manifest",
+           "read_sidecar"]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRef:
+    """A query and the key of its clip."""
+
+    key: str
+    query: QueryRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All that training needs for one query."""
+
+    ref: QueryRef
+    clip: ClipRecord
+    query: QueryRecord
+    features: VideoFeatures
+
+
+def read_manifest(store: LocalStore) -> Manifest:
+    """The manifest of a set, its version checked before its schema."""
+    where = store.where(MANIFEST)
+    try:
+        data = store.read(MANIFEST, limit_bytes=MAX_MANIFEST_BYTES)
+    except ShardError as error:
+        if (store.root / MANIFEST).exists():
+            raise
+        raise ShardError(f"{store.root}: no {MANIFEST}: not a shard set, or one whose `taro preprocess` has not "
+                         "finished (run it again, it resumes)") from error
+    parsed = parse_json(data, where, limit_bytes=MAX_MANIFEST_BYTES)
+    version = parsed.get("format_version") if isinstance(parsed, dict) else None
+    warning = check_version(version if isinstance(version, str) else "", where)
+    if warning:
+        warnings.warn(warning, stacklevel=3)
+    return parse_model(Manifest, data, where, limit_bytes=MAX_MANIFEST_BYTES)
+
+
+def read_sidecar(store: LocalStore, entry: ShardEntry) -> Sidecar:
+    """The sidecar of a shard of the manifest, checked against it."""
+    name = sidecar_path(entry.kind, entry.index)
+    where = store.where(name)
+    data = store.read(name, limit_bytes=MAX_MANIFEST_BYTES)
+    if hashlib.sha256(data).hexdigest() != entry.sidecar_sha256:
+        raise ShardError(f"{where}: its sha256 is not the manifest's; the sidecar is damaged or from another set")
+    sidecar = parse_model(Sidecar, data, where, limit_bytes=MAX_MANIFEST_BYTES)
+    told = (sidecar.kind, sidecar.index, sidecar.bytes, len(sidecar.records), sidecar.queries, sidecar.sha256)
+    if told != (entry.kind, entry.index, entry.bytes, entry.records, entry.queries, entry.sha256):
+        raise ShardError(f"{where}: says {told[:5]} (kind, index, bytes, records, queries), the manifest says "
+                         f"{(entry.kind, entry.index, entry.bytes, entry.records, entry.queries)}")
+    return sidecar
+
+
+def check_times(record: ClipRecord, features: VideoFeatures, where: str) -> None:
+    """Features and JSON must agree on the clip's temporal patches: their number, and their times to a microsecond."""
+    S, T = features.grid_thw[0], len(record.times_s)
+    if 2 * S != T:
+        raise ShardError(f"{where}: features have {S} patches, its JSON says {T / 2:g} (half of {T} sampled frames); "
+                         "make the features again with `taro preprocess --only features`")
+    if not np.allclose(features.times_S, patch_times_s(np.array(record.times_s)), rtol=0, atol=1e-6):
+        raise ShardError(f"{where}: the features' patch times are not those of its JSON; make the features again with "
+                         "`taro preprocess --only features`")
+
+
+class ShardSet:
+    """A set that is open for reading; see `open_shards`."""
+
+    def __init__(self, store: LocalStore, encoder: str | None = None) -> None:
+        self.store = store
+        self.manifest = read_manifest(store)
+        self._sidecars: dict[str, dict[int, Sidecar]] = {}
+        self._places: dict[str, dict[str, tuple[int, int]]] = {}
+        for kind in self.manifest.kinds:
+            self._load(kind)
+        if "paths" not in self._places:
+            raise ShardError(f"{store.root}: the set has no paths shards; the manifest lists {self.manifest.kinds}")
+        self._encoder = None if encoder is None else self._named(encoder)
+
+    def _load(self, kind: str) -> None:
+        entries = [entry for entry in self.manifest.shards if entry.kind == kind]
+        sidecars = {entry.index: read_sidecar(self.store, entry) for entry in entries}
+        places: dict[str, tuple[int, int]] = {}
+        for entry in entries:
+            size = self.store.size(entry.path)
+            if size != entry.bytes:
+                raise ShardError(f"{self.store.where(entry.path)}: {size:,} bytes, expected {entry.bytes:,}; the shard "
+                                 "is truncated or replaced, fetch it again or run `taro preprocess` again")
+            for at, record in enumerate(sidecars[entry.index].records):
+                if record.key in places:
+                    raise ShardError(f"{self.store.where(entry.path)}: record {record.key} is in another {kind} shard "
+                                     "too")
+                places[record.key] = (entry.index, at)
+        self._sidecars[kind], self._places[kind] = sidecars, places
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of all clips, ascending."""
+        return sorted(self._places["paths"])
+
+    @property
+    def encoders(self) -> list[str]:
+        """Names of the encoders whose features the set holds, ascending."""
+        return [kind.partition("/")[2] for kind in self.manifest.kinds if kind.startswith("features/")]
+
+    @property
+    def clip_encoders(self) -> list[str]:
+        """Names of the CLIP encoders whose frame features the set holds, ascending."""
+        return [kind.partition("/")[2] for kind in self.manifest.kinds if kind.startswith("clip/")]
+
+    @property
+    def encoder(self) -> str:
+        """The encoder that `features` reads: the one asked for, or the only one."""
+        if self._encoder is None:
+            self._encoder = self._named("")
+        return self._encoder
+
+    @property
+    def fingerprint(self) -> EncoderFingerprint:
+        """The fingerprint of `encoder`, as the manifest has it."""
+        found = [entry for entry in self.manifest.encoders if entry.name == self.encoder]
+        if not found:
+            raise ShardError(f"{self.store.where(MANIFEST)}: holds no fingerprint of encoder {self.encoder}")
+        return found[0]
+
+    def _named(self, encoder: str) -> str:
+        """The one encoder whose name begins with `encoder`."""
+        found = [name for name in self.encoders if name == encoder] or [
+            name for name in self.encoders if name.startswith(encoder)]
+        if len(found) != 1:
+            raise ShardError(f"{self.store.root}: encoder {encoder or 'not named'}: the set holds "
+                             f"{', '.join(self.encoders) or 'no features'}; name one of them, or add one with "
+                             "`taro preprocess ... --only features --policy DIR`")
+        return found[0]
+
+    def clip(self, key: str) -> ClipRecord:
+        """KEY.json."""
+        data, where = self._member("paths", key, "json")
+        record = parse_model(ClipRecord, data, where, limit_bytes=MAX_JSON_BYTES)
+        at, index = self._places["paths"][key]
+        expected = self._sidecars["paths"][at].records[index].queries
+        if record.key != key or len(record.queries) != expected:
+            raise ShardError(f"{where}: holds {record.key} with {len(record.queries)} queries, the sidecar says {key} "
+                             f"with {expected}")
+        return record
+
+    def features(self, key: str) -> VideoFeatures:
+        """The features of a clip from `encoder`."""
+        data, where = self._member(f"features/{self.encoder}", key, "safetensors")
+        return unpack_features(data, where)
+
+    def clip_features(self, key: str, encoder: str | None = None) -> torch.Tensor:
+        """CLIP features [T, D] of the sampled frames; `encoder` may be left out where there is one."""
+        names = [encoder] if encoder else self.clip_encoders
+        if len(names) != 1:
+            raise ShardError(f"{self.store.root}: CLIP features of {', '.join(names) or 'no encoder'}; name one of "
+                             f"{', '.join(self.clip_encoders) or 'none'}")
+        data, where = self._member(f"clip/{names[0]}", key, "safetensors")
+        return unpack_frames(data, where)
+
+    def thumbnail(self, key: str) -> bytes | None:
+        """The contact sheet (JPEG bytes, not decoded here), or None where the set was made without."""
+        index, at = self._place("paths", key)
+        if all(member.ext != "jpg" for member in self._sidecars["paths"][index].records[at].members):
+            return None
+        return self._member("paths", key, "jpg")[0]
+
+    def queries(self, split: str | None = None, ids: Collection[str] | None = None,
+                difficulty: tuple[float, float] | None = None) -> list[QueryRef]:
+        """Queries in order of (key, place in the clip), filtered: of a split, with one of the ids, with a difficulty in
+        `[low, high]` (a query without difficulty is left out then). The first call reads every KEY.json."""
+        wanted = None if ids is None else set(ids)
+        return [ref for ref in self._queries
+                if (split is None or ref.query.split == split)
+                and (wanted is None or ref.query.id in wanted)
+                and (difficulty is None or (ref.query.difficulty is not None
+                                            and difficulty[0] <= ref.query.difficulty <= difficulty[1]))]
+
+    @cached_property
+    def _queries(self) -> list[QueryRef]:
+        return [QueryRef(key, query) for key in self.keys for query in self.clip(key).queries]
+
+    def sample(self, ref: QueryRef) -> Sample:
+        """Clip and features of a query, checked against each other."""
+        clip, features = self.clip(ref.key), self.features(ref.key)
+        kind = f"features/{self.encoder}"
+        shard = self.store.where(shard_path(kind, self._place(kind, ref.key)[0]))
+        check_times(clip, features, f"{shard}: record {ref.key}")
+        return Sample(ref, clip, ref.query, features)
+
+    def _place(self, kind: str, key: str) -> tuple[int, int]:
+        places = self._places.get(kind, {})
+        if key not in places:
+            raise ShardError(f"{self.store.root}: no record {key[:120]} in {kind}, which holds {len(places)} records")
+        return places[key]
+
+    def _member(self, kind: str, key: str, ext: str) -> tuple[bytes, str]:
+        """The bytes of a member, checked, and how to name it in a message."""
+        index, at = self._place(kind, key)
+        name = shard_path(kind, index)
+        record = self._sidecars[kind][index].records[at]
+        member = next((member for member in record.members if member.ext == ext), None)
+        if member is None:
+            raise ShardError(f"{self.store.where(name)}: record {key} has no .{ext}")
+        return _read_member(self.store, name, key, member)
+
+
+def _read_member(store: LocalStore, name: str, key: str, member: Member) -> tuple[bytes, str]:
+    """One ranged read of a member with its header, both checked."""
+    where = f"{store.where(name)}: record {key} at byte {member.offset:,}"
+    data = store.pread(name, member.offset - BLOCK, BLOCK + member.size)
+    if len(data) != BLOCK + member.size:
+        raise ShardError(f"{where}: {member.size:,} bytes expected, the shard ends before; it is truncated")
+    if read_header(data[:BLOCK], where) != (key, member.ext, member.size):
+        raise ShardError(f"{where}: the header there does not name {key}.{member.ext} of {member.size:,} bytes; shard "
+                         "and sidecar do not belong together")
+    data = data[BLOCK:]
+    if hashlib.sha256(data).hexdigest() != member.sha256:
+        raise ShardError(f"{where}: sha256 of {key}.{member.ext} is not the sidecar's; the shard is damaged, fetch it "
+                         "again or make it again (`taro shards verify` lists all damage)")
+    return data, where
+
+
+def open_shards(path_or_url: str | Path, encoder: str | None = None) -> ShardSet:
+    """Opens a set. `encoder`: the name (or its beginning) of the features to read; needed where there are several."""
+    return ShardSet(open_store(path_or_url), encoder)
+
+
+def check_encoder(shard_set: ShardSet, fingerprint: EncoderFingerprint) -> str:
+    """The name of the set's features that a policy with this fingerprint can be trained on.
+
+    ShardError with both fingerprints, what differs, and the command that would fix it, where there are none. What is
+    compared is what decides the numbers: family, tower, dtype and sampling, not the model's name.
+    """
+    for held in shard_set.manifest.encoders:
+        if _numbers(held) == _numbers(fingerprint) and held.name in shard_set.encoders:
+            return held.name
+    lines = []
+    for held in shard_set.manifest.encoders:
+        differ = [name for name, value in _numbers(held).items() if value != _numbers(fingerprint)[name]]
+        lines.append(f"  set:    {held.name} ({held.model_id}, tower {held.tower_sha256[:16]}, {held.dtype}); "
+                     f"differs in {', '.join(differ) or 'nothing, but its shards are missing'}")
+    raise ShardError(
+        f"{shard_set.store.root}: the features were not made by this policy's vision tower\n"
+        f"  policy: {fingerprint.name} ({fingerprint.model_id}, tower {fingerprint.tower_sha256[:16]}, "
+        f"{fingerprint.dtype})\n"
+        + "\n".join(lines or ["  set:    no features"])
+        + "\nadd this policy's features with `taro preprocess RECIPE --set out="
+        f"{shard_set.store.root} --only features --policy {fingerprint.model_id}`")
+
+
+def _numbers(fingerprint: EncoderFingerprint) -> dict[str, object]:
+    return fingerprint.model_dump(include={"family", "tower_sha256", "dtype", "sampling"})

@@ -1,0 +1,72 @@
+"""One pass over a set as a webdataset pipeline: media and labels joined by key.
+
+For work that reads everything once (statistics, exports, pre-training); training uses the indexed reader, whose order
+and resume are exact. The pipeline is an ordinary `webdataset.DataPipeline`: shards are split over nodes and DataLoader
+workers, and `.compose(webdataset.shuffle(...))` and the rest apply. Members are read by our own strict tar reader,
+never by webdataset's decoders, some of which unpickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shards.format import MAX_JSON_BYTES, shard_path
+from shards.reader import ShardSet, check_times, open_shards
+from shards.strict import parse_model
+from shards.tar import read_tar
+from shards.tensors import unpack_features
+from taro.errors import ShardError
+from taro.records import ClipRecord
+
+if TYPE_CHECKING:
+    import webdataset
+
+__all__ = ["stream"]
+
+
+def stream(root: str | Path, encoder: str | None = None) -> webdataset.DataPipeline:
+    """Samples `{"__key__", "__url__", "clip": ClipRecord, "jpg": bytes | None, "features": VideoFeatures}`, in order of
+    the shards and of their keys."""
+    import webdataset as wds
+
+    shard_set = open_shards(root, encoder)
+    indices = [entry.index for entry in shard_set.manifest.shards if entry.kind == "paths"]
+    urls = [f"{shard_set.store.root}/{shard_path('paths', index)}" for index in indices]
+    return wds.DataPipeline(wds.SimpleShardList(urls), wds.split_by_node, wds.split_by_worker, _Join(shard_set))
+
+
+class _Join:
+    """The pipeline's stage from shards to samples; a class, so that a DataLoader can pickle it."""
+
+    def __init__(self, shard_set: ShardSet) -> None:
+        self.shard_set = shard_set
+
+    def __call__(self, shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for shard in shards:
+            yield from self._slice(int(Path(shard["url"]).stem.rpartition("-")[2]), shard["url"])
+
+    def _slice(self, index: int, url: str) -> Iterator[dict[str, Any]]:
+        store, encoder = self.shard_set.store, self.shard_set.encoder
+        labels, media = shard_path("paths", index), shard_path(f"features/{encoder}", index)
+        with store.open(labels) as labels_file, store.open(media) as media_file:
+            features = read_tar(media_file, store.where(media))
+            jpg: bytes | None = None
+            for member, data in read_tar(labels_file, store.where(labels)):
+                if member.ext == "jpg":
+                    jpg = data
+                    continue
+                at, raw = next(features, (None, b""))
+                where = f"{store.where(media)}: record {member.key}"
+                if at is None or at.key != member.key:
+                    raise ShardError(f"{where}: expected here, got {at.key if at else 'the end of the shard'}; the "
+                                     "kinds of the slice were made by different jobs")
+                clip = parse_model(ClipRecord, data, f"{store.where(labels)}: record {member.key} at byte "
+                                   f"{member.offset:,}", limit_bytes=MAX_JSON_BYTES)
+                unpacked = unpack_features(raw, f"{where} at byte {at.offset:,}")
+                check_times(clip, unpacked, where)
+                yield {"__key__": member.key, "__url__": url, "clip": clip, "jpg": jpg, "features": unpacked}
+                jpg = None
+            if next(features, None) is not None:
+                raise ShardError(f"{store.where(media)}: more records than {store.where(labels)} has")

@@ -1,0 +1,177 @@
+"""Tensors as safetensors bytes: written so that equal tensors give equal bytes, read as if a stranger wrote them.
+
+Why not the safetensors library: its writer orders metadata by a random hash, so bytes would differ from run to run;
+and here the header is parsed under bounds (size, depth, names, dtype, rank, dimensions, offsets that tile the buffer)
+before anything is allocated. The files are plain safetensors: any reader opens them. Left out: fp8 (a later minor
+version).
+
+Legend: S temporal patches, N tokens of a patch, D width, T frames.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shards.format import MAX_DIM, MAX_HEADER_BYTES, MAX_MEMBER_BYTES, MAX_RANK, MAX_TENSORS
+from shards.strict import parse_json
+from taro.errors import ShardError
+from taro.features import VideoFeatures
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["pack_features", "pack_frames", "pack_tensors", "unpack_features", "unpack_frames", "unpack_tensors"]
+
+DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+FEATURE_DTYPES = frozenset({"F32", "BF16", "F16"})
+MAX_LEVELS = 16
+
+
+def pack_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Safetensors bytes: header keys sorted; data by falling element size, then name, as the library lays it out."""
+    import torch
+
+    names = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    chunks: list[bytes] = []
+    end = 0
+    for name in order:
+        tensor = tensors[name].detach().cpu().contiguous()
+        assert tensor.dtype in names, f"{name}: {tensor.dtype} is not stored in shards"
+        chunks.append(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [end, end + len(chunks[-1])]}
+        end += len(chunks[-1])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *chunks])
+
+
+def unpack_tensors(data: bytes, where: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of safetensors bytes; what does not fit the format is a ShardError opening with `where`."""
+    import torch
+
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    start, header = _header(data, where)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ShardError(f"{where}: safetensors metadata is not a map from text to text")
+    layout = _layout(header, len(data) - start, where)
+    tensors = {}
+    for name, (dtype, shape, begin, end) in layout.items():
+        # A copy per tensor: aligned, writable, and it does not keep the whole record alive.
+        raw = bytearray(memoryview(data)[start + begin : start + end])
+        tensors[name] = torch.frombuffer(raw, dtype=dtypes[dtype]).reshape(shape)
+    return tensors, metadata
+
+
+def _header(data: bytes, where: str) -> tuple[int, dict[str, Any]]:
+    if not 8 <= len(data) <= MAX_MEMBER_BYTES:
+        raise ShardError(f"{where}: {len(data):,} bytes are no safetensors file")
+    size = int.from_bytes(data[:8], "little")
+    if size > MAX_HEADER_BYTES or 8 + size > len(data):
+        raise ShardError(f"{where}: a safetensors header of {size:,} bytes in a record of {len(data):,} "
+                         f"(at most {MAX_HEADER_BYTES:,})")
+    header = parse_json(bytes(data[8 : 8 + size]), f"{where}: safetensors header", limit_bytes=MAX_HEADER_BYTES)
+    if not isinstance(header, dict) or not len(header) <= MAX_TENSORS + 1:
+        raise ShardError(f"{where}: the safetensors header is not a map of at most {MAX_TENSORS} tensors")
+    return 8 + size, header
+
+
+def _layout(header: dict[str, Any], room: int, where: str) -> dict[str, tuple[str, list[int], int, int]]:
+    """Per tensor dtype, shape and byte range, checked to tile `room` bytes without gap or overlap."""
+    found: dict[str, tuple[str, list[int], int, int]] = {}
+    for name, entry in header.items():
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise ShardError(f"{where}: tensor {name[:80]!r} lacks dtype, shape or data_offsets, or has more")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+            raise ShardError(f"{where}: tensor {name[:80]!r} has dtype {str(dtype)[:40]!r}, "
+                             f"expected one of {', '.join(DTYPE_BYTES)}")
+        if not _counts(shape, 1, MAX_DIM) or not 1 <= len(shape) <= MAX_RANK:
+            raise ShardError(f"{where}: tensor {name[:80]!r} has shape {str(shape)[:80]}, expected 1 to {MAX_RANK} "
+                             f"dimensions of 1 to {MAX_DIM}")
+        if not _counts(offsets, 0, MAX_MEMBER_BYTES) or len(offsets) != 2:
+            raise ShardError(f"{where}: tensor {name[:80]!r} has data_offsets {str(offsets)[:80]}")
+        if offsets[1] - offsets[0] != math.prod(shape) * DTYPE_BYTES[dtype]:
+            raise ShardError(f"{where}: tensor {name[:80]!r} of shape {shape} and {dtype} lies at bytes {offsets}")
+        found[name] = (dtype, shape, offsets[0], offsets[1])
+    end = 0
+    for name, (_, _, begin, stop) in sorted(found.items(), key=lambda item: item[1][2]):
+        if begin != end:
+            raise ShardError(f"{where}: tensor {name[:80]!r} begins at byte {begin} of the data, expected {end}")
+        end = stop
+    if end != room:
+        raise ShardError(f"{where}: tensors end at byte {end} of the data, which has {room}")
+    return found
+
+
+def _counts(values: Any, least: int, most: int) -> bool:
+    return isinstance(values, list) and all(type(value) is int and least <= value <= most for value in values)
+
+
+def pack_features(features: VideoFeatures) -> bytes:
+    """KEY.safetensors of a features shard: `main` [S, N, D], `deepstack.0`.., `times_s` float64 [S]; grid and stride as
+    metadata (Python's shortest repr, which reads back to the same float)."""
+    import torch
+
+    tensors = {"main": features.main_SND, "times_s": torch.from_numpy(np.array(features.times_S, dtype=np.float64))}
+    tensors |= {f"deepstack.{level}": tensor for level, tensor in enumerate(features.deepstack_LSND)}
+    grid = ",".join(str(int(side)) for side in features.grid_thw)
+    return pack_tensors(tensors, {"grid_thw": grid, "seconds_per_patch": repr(float(features.seconds_per_patch))})
+
+
+def unpack_features(data: bytes, where: str = "features") -> VideoFeatures:
+    """The features that `pack_features` wrote, with every rule of the format checked."""
+    tensors, metadata = unpack_tensors(data, where)
+    levels = len(tensors) - 2
+    names = {"main", "times_s", *(f"deepstack.{level}" for level in range(levels))}
+    if set(tensors) != names or levels > MAX_LEVELS:
+        raise ShardError(f"{where}: tensors are {sorted(tensors)[:8]}, expected main, times_s and deepstack.0..")
+    main, times = tensors["main"], tensors["times_s"]
+    deepstack = tuple(tensors[f"deepstack.{level}"] for level in range(levels))
+    grid, stride = _grid(metadata, where)
+    if main.ndim != 3 or any(level.shape != main.shape or level.dtype != main.dtype for level in deepstack):
+        raise ShardError(f"{where}: main has shape {tuple(main.shape)}, deepstack "
+                         f"{[tuple(x.shape) for x in deepstack]}; expected [S, N, D], all alike")
+    if main.element_size() == 8 or times.element_size() != 8 or times.ndim != 1 or not times.isfinite().all():
+        raise ShardError(f"{where}: main is {main.dtype}, times_s {times.dtype} {tuple(times.shape)}; expected a dtype "
+                         f"of {', '.join(sorted(FEATURE_DTYPES))}, and finite float64 [S]")
+    if not grid[0] == main.shape[0] == times.shape[0]:
+        raise ShardError(f"{where}: main has {main.shape[0]} patches, times_s {times.shape[0]}, grid_thw {grid[0]}")
+    if grid[1] * grid[2] % main.shape[1]:
+        raise ShardError(f"{where}: {main.shape[1]} tokens a patch do not divide its grid of {grid[1]} x {grid[2]}")
+    return VideoFeatures(main, times.numpy(), grid, stride, deepstack)
+
+
+def _grid(metadata: dict[str, str], where: str) -> tuple[tuple[int, int, int], float]:
+    try:
+        t, h, w = (int(side) for side in metadata["grid_thw"][:100].split(","))
+        stride = float(metadata["seconds_per_patch"][:100])
+    except (KeyError, ValueError):
+        t = h = w = 0
+        stride = math.nan
+    if not all(1 <= side <= MAX_DIM for side in (t, h, w)) or not 0 <= stride <= 1e6:
+        raise ShardError(f"{where}: metadata {str(metadata)[:200]}, expected grid_thw \"t,h,w\" and a finite "
+                         "seconds_per_patch")
+    return (t, h, w), stride
+
+
+def pack_frames(frames_TD: torch.Tensor) -> bytes:
+    """KEY.safetensors of a clip shard: `frames` [T, D], the CLIP features of the sampled frames."""
+    assert frames_TD.ndim == 2, f"CLIP features are [T, D], got {tuple(frames_TD.shape)}"
+    return pack_tensors({"frames": frames_TD}, {})
+
+
+def unpack_frames(data: bytes, where: str = "clip features") -> torch.Tensor:
+    """The CLIP features [T, D] that `pack_frames` wrote."""
+    tensors, _ = unpack_tensors(data, where)
+    if set(tensors) != {"frames"} or tensors["frames"].ndim != 2:
+        raise ShardError(f"{where}: expected one tensor, frames [T, D], got {sorted(tensors)[:8]}")
+    return tensors["frames"]

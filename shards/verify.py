@@ -1,0 +1,206 @@
+"""Reads a whole set and lists everything that is wrong with it, instead of stopping at the first.
+
+Checked: manifest and version; every sidecar against the manifest; every shard against its sidecar, byte by byte, with
+the strict tar reader (hash, offsets, sizes, member digests); every KEY.json and tensor file against the format;
+features' patches against the JSON's times; that the kinds of a slice hold the same keys; the manifest's counts and
+encoders; skipped.parquet; files that the manifest does not know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.format import (
+    CARD,
+    MANIFEST,
+    MAX_JSON_BYTES,
+    MAX_MANIFEST_BYTES,
+    SKIPPED,
+    Manifest,
+    ShardEntry,
+    Sidecar,
+    sidecar_path,
+    split_kind,
+)
+from shards.manifest import read_skipped
+from shards.reader import check_times, read_manifest, read_sidecar
+from shards.store import LocalStore, file_sha256, open_store
+from shards.strict import parse_model
+from shards.tar import TarMember, read_tar
+from shards.tensors import unpack_features, unpack_frames, unpack_tensors
+from taro.errors import ShardError
+from taro.records import ClipRecord
+
+__all__ = ["VerifyReport", "verify"]
+
+
+@dataclass
+class VerifyReport:
+    """What `verify` read, and every problem it found, one message each; `ok` where there is none."""
+
+    root: str
+    shards: int = 0
+    records: int = 0
+    queries: int = 0
+    captions: int = 0
+    bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**asdict(self), "ok": self.ok}
+
+
+def verify(root: str | Path, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Checks everything; `progress(bytes done, bytes in all)` is called after every shard."""
+    store = open_store(root)
+    report = VerifyReport(str(store.root))
+    try:
+        manifest = read_manifest(store)
+    except ShardError as error:
+        report.problems.append(str(error))
+        return report
+    total = sum(entry.bytes for entry in manifest.shards)
+    keys: dict[tuple[str, int], list[str]] = {}
+    frames: dict[str, ClipRecord] = {}
+    # The paths shards first: what the others say is held against their JSON. Only times are kept of it.
+    for entry in sorted(manifest.shards, key=lambda entry: (entry.kind != "paths", entry.kind, entry.index)):
+        keys[entry.kind, entry.index] = _shard(store, entry, report, frames)
+        if progress:
+            progress(report.bytes, total)
+    _same_keys(store, keys, report)
+    _totals(store, manifest, report)
+    return report
+
+
+def _shard(store: LocalStore, entry: ShardEntry, report: VerifyReport, clips: dict[str, ClipRecord]) -> list[str]:
+    """Checks one shard; returns the keys that were read."""
+    report.shards += 1
+    report.bytes += entry.bytes
+    keys: list[str] = []
+    try:
+        expected = _expected(read_sidecar(store, entry))
+    except ShardError as error:
+        report.problems.append(str(error))
+        expected = None
+    where = store.where(entry.path)
+    try:
+        with store.open(entry.path) as file:
+            if file_sha256(file) != entry.sha256:
+                report.problems.append(f"{where}: its sha256 is not the manifest's; the shard is damaged, fetch it "
+                                       "again or make it again")
+            file.seek(0)
+            for member, data in read_tar(file, where):
+                if member.ext != "jpg":
+                    keys.append(member.key)
+                at = f"{where}: record {member.key} at byte {member.offset:,}"
+                told = None if expected is None else expected.pop((member.key, member.ext), (0, 0, ""))
+                if told is not None and told != (member.offset, member.size, hashlib.sha256(data).hexdigest()):
+                    report.problems.append(f"{at}: offset, size or sha256 of .{member.ext} is not the sidecar's")
+                _content(entry, member, data, at, report, clips)
+    except ShardError as error:
+        report.problems.append(str(error))
+    for key, ext in expected or {}:
+        report.problems.append(f"{where}: the sidecar lists {key}.{ext}, which was not found")
+    return keys
+
+
+def _expected(sidecar: Sidecar) -> dict[tuple[str, str], tuple[int, int, str]]:
+    return {(record.key, member.ext): (member.offset, member.size, member.sha256)
+            for record in sidecar.records for member in record.members}
+
+
+def _content(entry: ShardEntry, member: TarMember, data: bytes, at: str, report: VerifyReport,
+             clips: dict[str, ClipRecord]) -> None:
+    stem = split_kind(entry.kind)[0]
+    try:
+        if member.ext == "json" and stem == "paths":
+            clip = parse_model(ClipRecord, data, at, limit_bytes=MAX_JSON_BYTES)
+            if clip.key != member.key:
+                raise ShardError(f"{at}: its JSON is of {clip.key}")
+            if member.key in clips:
+                raise ShardError(f"{at}: this key is in another paths shard too")
+            report.records += 1
+            report.queries += len(clip.queries)
+            report.captions += len(clip.captions)
+            clips[member.key] = clip.model_copy(update={"captions": [], "queries": []})
+        elif member.ext == "jpg" and stem == "paths":
+            if data[:3] != b"\xff\xd8\xff":
+                raise ShardError(f"{at}: not a JPEG")
+        elif member.ext != "safetensors" or stem == "paths":
+            raise ShardError(f"{at}: a {entry.kind} shard holds no .{member.ext}")
+        elif stem == "features":
+            features = unpack_features(data, at)
+            if member.key in clips:
+                check_times(clips[member.key], features, at)
+        elif stem == "clip":
+            frames_TD = unpack_frames(data, at)
+            if member.key in clips and len(frames_TD) != len(clips[member.key].times_s):
+                raise ShardError(f"{at}: {len(frames_TD)} frames, its JSON says {len(clips[member.key].times_s)}")
+        else:
+            unpack_tensors(data, at)
+    except ShardError as error:
+        report.problems.append(str(error))
+
+
+def _same_keys(store: LocalStore, keys: dict[tuple[str, int], list[str]], report: VerifyReport) -> None:
+    kinds = sorted({kind for kind, _ in keys})
+    indices = sorted({index for _, index in keys})
+    for kind in kinds:
+        for index in indices:
+            paths = set(keys.get(("paths", index), ()))
+            if (kind, index) not in keys:
+                report.problems.append(f"{store.root}: slice {index} has no {kind} shard")
+            elif split_kind(kind)[0] != "variants" and set(keys[kind, index]) != paths:
+                differ = sorted(set(keys[kind, index]) ^ paths)
+                report.problems.append(f"{store.root}: slice {index}: {kind} and paths hold different records, such as "
+                                       f"{', '.join(differ[:3])}")
+
+
+def _totals(store: LocalStore, manifest: Manifest, report: VerifyReport) -> None:
+    counts, where = manifest.counts, store.where(MANIFEST)
+    if (counts.clips, counts.queries, counts.captions) != (report.records, report.queries, report.captions):
+        report.problems.append(f"{where}: counts {counts.clips} clips, {counts.queries} queries, {counts.captions} "
+                               f"captions; found {report.records}, {report.queries}, {report.captions}")
+    for prefix, named in (("features/", [encoder.name for encoder in manifest.encoders]),
+                          ("clip/", [encoder.name for encoder in manifest.clip_encoders])):
+        held = [kind.removeprefix(prefix) for kind in manifest.kinds if kind.startswith(prefix)]
+        if sorted(named) != held:
+            report.problems.append(f"{where}: names the {prefix[:-1]} encoders {sorted(named)}, the shards are of "
+                                   f"{held}")
+    try:
+        _skipped(store, manifest)
+    except ShardError as error:
+        report.problems.append(str(error))
+    known = {MANIFEST, CARD, SKIPPED}
+    for entry in manifest.shards:
+        known |= {entry.path, sidecar_path(entry.kind, entry.index)}
+    for path in sorted(store.root.glob("**/*.tar")):
+        if path.relative_to(store.root).as_posix() not in known:
+            report.problems.append(f"{path}: not in the manifest; remove it, or run `taro preprocess` again")
+
+
+def _skipped(store: LocalStore, manifest: Manifest) -> None:
+    where = store.where(SKIPPED)
+    if manifest.skipped_sha256 is None:
+        if manifest.counts.skipped:
+            raise ShardError(f"{where}: {manifest.counts.skipped} skipped rows, but the manifest names no table")
+        return
+    data = store.read(SKIPPED, limit_bytes=MAX_MANIFEST_BYTES)
+    if hashlib.sha256(data).hexdigest() != manifest.skipped_sha256:
+        raise ShardError(f"{where}: its sha256 is not the manifest's")
+    try:
+        rows = len(read_skipped(store.root))
+    except ImportError:
+        return
+    if rows != manifest.counts.skipped:
+        raise ShardError(f"{where}: {rows} rows, the manifest counts {manifest.counts.skipped} skipped")

@@ -1,0 +1,202 @@
+"""A set as a whole: what is written is read, equal input gives equal bytes, a killed job resumes, libraries open it."""
+
+from __future__ import annotations
+
+import pickle
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.shards.helpers_sets import CLIP_NAME, FINGERPRINT, SHEET, features, fingerprint, record, write_set
+
+from shards.format import MANIFEST, shard_path, sidecar_path
+from shards.manifest import build_manifest, read_skipped
+from shards.reader import check_encoder, open_shards
+from shards.stream import stream
+from shards.verify import verify
+from shards.writer import SliceWriter, slice_done
+from taro.errors import ShardError
+
+KINDS = ("paths", f"features/{FINGERPRINT.name}")
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_set(tmp_path, [[1, 2], [3]], clip=True)
+    shard_set = open_shards(tmp_path)
+    assert shard_set.keys == sorted(record(number).key for number in (1, 2, 3))
+    for number in (3, 1, 2):
+        key = record(number).key
+        assert shard_set.clip(key) == record(number)
+        assert shard_set.thumbnail(key) == SHEET
+        assert shard_set.clip_features(key).eq(number).all()
+        read = shard_set.features(key)
+        assert torch.equal(read.main_SND, features(number).main_SND)
+        assert np.array_equal(read.times_S, features(number).times_S) and read.grid_thw == (4, 4, 4)
+    assert verify(tmp_path).problems == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_features_of_every_dtype_and_level_come_back_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    written = features(1, levels=3, dtype=dtype)
+    with SliceWriter(tmp_path, 0, kinds=KINDS) as writer:
+        writer.add_clip(record(1), None, {FINGERPRINT.name: written}, {})
+        writer.commit()
+    manifest = build_manifest(tmp_path, inputs=2, skipped=0, captions=3, encoders=[FINGERPRINT])
+    (tmp_path / MANIFEST).write_text(manifest.model_dump_json())
+    read = open_shards(tmp_path).features(record(1).key)
+    for one, other in zip((read.main_SND, *read.deepstack_LSND), (written.main_SND, *written.deepstack_LSND), strict=True):
+        assert one.dtype == dtype and torch.equal(one, other)
+
+
+def test_a_safetensors_reader_of_others_opens_the_features(tmp_path: Path) -> None:
+    from safetensors.torch import load
+
+    write_set(tmp_path, [[5]])
+    with tarfile.open(tmp_path / shard_path(KINDS[1], 0)) as tar:
+        member = tar.extractfile(f"{record(5).key}.safetensors")
+        assert member is not None
+        assert torch.equal(load(member.read())["main"], features(5).main_SND)
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    write_set(tmp_path / "a", [[1, 2], [3]], clip=True)
+    write_set(tmp_path / "b", [[1, 2], [3]], clip=True)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_filters_pick_what_they_say(tmp_path: Path) -> None:
+    write_set(tmp_path, [[1, 2], [3]])
+    shard_set = open_shards(tmp_path)
+    assert len(shard_set.queries()) == 6
+    assert {ref.query.id for ref in shard_set.queries(split="val")} == {"1.1", "2.1", "3.1"}
+    assert {ref.query.id for ref in shard_set.queries(ids=["1.0", "3.1"])} == {"1.0", "3.1"}
+    assert {ref.query.id for ref in shard_set.queries(difficulty=(20, 30))} == {"2.1", "3.1"}
+    sample = shard_set.sample(shard_set.queries(ids=["2.1"])[0])
+    assert sample.clip == record(2) and sample.query.id == "2.1" and float(sample.features.main_SND[0, 0, 0]) == 2000
+
+
+def test_a_set_travels_to_a_worker(tmp_path: Path) -> None:
+    write_set(tmp_path, [[1]])
+    shard_set = pickle.loads(pickle.dumps(open_shards(tmp_path)))  # noqa: S301
+    assert shard_set.clip(record(1).key) == record(1)
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+def test_a_slice_is_all_or_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Killed), SliceWriter(tmp_path, 0, kinds=KINDS) as writer:
+        writer.add_clip(record(1), SHEET, {FINGERPRINT.name: features(1)}, {})
+        raise Killed
+    assert files(tmp_path) == {} and not slice_done(tmp_path, 0, KINDS)
+
+
+def test_a_slice_counts_only_once_its_sidecars_verify(tmp_path: Path) -> None:
+    write_set(tmp_path, [[1, 2], [3]])
+    assert slice_done(tmp_path, 0, KINDS) and slice_done(tmp_path, 1, KINDS) and not slice_done(tmp_path, 2, KINDS)
+    shard = tmp_path / shard_path(KINDS[1], 0)
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(data)
+    assert not slice_done(tmp_path, 0, KINDS) and slice_done(tmp_path, 0, KINDS[:1])
+    (tmp_path / sidecar_path("paths", 1)).unlink()
+    assert not slice_done(tmp_path, 1, KINDS)
+
+
+def test_a_slice_without_clips_is_done_and_harmless(tmp_path: Path) -> None:
+    write_set(tmp_path, [[], [3]])
+    assert slice_done(tmp_path, 0, KINDS)
+    assert verify(tmp_path).problems == [] and open_shards(tmp_path).keys == [record(3).key]
+
+
+def test_another_encoder_joins_without_touching_what_is_there(tmp_path: Path) -> None:
+    write_set(tmp_path, [[1], [2]])
+    before = files(tmp_path)
+    other = fingerprint("1", "bfloat16")
+    for index, number in ((0, 1), (1, 2)):
+        with SliceWriter(tmp_path, index, kinds=[f"features/{other.name}"]) as writer:
+            writer.add_clip(record(number), None, {other.name: features(number, dtype=torch.bfloat16)}, {})
+            writer.commit()
+    manifest = build_manifest(tmp_path, inputs=5, skipped=1, captions=6, encoders=[FINGERPRINT, other])
+    (tmp_path / MANIFEST).write_text(manifest.model_dump_json())
+    after = files(tmp_path)
+    assert all(after[name] == data for name, data in before.items() if name != MANIFEST)
+    assert verify(tmp_path).problems == []
+    with pytest.raises(ShardError, match="name one of them"):
+        open_shards(tmp_path).features(record(1).key)
+    assert open_shards(tmp_path, other.name).features(record(1).key).main_SND.dtype == torch.bfloat16
+    assert check_encoder(open_shards(tmp_path), other) == other.name
+
+
+def test_another_tower_is_refused_with_both_fingerprints_and_the_way_out(tmp_path: Path) -> None:
+    write_set(tmp_path, [[1]])
+    shard_set = open_shards(tmp_path)
+    renamed = FINGERPRINT.model_copy(update={"model_id": "the same tower under another name"})
+    assert check_encoder(shard_set, renamed) == FINGERPRINT.name
+    other = fingerprint("2")
+    with pytest.raises(ShardError) as error:
+        check_encoder(shard_set, other)
+    for part in (other.name, FINGERPRINT.name, "differs in tower_sha256", "taro preprocess", "--only features --policy"):
+        assert part in str(error.value)
+
+
+def test_features_that_do_not_fit_their_clip_are_not_written(tmp_path: Path) -> None:
+    with SliceWriter(tmp_path, 0, kinds=KINDS) as writer:
+        with pytest.raises(ShardError, match="3 patches, its JSON says 4"):
+            writer.add_clip(record(1), None, {FINGERPRINT.name: features(1, patches=3)}, {})
+        writer.add_clip(record(1), None, {FINGERPRINT.name: features(1)}, {})
+        assert [entry.records for entry in writer.commit()] == [1, 1]
+
+
+def test_rows_are_never_lost_between_input_and_counts(tmp_path: Path) -> None:
+    write_set(tmp_path, [[1]], skipped=3)
+    assert len(read_skipped(tmp_path)) == 3
+    with pytest.raises(ShardError, match="a row is lost or counted twice"):
+        build_manifest(tmp_path, inputs=4, skipped=3, captions=3)
+
+
+def test_the_stream_joins_media_and_labels(tmp_path: Path) -> None:
+    write_set(tmp_path, [[1, 2], [], [3]])
+    found = {sample["__key__"]: sample for sample in stream(tmp_path)}
+    assert set(found) == {record(number).key for number in (1, 2, 3)}
+    for number in (1, 2, 3):
+        sample = found[record(number).key]
+        assert sample["clip"] == record(number) and sample["jpg"] == SHEET
+        assert torch.equal(sample["features"].main_SND, features(number).main_SND)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_itself_reads_the_shards(tmp_path: Path) -> None:
+    import webdataset as wds
+
+    write_set(tmp_path, [[1, 2]])
+    # webdataset leaves closing the file to the garbage collector, hence the two exceptions above.
+    keys = [one["__key__"] for one in wds.WebDataset(str(tmp_path / shard_path("paths", 0)), shardshuffle=False)]
+    assert keys == open_shards(tmp_path).keys
+
+
+def test_datasets_opens_a_shard_of_each_kind_and_the_card(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    write_set(tmp_path / "set", [[1, 2], [3]])
+    # The contact sheets here are no images; datasets only decodes them when asked for the column.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for kind, column in ((KINDS[0], "json"), (KINDS[1], "safetensors")):
+            data = load_dataset("webdataset", data_files=str(tmp_path / "set" / shard_path(kind, 0)), split="train",
+                                cache_dir=str(tmp_path / "cache"))  # fmt: skip
+            assert data.num_rows == 2 and column in data.column_names
+        clips = load_dataset(str(tmp_path / "set"), "paths", split="train", cache_dir=str(tmp_path / "cache"))
+        media = load_dataset(str(tmp_path / "set"), f"features-{FINGERPRINT.name}", split="train",
+                             cache_dir=str(tmp_path / "cache"))  # fmt: skip
+    assert sorted(clips["__key__"]) == sorted(media["__key__"]) == open_shards(tmp_path / "set").keys
+    texts = {query["text"] for one in clips["json"] for query in one["queries"]}
+    assert texts == {"the 0 event", "the 1 event"}
