@@ -190,7 +190,7 @@ def format_ok(text: str, *, no_think: bool = False) -> bool:
     return head.startswith("<think>") and head.rstrip().endswith("</think>")
 
 
-def last_answer(text: str) -> str | None:
+def _last_answer(text: str) -> str | None:
     """The content of the last complete `<answer>` block; None where there is none."""
     end = text.rfind("</answer>")
     start = text.rfind("<answer>", 0, max(end, 0))
@@ -198,12 +198,12 @@ def last_answer(text: str) -> str | None:
 
 
 def _parse_taro(text: str) -> Moment | None:
-    match = SECONDS_RANGE.search(last_answer(text) or "")
+    match = SECONDS_RANGE.search(_last_answer(text) or "")
     return None if match is None else Moment(float(match[1]), float(match[2]))
 
 
 def _parse_time_r1(text: str) -> Moment | None:
-    matches = TIME_R1_RANGE.findall(last_answer(text) or "")
+    matches = TIME_R1_RANGE.findall(_last_answer(text) or "")
     return Moment(float(matches[-1][0]), float(matches[-1][1])) if matches else None
 
 
