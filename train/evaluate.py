@@ -21,7 +21,7 @@ from taro.moment import Moment
 from taro.prompts import parse_answer, parse_reasoning
 
 if TYPE_CHECKING:
-    from shards.reader import Sample, ShardSet
+    from shards.reader import QueryRef, Sample, ShardSet
     from taro.mllm import Decoding, Policy
     from taro.prompts import PromptTemplate
 
@@ -47,7 +47,7 @@ class EvalRow:
 
 
 def evaluation_queries(shard_set: ShardSet, *, split: str | None = None, limit: int | None = None,
-                       seed: int = 0) -> list[Any]:
+                       seed: int = 0) -> list[QueryRef]:
     """References of the queries to answer: all of a split, or `limit` of them drawn once by the seed, in set order."""
     refs = shard_set.queries(split=split)
     if limit is None or limit >= len(refs):
@@ -100,8 +100,8 @@ def _row(policy: Policy, sample: Sample, ids: Any, finished: bool, protocol: str
 def predictions(rows: Iterable[EvalRow]) -> list[Prediction]:
     """Rows as `taro.metrics` takes them; a video is a file's content, so that the bootstrap draws whole files."""
     return [Prediction(query_id=f"{row.key}/{row.query_id}", video=row.video_sha256, predicted=row.predicted,
-                       windows=row.windows, duration_s=row.duration_s, reasoning=parse_reasoning(row.text).text if "<think>" in row.text else None)
-            for row in rows]
+                       windows=row.windows, duration_s=row.duration_s,
+                       reasoning=parse_reasoning(row.text).text if "<think>" in row.text else None) for row in rows]
 
 
 def score_rows(rows: Sequence[EvalRow], *, protocol: str = "taro", missing: Sequence[Prediction] = ()) -> Scores:

@@ -65,11 +65,11 @@ def cloning_weights(advantages_BG: np.ndarray, *, mode: OffPolicy = "mask", beta
     if mode == "mask":
         return np.asarray(np.where(positive_BG, advantages_BG, 0.0))
     if mode == "clone":
-        return positive_BG.astype(np.float64)
+        return np.asarray(positive_BG, dtype=np.float64)
     if mode == "awr":
         return np.asarray(np.exp(np.clip(advantages_BG / beta, -AWR_CLAMP, AWR_CLAMP)))
     best_BG = np.arange(advantages_BG.shape[1])[None, :] == advantages_BG.argmax(axis=1)[:, None]
-    return (best_BG & positive_BG).astype(np.float64)
+    return np.asarray(best_BG & positive_BG, dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ import torch
 import yaml
 
 from shards.order import QueryOrder
-from shards.reader import Sample, ShardSet, open_shards
+from shards.reader import QueryRef, Sample, ShardSet, check_encoder, open_shards
 from taro.config import Config
-from taro.errors import ConfigError, ShardError
-from taro.features import EncoderFingerprint
+from taro.errors import ConfigError
+from taro.features import FrameSampling
 from taro.mllm import Policy, load_policy
 from taro.prompts import PromptTemplate, load_template
 from train.checkpoint import RunState, load_checkpoint, newest_checkpoint, write_text
@@ -47,10 +47,9 @@ class Run:
     reference: Policy | None
     template: PromptTemplate
     shard_set: ShardSet
-    refs: list[Any]
+    refs: list[QueryRef]
     order: QueryOrder
     optimizer: torch.optim.Optimizer
-    steps: int
     state: RunState
     trackers: list[Tracker]
     on_step: OnStep | None = None
@@ -63,9 +62,14 @@ class Run:
         return self.config.out
 
     @property
+    def steps(self) -> int:
+        """Updates in the whole run."""
+        return self.config.length.amount * (self.steps_per_epoch if self.config.length.unit == "epochs" else 1)
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one pass over the data, at least 1."""
-        return max(1, len(self.refs) // self.config.rollout.prompts)
+        """Whole batches in one pass over the data."""
+        return self.order.steps_per_epoch(self.config.rollout.prompts)
 
     def samples(self, step: int) -> tuple[int, list[Sample]]:
         """Epoch and samples of a step; a function of (seed, step) alone."""
@@ -77,7 +81,7 @@ class Run:
         for tracker in self.trackers:
             tracker.log(step, values)
         if self.on_step is not None:
-            self.on_step({"step": step, **values})
+            self.on_step({"step": step, "steps": self.steps, **values})
 
     def close(self) -> None:
         """Closes the trackers."""
@@ -99,6 +103,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     if config.validation.split is not None and not shard_set.queries(split=config.validation.split):
         raise ConfigError(f"{config.shards}: no query has the split {config.validation.split!r} of validation.split; "
                           "name one that exists, or null")
+    template = policy_template(policy, config.template)
     for name in ("checkpoints", "rollouts"):
         (config.out / name).mkdir(parents=True, exist_ok=True)
     optimizer = make_optimizer(policy, config.optimizer)
@@ -108,12 +113,10 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
         log.info("resuming at step %d", state.step)
     cut_back(config.out, state.step)
     write_text(config.out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    run = Run(config, policy, _reference(config, folder, device), policy_template(policy, config.template), shard_set,
-              refs, QueryOrder(len(refs), seed=config.seed), optimizer, 0, state,
-              open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
-              on_step, state.step if checkpoint is not None else None)
-    run.steps = config.length.amount * (run.steps_per_epoch if config.length.unit == "epochs" else 1)
-    return run
+    return Run(config, policy, _reference(config, folder, device), template, shard_set, refs,
+               QueryOrder(len(refs), seed=config.seed), optimizer, state,
+               open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
+               on_step, state.step if checkpoint is not None else None)
 
 
 def _claim_folder(config: TrainConfig, *, resume: bool) -> None:
@@ -179,20 +182,15 @@ def policy_template(policy: Policy, name: str | None = None) -> PromptTemplate:
 
 def open_encoded_shards(path: str | Path, policy: Policy, *, encoder: str | None = None) -> ShardSet:
     """A shard set with the features that this policy's own vision tower made. Raises ShardError where it has none."""
-    named = open_shards(path, encoder=encoder)
-    encoders: list[EncoderFingerprint] = list(named.manifest.encoders)
+    shard_set = open_shards(path, encoder=encoder)
+    held = list(shard_set.manifest.encoders)
     if encoder is not None:
-        encoders = [found for found in encoders if found.name == encoder]
-    if not encoders:
-        raise ShardError(f"{path}: no features{f' of encoder {encoder}' if encoder else ''} in this set; it has "
-                         f"{', '.join(found.name for found in named.manifest.encoders) or 'none'}. Make them with "
-                         f"`taro preprocess ... --only features --policy {policy.folder}`")
-    for found in encoders:
-        ours = policy.fingerprint(found.sampling, found.dtype)
-        if ours.hex8 == found.hex8:
-            return open_shards(path, encoder=found.name)
-    ours = policy.fingerprint(encoders[0].sampling, encoders[0].dtype)
-    raise ShardError(f"{path}: its features were made by another vision tower. This policy's is {ours.name} "
-                     f"({ours.tower_sha256[:16]}), the set has "
-                     f"{', '.join(f'{found.name} ({found.tower_sha256[:16]})' for found in encoders)}. Add this "
-                     f"policy's with `taro preprocess ... --only features --policy {policy.folder}`")
+        held = [fingerprint for fingerprint in held if fingerprint.name == shard_set.encoder]
+    sampling, dtype = (held[0].sampling, held[0].dtype) if held else (FrameSampling(), "float32")
+    ours = policy.fingerprint(sampling, dtype)  # reads and hashes the tower's tensors, once
+    for fingerprint in held:
+        mine = ours.model_copy(update={"sampling": fingerprint.sampling, "dtype": fingerprint.dtype})
+        if mine.hex8 == fingerprint.hex8:
+            return open_shards(path, encoder=fingerprint.name)
+    check_encoder(shard_set, ours)  # raises, naming both fingerprints
+    raise AssertionError("check_encoder accepts a fingerprint that no encoder of the set has")

@@ -96,7 +96,8 @@ def _mini_batch(policy: Policy, optimizer: torch.optim.Optimizer, batch: Rollout
             denominator=denominator, kl=losses.kl, clip_low=losses.clip_low, clip_high=losses.clip_high,
             dual_clip=losses.dual_clip)
         parts.loss.backward()
-        loss, kl_sum, clipped_sum = loss + float(parts.loss), kl_sum + parts.kl_sum, clipped_sum + parts.clipped_sum
+        loss += float(parts.loss.detach())
+        kl_sum, clipped_sum = kl_sum + parts.kl_sum, clipped_sum + parts.clipped_sum
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, knobs.grad_clip))
     return loss, kl_sum / tokens, clipped_sum / tokens, norm

@@ -1,0 +1,76 @@
+"""`taro train`: reads a recipe, shows the run as it goes, prints where the checkpoint is.
+
+Thin: the work is `train.grpo.train`. Left out: everything about many GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["train"]
+
+SHOWN = (("reward", "reward"), ("format", "format"), ("tiou", "tIoU"), ("bonus", "bonus"), ("timestamps", "timestamps"),
+         ("kl", "KL"), ("length", "tokens"))
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (taro-7b, sandbox, quickstart) or a .yaml file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, e.g. optimizer.lr=2e-6; repeatable."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, nothing else.")] = False,
+) -> None:
+    """Stage 2: train a policy on shards, guided then free; no video is opened and no vision tower is loaded."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from taro.config import load_config
+    from train.config import TrainConfig
+    from train.grpo import train as run_training
+
+    config = load_config(TrainConfig, recipe, overrides or [], package="train.recipes")
+    console = Console(stderr=True, quiet=as_json)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("training", total=None)
+
+        def show(line: dict[str, Any]) -> None:
+            if "eval" in line:
+                console.print(f"step {line['step']}: validation mIoU {line['eval']['miou']:.3f}, "
+                              f"R1@0.5 {line['eval']['r1@0.5']:.3f} ({line['eval']['queries']} queries)")
+                return
+            bar.update(task, completed=line["step"] + 1, total=line["steps"], description=_describe(line))
+
+        report = run_training(config, resume=resume, on_step=show)
+    if as_json:
+        typer.echo(json.dumps({"run": str(report.run), "export": str(report.export), "steps": report.steps,
+                               "skipped": report.skipped, "best_step": report.best_step,
+                               "best_score": report.best_score, "seconds": round(report.seconds, 3),
+                               "last": _finite(report.last)}))
+        return
+    _summary(report, config.shards)
+
+
+def _describe(line: dict[str, Any]) -> str:
+    return f"{line['phase']} " + " ".join(f"{label} {line[key]:.2f}" for key, label in SHOWN)
+
+
+def _summary(report: Any, shards: Path) -> None:
+    typer.echo(f"{report.steps} steps in {report.seconds:.0f} s; metrics: {report.run / 'metrics.jsonl'}")
+    if report.skipped:
+        typer.echo(f"{report.skipped} updates skipped: loss or gradient not finite")
+    if report.best_step is not None:
+        typer.echo(f"best on validation: step {report.best_step}, mIoU {report.best_score:.3f}")
+    typer.echo(f"checkpoint: {report.export}\nnext: taro eval --policy {report.export} --shards {shards}")
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()}
