@@ -1,0 +1,131 @@
+"""Batched training forward of the sandbox's Qwen2.5-VL over the stock modules.
+
+Rows have one layout: 4 tokens before the video, a slot for the longest video, a slot for text; what a row does not use
+is masked, and positions say where things are (taro.mllm.positions, here for a whole batch). The loss is over the
+assistant's tokens. The tower here is taro.mllm.tower's for the one case of the sandbox, a frame that is one window:
+nothing is looked up or reordered, so that torch.compile sees plain tensor code. Tests compare both with the originals.
+
+Legend: B rows, T cells shown, S temporal patches, N tokens of a patch, R text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention
+
+from taro.mllm.decoder import hidden_states, masked
+from taro.mllm.pixels import to_patches
+from taro.sandbox.data import Examples
+from taro.sandbox.models import MEAN, PATCH_PX, STD
+
+__all__ = ["BEFORE", "FlatPatches", "batch_positions", "pixels", "text_logits", "token_losses", "tower_features"]
+
+BEFORE = 4
+"""tokens before the video: <|im_start|>, user, a line break, <|vision_start|>"""
+
+
+class FlatPatches(torch.nn.Module):
+    """The stock patch embedding as one matrix product: its convolution has stride equal to its kernel, and cudnn is
+    slow at it. Shares the convolution's weight, under its name."""
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__()
+        self.proj = stock.proj
+
+    def forward(self, pixels_PC: torch.Tensor) -> torch.Tensor:
+        """[P, C] to [P, D]."""
+        return linear(pixels_PC, self.proj.weight.flatten(1))
+
+
+def pixels(frames_BTHWC: torch.Tensor, flip_B: torch.Tensor, noise: float) -> torch.Tensor:
+    """Normalised patches [B * S, P, C] of uint8 frames, mirrored where flip_B, with noise of that deviation."""
+    B, T, H, W, _ = frames_BTHWC.shape
+    x = frames_BTHWC.float() / 255
+    x = torch.where(flip_B.view(B, 1, 1, 1, 1), x.flip(3), x)
+    if noise:
+        x = x + noise * torch.randn_like(x)
+    mean, std = (torch.tensor(value, device=x.device) for value in (MEAN, STD))
+    x = ((x - mean) / std).permute(0, 1, 4, 2, 3)
+    return to_patches(x.reshape(B * T, 3, H, W), patch_size=PATCH_PX, merge=2)
+
+
+def tower_features(visual: Any, patches_QPC: torch.Tensor) -> torch.Tensor:
+    """Features [Q, N, D] of Q temporal patches of square frames no larger than a window."""
+    Q, P, C = patches_QPC.shape
+    side, merge, device = round(P**0.5), visual.spatial_merge_size, patches_QPC.device
+    assert side * visual.patch_size <= visual.window_size, "a frame larger than a window"
+    places = torch.arange(side, device=device, dtype=torch.float32).expand(side, side)
+    rows, columns = (
+        grid.reshape(side // merge, merge, side // merge, merge).transpose(1, 2).reshape(-1) for grid in (places.T, places)
+    )
+    width = visual.blocks[0].attn.qkv.out_features // 3 // visual.blocks[0].attn.num_heads
+    inverse = 10000.0 ** (-torch.arange(0, width // 2, 2, device=device, dtype=torch.float32) / (width // 2))
+    angles = torch.cat([rows[:, None] * inverse, columns[:, None] * inverse], -1).repeat(1, 2)
+    cos, sin = angles.cos(), angles.sin()
+    x = visual.patch_embed(patches_QPC.reshape(Q * P, C)).view(Q, P, -1)
+    for block in visual.blocks:
+        q, k, v = block.attn.qkv(block.norm1(x)).view(Q, P, 3, block.attn.num_heads, width).permute(2, 0, 3, 1, 4)
+        mixed = scaled_dot_product_attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v)
+        x = x + block.attn.proj(mixed.transpose(1, 2).reshape(Q, P, -1))
+        x = x + block.mlp(block.norm2(x))
+    merged: torch.Tensor = visual.merger(x.reshape(Q * P, -1)).view(Q, P // merge**2, -1)
+    return merged
+
+
+def _rotate(x_QHPd: torch.Tensor, cos_Pd: torch.Tensor, sin_Pd: torch.Tensor) -> torch.Tensor:
+    x = x_QHPd.float()
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], -1)
+    return (x * cos_Pd + turned * sin_Pd).to(x_QHPd.dtype)
+
+
+def batch_positions(
+    patches_B: torch.Tensor, seconds_B: torch.Tensor, slots: tuple[int, int, int], text: int, rate: float
+) -> torch.Tensor:
+    """Positions [3, B, L] of the row layout: as `taro.mllm.positions.prompt_positions` gives them to each row's used
+    tokens. slots: temporal patches, rows and columns of merged cells that the video slot holds."""
+    S, rows, columns = slots
+    device, B = patches_B.device, len(patches_B)
+    index_S = torch.arange(S, device=device, dtype=torch.float64)
+    time_BS = torch.floor(index_S[None] * rate * seconds_B.double()[:, None]).long()
+    last_B = time_BS.gather(1, patches_B[:, None] - 1)[:, 0].clamp(min=max(rows, columns) - 1)
+    shape = (B, S, rows, columns)
+    video = torch.stack([
+        time_BS[:, :, None, None].expand(shape),
+        torch.arange(rows, device=device)[None, None, :, None].expand(shape),
+        torch.arange(columns, device=device)[None, None, None].expand(shape),
+    ]).flatten(2) + BEFORE  # fmt: skip
+    head = torch.arange(BEFORE, device=device).expand(3, B, BEFORE)
+    tail = (BEFORE + last_B + 1)[:, None] + torch.arange(text, device=device)
+    return torch.cat([head, video, tail.expand(3, B, text)], -1)
+
+
+def text_logits(model: Any, batch: Examples, patches_QPC: torch.Tensor, before_ids: torch.Tensor) -> torch.Tensor:
+    """Logits [B, R - 1, V] that predict text tokens 1 to R - 1."""
+    lm, merge = model.model.language_model, model.model.visual.spatial_merge_size
+    B, R = batch.ids_NR.shape
+    S, cells = batch.cells_NT.shape[1] // 2, round(patches_QPC.shape[1] ** 0.5) // merge
+    features = tower_features(model.model.visual, patches_QPC).view(B, S * cells**2, -1)
+    embed = lm.embed_tokens
+    head = embed(before_ids).expand(B, BEFORE, -1)
+    x = torch.cat([head, features.to(head.dtype), embed(batch.ids_NR)], 1)
+    rate = model.config.vision_config.tokens_per_second
+    positions = batch_positions(batch.patches_N, batch.seconds_N, (S, cells, cells), R, rate)
+    length, device = x.shape[1], x.device
+    video = torch.arange(S * cells**2, device=device) < batch.patches_N[:, None] * cells**2
+    seen = torch.ones(B, length, dtype=torch.bool, device=device)
+    seen = torch.cat([seen[:, :BEFORE], video, seen[:, -R:]], 1)
+    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None] & seen[:, None, None]
+    hidden = hidden_states(lm, x, positions, masked(mask))[:, -R:-1]
+    return linear(hidden, embed.weight)
+
+
+def token_losses(model: Any, batch: Examples, patches_QPC: torch.Tensor, before_ids: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood of the assistant's tokens."""
+    logits = text_logits(model, batch, patches_QPC, before_ids)
+    place = torch.arange(1, batch.ids_NR.shape[1], device=logits.device)[None]
+    counts = (place >= batch.prompt_N[:, None]) & (place < batch.total_N[:, None])
+    nll = cross_entropy(logits.float().flatten(0, 1), batch.ids_NR[:, 1:].flatten(), reduction="none")
+    return (nll.view_as(counts) * counts).sum() / counts.sum()
