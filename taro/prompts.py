@@ -83,8 +83,9 @@ def normalise_query(text: str) -> str:
 
 
 def _without_tags(text: str) -> str:
-    """`text` on one line, its tags defused: a caption that says `</think>` must not end the reasoning."""
-    text = " ".join(text.split())
+    """`text` on one line, its tags defused: a caption that says `</think>` must not end the reasoning, one that says
+    `<|im_end|>` must not become that token."""
+    text = " ".join(text.split()).replace("<|", "< |")
     for tag in TAGS:
         text = text.replace(tag, f"({tag[1:-1]})")
     return text
