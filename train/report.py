@@ -102,7 +102,8 @@ def _examples_html(evaluations: Sequence[Evaluation], shards: Sequence[ShardSet]
     first = evaluations[0]
     parts = "".join(example_html(example, first, shards) for example in examples(first))
     return ('<section id="examples"><h2>Held-out videos</h2><p class="dim">Chosen by rule from the '
-            f"{safe_text(first.name)} answers: the largest gain, the median change, the largest loss.</p>{parts}</section>")
+            f"{safe_text(first.name)} answers: the largest gain, the median change, the largest loss.</p>"
+            f"{parts}</section>")
 
 
 def _groups_html(run: Run, shards: Sequence[ShardSet]) -> str:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from taro.timeline import safe_text
 
-__all__ = ["CHART_CSS", "Curve", "Interval", "IntervalRow", "curve_svg", "intervals_svg", "number"]
+__all__ = ["CHART_CSS", "Curve", "Interval", "IntervalRow", "curve_svg", "intervals_svg", "number",
+           "running_mean"]
 
 WIDTH, HEIGHT = 330, 132
 LEFT, RIGHT, TOP, BOTTOM = 36, 10, 8, 20
@@ -121,13 +122,13 @@ def curve_svg(curve: Curve, guided: Sequence[tuple[int, int]] = ()) -> str:
     return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def intervals_svg(rows: Sequence[IntervalRow], *, width_px: int = 720) -> str:
+def intervals_svg(rows: Sequence[IntervalRow], *, width_px: int = 500) -> str:
     """Before above after for each row, as a dot on its interval, on one axis from 0 to 1."""
-    label_px, row_px, top = 150, 38, 20
+    label_px, row_px, top = 58, 30, 20
     height = top + row_px * len(rows) + 4
 
     def x(value: float) -> float:
-        return label_px + (width_px - label_px - 20) * min(max(value, 0.0), 1.0)
+        return label_px + (width_px - label_px - 14) * min(max(value, 0.0), 1.0)
 
     parts = []
     for tick in range(6):
@@ -136,12 +137,12 @@ def intervals_svg(rows: Sequence[IntervalRow], *, width_px: int = 720) -> str:
                      f'<text x="{at:.1f}" y="{top - 8}" text-anchor="middle">{tick / 5:.1f}</text>')
     for index, row in enumerate(rows):
         y = top + row_px * index
-        parts.append(f'<text class="ink" x="0" y="{y + 21}" font-size="12">{safe_text(row.label)}</text>')
+        parts.append(f'<text class="ink" x="0" y="{y + 16}" font-size="11">{safe_text(row.label)}</text>')
         for name, value in row.marks:
-            parts.append(f'<line class="mark" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{y + 7}" y2="{y + 29}">'
+            parts.append(f'<line class="mark" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{y + 2}" y2="{y + 22}">'
                          f"<title>{safe_text(name)}: {number(value)}</title></line>")
-        parts.append(_whisker("before", "before", row.before, y + 12, x))
-        parts.append(_whisker("after", "after", row.after, y + 24, x))
+        parts.append(_whisker("before", "before", row.before, y + 7, x))
+        parts.append(_whisker("after", "after", row.after, y + 17, x))
     return (f'<svg class="chart" viewBox="0 0 {width_px} {height}" role="img" '
             f'aria-label="Scores before and after training with 95 % intervals">{"".join(parts)}</svg>')
 

@@ -33,6 +33,9 @@ EXAMPLES_CSS = f"""
 .said h4 {{ margin: 6px 0 0; font-size: 12px; font-weight: 600; }}
 .said h4.before {{ color: var(--before); }} .said h4.after {{ color: var(--after); }}
 pre {{ font: 12px/1.45 ui-monospace, Menlo, Consolas, monospace; }}
+svg.timeline {{ overflow: visible; }}
+svg.timeline :is(.before, .after, .path) + text {{ fill: #fff; }}
+svg.timeline rect[fill-opacity] + text {{ fill: var(--ink); }}
 td.num, th.num {{ text-align: right; }} td.up {{ color: var(--truth); }} td.down {{ color: var(--heat); }}
 .example {{ break-inside: avoid; border-top: 1px solid var(--rule); margin-top: 18px; padding-top: 4px; }}
 details summary {{ cursor: pointer; color: var(--dim); }}
@@ -62,7 +65,7 @@ def group_html(why: str, step: int, rows: Sequence[dict[str, Any]], shards: Sequ
     lanes = [_truth([Moment(*window) for window in first["windows"]])]
     for row in rows:
         predicted = None if row["predicted"] is None else Moment(*row["predicted"])
-        lanes.append(_answer(f"{row['g']}: reward {number(row['reward'], 2)}", predicted, row["iou"], css="path"))
+        lanes.append(_answer(f"{row['g']}, R = {number(row['reward'], 2)}", predicted, row["iou"], css="path"))
     clip, shard_set = _find(str(first["key"]), shards)
     if clip is not None:
         lanes.append(Lane("captions", [Span(c.start_s, c.end_s, c.text) for c in clip.captions]))
@@ -100,7 +103,7 @@ def _truth(windows: Sequence[Moment]) -> Lane:
 
 def _answer(label: str, predicted: Moment | None, iou: float, *, css: str | None = None) -> Lane:
     if predicted is None:
-        return Lane(f"{label}: no answer", [])
+        return Lane(f"{label}, no answer", [])
     return Lane(label, [Span(predicted.start_s, predicted.end_s, f"IoU {number(iou, 2)}", css or label)])
 
 
@@ -119,7 +122,8 @@ def _axis(key: str, duration_s: float, lanes: Sequence[Lane], shard_set: ShardSe
     if sheet is not None:
         kind = "png" if sheet.startswith(PNG_MAGIC) else "jpeg"
         data = base64.b64encode(sheet).decode("ascii")
-        image = f'<div class="sheet"><img alt="frames of the clip in order" src="data:image/{kind};base64,{data}"></div>'
+        image = (f'<div class="sheet"><img alt="frames of the clip in order" '
+                 f'src="data:image/{kind};base64,{data}"></div>')
     return f'<div class="scroll"><div class="wide">{image}{timeline_svg(duration_s, lanes, AXIS_WIDTH_PX)}</div></div>'
 
 

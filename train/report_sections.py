@@ -46,16 +46,22 @@ header p { margin: 2px 0; } header h1 { margin-bottom: 4px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; margin: 18px 0 10px; }
 .tile { background: var(--panel); border-radius: 6px; padding: 10px 14px; }
 .tile .name { color: var(--dim); font-size: 12px; } .tile .dim { font-size: 12px; }
-.tile .big { font-size: 23px; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.3; white-space: nowrap; }
+.tile .big { font-size: 23px; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.3;
+  white-space: nowrap; }
 .tile .big .was { color: var(--before); font-weight: 400; } .tile .big .now { color: var(--after); }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 16px 20px; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 8px 28px; }
 figure { margin: 0; break-inside: avoid; } figcaption { font-size: 12px; } figcaption b { font-weight: 600; }
-table.scores, table.group { width: 100%; } td.before { color: var(--before); } td.after { color: var(--after); }
+table.scores, table.group { width: 100%; white-space: nowrap; }
+table.scores td .dim { display: block; font-size: 11px; }
+table.scores tbody td:first-child { font-weight: 500; }
+td.before { color: var(--before); } td.after { color: var(--after); }
 td.num, th.num { text-align: right; } table.facts td:first-child { color: var(--dim); white-space: nowrap; }
 .key::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 5px; margin: 0 4px 0 10px; }
 .key.before::before { background: var(--before); } .key.after::before { background: var(--after); }
 .key.mark::before { background: var(--dim); width: 2px; height: 11px; border-radius: 0; }
 .key.guided::before { background: var(--path); opacity: .4; border-radius: 1px; }
+h3 .dim { font-weight: 400; margin-left: 6px; } #headline p { font-size: 15px; max-width: 900px; }
 code { font: 12px ui-monospace, Menlo, Consolas, monospace; }
 @media (max-width: 560px) { body { padding: 14px 12px 40px; } .tile .big { font-size: 19px; } }
 @media print { body { max-width: none; padding: 0; font-size: 11px; } .scroll { overflow: visible; } }
@@ -74,7 +80,7 @@ def headline_html(evaluation: Evaluation | None, run: Run) -> str:
         before, after = evaluation.before_scores, evaluation.after_scores
         gain, low, high = evaluation.paired_gain
         better, same, worse = evaluation.changes
-        sentence = (f"On {after.queries} held-out queries of {after.videos} videos ({safe_text(evaluation.name)}, "
+        sentence = (f"On {after.queries} held-out queries of {_videos(after)} ({safe_text(evaluation.name)}, "
                     f"protocol {safe_text(evaluation.protocol)}) mIoU went from {number(before.miou)} to "
                     f"{number(after.miou)}: a change of {gain:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] over "
                     f"videos. {better} queries got better, {same} stayed within 0.05 IoU, {worse} got worse.")
@@ -99,21 +105,23 @@ def scores_html(evaluations: Sequence[Evaluation]) -> str:
     for evaluation in evaluations:
         for name, scores in (("before", evaluation.before_scores), ("after", evaluation.after_scores)):
             rows.append(_scores_row(evaluation.name, name, scores))
-        charts += [_interval_row(evaluation, key) for key in METRICS]
+        chart = intervals_svg([_interval_row(evaluation, key) for key in METRICS])
+        charts.append(f"<figure><figcaption><b>{safe_text(evaluation.name)}</b></figcaption>{chart}</figure>")
     for name, values in evaluations[0].after_scores.baselines.items():
         cells = "".join(f'<td class="num">{number(values.get(key))}</td>' for key in METRICS)
         rows.append(f'<tr class="dim"><td>no video seen</td><td>{safe_text(name)}</td>{cells}'
                     '<td class="num">-</td><td class="num">-</td><td class="num">-</td></tr>')
     head = "".join(f'<th class="num">{name}</th>' for name in (*METRICS.values(), "timestamps", "first span", "unread"))
     one = evaluations[0].after_scores
-    return (f'<section id="scores"><h2>Scores before and after</h2><p class="dim">{one.queries} queries of {one.videos} '
-            f"videos, protocol {safe_text(one.protocol)}; 95 % intervals from a bootstrap over videos. An answer that "
-            "is missing or cannot be read counts as a miss. <i>unread</i>: how many of those there were.</p>"
+    return (f'<section id="scores"><h2>Scores before and after</h2><p class="dim">{one.queries} queries of '
+            f"{_videos(one)}, protocol {safe_text(one.protocol)}; 95 % intervals from a bootstrap over videos. "
+            "An answer that is missing or cannot be read counts as a miss. <i>unread</i>: how many "
+            "of those there were.</p>"
             f'<div class="scroll"><table class="scores"><thead><tr><th>decoding</th><th></th>{head}</tr></thead>'
             f"<tbody>{''.join(rows)}</tbody></table></div>"
             '<p class="dim"><span class="key before">before</span><span class="key after">after</span>'
             '<span class="key mark">answers that saw no video (whole video; best constant window)</span></p>'
-            f'<div class="scroll"><div class="wide">{intervals_svg(charts)}</div></div></section>')
+            f'<div class="pair">{"".join(charts)}</div></section>')
 
 
 def curves_html(run: Run) -> str:
@@ -166,6 +174,10 @@ def reproduce_html(commands: Sequence[str], notes: Sequence[str]) -> str:
             f"{f'<h3>Read it with care</h3><ul>{items}</ul>' if items else ''}</section>")
 
 
+def _videos(scores: Scores) -> str:
+    return f"{scores.videos} video{'' if scores.videos == 1 else 's'}"
+
+
 def _tile(name: str, before: float, after: float, note: str) -> str:
     return (f'<div class="tile"><div class="name">{safe_text(name)}</div><div class="big"><span class="was">'
             f'{number(before)}</span> &rarr; <span class="now">{number(after)}</span></div>'
@@ -195,7 +207,7 @@ def _interval_row(evaluation: Evaluation, key: str) -> IntervalRow:
         return Interval(scores.metrics[key], low, high)
 
     marks = [(name, values[key]) for name, values in evaluation.after_scores.baselines.items()]
-    return IntervalRow(f"{METRICS[key]}, {evaluation.name}", interval(evaluation.before_scores),
+    return IntervalRow(METRICS[key], interval(evaluation.before_scores),
                        interval(evaluation.after_scores), marks)
 
 
@@ -203,7 +215,8 @@ def _figure(curve: Curve, run: Run, key: str) -> str:
     first, last = mean_of(run.steps[:ENDS], key), mean_of(run.steps[-ENDS:], key)
     change = f" {number(first)} &rarr; {number(last)}" if math.isfinite(first) and math.isfinite(last) else ""
     return (f"<figure><figcaption><b>{safe_text(curve.title)}</b>{change}<br>"
-            f'<span class="dim">{safe_text(curve.note)}</span></figcaption>{curve_svg(curve, run.guided_spans)}</figure>')
+            f'<span class="dim">{safe_text(curve.note)}</span></figcaption>'
+            f"{curve_svg(curve, run.guided_spans)}</figure>")
 
 
 def _validation(run: Run) -> str:

@@ -77,9 +77,11 @@ def eval_rows(after: bool, *, clips: int = 8, hostile: tuple[int, ...] = ()) -> 
         for index, query in enumerate(clip_record(number, hostile=number in hostile).queries):
             offset_s = float(draws.rng("synthetic", number, index).uniform(1.0, 6.0))
             worse = (number, index) == (3, 1)
-            text, moment = answer(query.windows[0], offset_s * (0.2 if after != worse else 1.0), query.text, timed=after)
+            offset_s *= 0.2 if after != worse else 1.0
+            text, moment = answer(query.windows[0], offset_s, query.text, timed=after)
             unread = (number, index) == (5, 0) and not after
-            rows.append(EvalRow(f"clip-{number:02d}", query.id, query.text, f"{number}.mp4", "0" * 64,
+            rows.append(EvalRow(f"clip-{number:02d}", query.id, query.text, f"{number}.mp4",
+                                hashlib.sha256(bytes([number])).hexdigest(),
                                 "I do not know" if unread else text, None if unread else moment, query.windows,
                                 DURATION_S, 40, True))
     return rows
@@ -99,8 +101,9 @@ def run_folder(root: Path, *, steps: int = 50, guided: int = 15, group: int = 8)
         bonus = float(np.clip(0.01 + 0.08 * rise + 0.01 * noise[2], 0, 0.3))
         lines.append({
             "step": step, "epoch": 0, "phase": "guided" if step < guided else "free", "reward": form + tiou + bonus,
-            "format": form, "tiou": tiou, "iou": tiou, "bonus": bonus, "drop_mean": 0.05 + 0.25 * rise + 0.02 * noise[3],
-            "drop_std": 0.1, "drop_above": 0.5, "timestamps": min(1.0, 0.2 + step / 20), "first_span": 0.5 * rise,
+            "format": form, "tiou": tiou, "iou": tiou, "bonus": bonus,
+            "drop_mean": 0.05 + 0.25 * rise + 0.02 * noise[3], "drop_std": 0.1, "drop_above": 0.5,
+            "timestamps": min(1.0, 0.2 + step / 20), "first_span": 0.5 * rise,
             "zero_variance": 0.0, "kl": 0.0, "clip_fraction": 0.0, "length": 60 + 10 * rise, "truncated": 0.01,
             "logprob_gap": 1e-6, "loss": 0.1 * noise[4], "grad_norm": 0.4 + 0.1 * abs(noise[5]), "lr": 3e-5,
             "tokens_per_s": 900.0, "memory_gib": 1.0, "seconds": 2.0})
@@ -119,8 +122,8 @@ def rollout_rows(step: int, guided: bool, group: int) -> list[dict[str, Any]]:
             text, moment = answer(window, 0.5 * g * (1 - number), WORDS[0], timed=True)
             hit = iou(moment, window)
             bonus = 0.3 if hit >= 0.7 and g % 2 == 0 else 0.0
-            rows.append({"step": step, "key": f"clip-{number:02d}", "query_id": f"q{number}-0", "query": WORDS[0], "g": g,
-                         "guided": guided, "text": text, "forced_tokens": 12 if guided else 0,
+            rows.append({"step": step, "key": f"clip-{number:02d}", "query_id": f"q{number}-0", "query": WORDS[0],
+                         "g": g, "guided": guided, "text": text, "forced_tokens": 12 if guided else 0,
                          "reward": 1 + hit + bonus, "format": 1.0, "tiou": hit, "iou": hit, "bonus": bonus,
                          "drop": None if g == 5 else 0.05 * g, "advantage": 1.0 - 0.3 * g if number == 0 else 0.0,
                          "predicted": None if g == 7 else [moment.start_s, moment.end_s],
