@@ -71,7 +71,7 @@ def _send(connection: Connection, frames: Frames) -> None:
     }  # fmt: skip
     connection.send_bytes(json.dumps(head).encode())
     for array in arrays:
-        connection.send_bytes(np.ascontiguousarray(array).data)
+        connection.send_bytes(np.ascontiguousarray(array).reshape(-1).data)
 
 
 def _refuse(connection: Connection, message: str, reason: str, *, transient: bool) -> None:
@@ -82,7 +82,9 @@ def _receive(connection: Connection) -> Frames:
     head = json.loads(connection.recv_bytes())
     if "error" in head:
         raise VideoError(head["error"], reason=head["reason"], transient=head["transient"])
-    arrays = [np.frombuffer(connection.recv_bytes(), dtype=np.uint8).reshape(shape) for shape in head["shapes"]]
+    arrays = [np.empty(shape, dtype=np.uint8) for shape in head["shapes"]]
+    for array in arrays:
+        connection.recv_bytes_into(array.reshape(-1).data)
     times_s = np.asarray(head["times_s"], dtype=np.float64)
     facts, clip = VideoFacts(**head["facts"]), ClipSpan(**head["clip"])
     return Frames(arrays[0], times_s, facts, clip, arrays[1] if len(arrays) > 1 else None)

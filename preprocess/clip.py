@@ -1,0 +1,119 @@
+"""The open_clip model: features of frames, and how well a caption agrees with its own segment against the rest.
+
+Alignment of a caption with text feature u (unit length) and frame features f_t (unit length):
+
+    mean of u . f_t over the frames inside its segment  -  mean of u . f_t over the frames outside
+
+so 0 is a caption that fits everywhere alike. It is null where no frame is inside or none is outside.
+
+Legend: T frames, D width, C captions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preprocess.models import SANDBOX, model_folder
+from taro.errors import ModelError
+from taro.moment import Moment
+
+__all__ = ["ClipModel", "alignment"]
+
+FRAMES_AT_ONCE = 64
+
+
+class ClipModel:
+    """An open_clip model by name: a folder (open_clip_config.json and weights), `sandbox:clip`, or MODEL/PRETRAINED as
+    open_clip lists them."""
+
+    def __init__(self, name: str, device: Any) -> None:
+        import open_clip
+        import torch
+
+        self._torch, self._device = torch, device
+        self.model_id, source, pretrained = _source(name)
+        try:
+            self._model, _, self._transform = open_clip.create_model_and_transforms(
+                source, pretrained=pretrained, device=device)
+            self._tokenizer = open_clip.get_tokenizer(source)
+        except (RuntimeError, ValueError, OSError, KeyError) as error:
+            raise ModelError(f"clip_model {name}: open_clip cannot load it ({str(error)[:300]}); expected a folder "
+                             "with open_clip_config.json and weights, or MODEL/PRETRAINED") from None
+        self._model.eval()
+        self.weights_sha256 = _weights_sha256(self._model.state_dict())
+
+    @property
+    def name(self) -> str:
+        """ENCODER of its shards: model and first 8 hex digits of its weights."""
+        slug = "".join(c if c.isalnum() or c == "-" else "-" for c in self.model_id.lower()).strip("-")
+        return f"{slug[:60] or 'clip'}-{self.weights_sha256[:8]}"
+
+    def frames(self, frames_THWC: np.ndarray) -> np.ndarray:
+        """Unit features [T, D], float32, of uint8 frames."""
+        from PIL import Image
+
+        parts = []
+        for start in range(0, len(frames_THWC), FRAMES_AT_ONCE):
+            images = [self._transform(Image.fromarray(frame)) for frame in frames_THWC[start : start + FRAMES_AT_ONCE]]
+            with self._torch.no_grad():
+                x = self._model.encode_image(self._torch.stack(images).to(self._device), normalize=True)
+            parts.append(x.float().cpu().numpy())
+        return np.concatenate(parts)
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit features [C, D], float32, of sentences (cut to the model's context)."""
+        with self._torch.no_grad():
+            x = self._model.encode_text(self._tokenizer(list(texts)).to(self._device), normalize=True)
+        return np.asarray(x.float().cpu().numpy())
+
+
+def alignment(texts_CD: np.ndarray, frames_TD: np.ndarray, times_s: np.ndarray, segments: Sequence[Moment]
+              ) -> list[float | None]:
+    """One number a caption, see the module; `segments` are the captions' own, `times_s` [T] the frames' times.
+
+    >>> frames = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> alignment(np.array([[1.0, 0.0]]), frames, np.array([0.0, 1.0]), [Moment(0, 0.5)])
+    [1.0]
+    """
+    found: list[float | None] = []
+    for text_D, segment in zip(texts_CD, segments, strict=True):
+        inside = (times_s >= segment.start_s) & (times_s < segment.end_s)
+        if not inside.any() or inside.all():
+            found.append(None)
+            continue
+        likeness = frames_TD @ text_D
+        found.append(round(float(likeness[inside].mean() - likeness[~inside].mean()), 6))
+    return found
+
+
+def _source(name: str) -> tuple[str, str, str | None]:
+    """(model id, what open_clip is asked for, pretrained tag)."""
+    if name.startswith(SANDBOX) or Path(name).expanduser().is_dir():
+        folder = model_folder(name)
+        model_id = name.replace(":", "-") if name.startswith(SANDBOX) else folder.name
+        return model_id, f"local-dir:{folder}", None
+    model, slash, pretrained = name.partition("/")
+    if not slash or not pretrained or "/" in pretrained:
+        raise ModelError(f"clip_model {name}: neither a folder nor MODEL/PRETRAINED (such as "
+                         "ViT-B-32/laion2b_s34b_b79k)")
+    return f"{model}-{pretrained}", model, pretrained
+
+
+def _weights_sha256(state: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(dtype=_bytes_dtype()).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _bytes_dtype() -> Any:
+    import torch
+
+    return torch.uint8

@@ -1,0 +1,150 @@
+"""Settings of `taro preprocess`: one frozen model per concept, every field with its unit.
+
+`shaping` is what decides the bytes of a shard set; the plan freezes it. Where the work runs, how many processes decode
+and how much may fail do not shape the output and may change between runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from preprocess.decode import Decoder
+from taro.annotations import Policy as LintPolicy
+from taro.config import Config
+from taro.features import FrameSampling
+
+__all__ = ["CaptionConfig", "DecodeConfig", "Licences", "PathsConfig", "PreprocessConfig", "SegmentConfig"]
+
+
+class DecodeConfig(Config):
+    """How frames are read from files."""
+
+    decoder: Decoder = "auto"
+    """auto and pyav: PyAV for every file; decord: where it is known to be right, PyAV for the rest"""
+    deadline_s: float = Field(300.0, gt=0)
+    """seconds after which a clip's decoding process is killed; the clip is skipped as transient"""
+
+
+class SegmentConfig(Config):
+    """Where one caption ends and the next begins."""
+
+    method: Literal["clip", "uniform", "captioner"] = "clip"
+    """clip: change points of CLIP frame features; uniform: windows; captioner: the captioner gives times itself"""
+    window_s: float = Field(5.0, gt=0)
+    """length of uniform windows"""
+    round_s: float = Field(0.1, gt=0, le=10)
+    """boundaries are multiples of this"""
+    min_s: float = Field(1.0, ge=0)
+    """no segment between change points is shorter"""
+    max_segments: int = Field(64, ge=1, le=1000)
+    penalty: float = Field(4.0, gt=0)
+    """price of a change point, in units of the frame-to-frame noise times log T; higher means fewer segments"""
+    kernel: Literal["cosine", "linear"] = "cosine"
+
+
+class CaptionConfig(Config):
+    """Who writes the dense captions."""
+
+    method: Literal["transformers", "file", "annotations", "none"] = "transformers"
+    """transformers: a model folder, in process; file: JSONL of captions; annotations: those of the annotation rows"""
+    model: str | None = None
+    """model folder (or sandbox:captioner) of the method transformers"""
+    file: Path | None = None
+    """JSONL of the method file: {"video": ..., "captions": [{"start_s", "end_s", "text"}, ...]}"""
+    template: str | None = None
+    """prompt template by name or path; null: the one that the model folder names, else taro"""
+    prompt: str | None = None
+    """replaces the template's prompt (for segments, or for the whole clip where segment.method is captioner)"""
+    max_new_tokens: int = Field(256, ge=1, le=8192)
+    repetition_penalty: float = Field(1.0, gt=0)
+    batch: int = Field(16, ge=1, le=1024)
+    """segments (or clips) described at once"""
+    sampling: FrameSampling = FrameSampling()
+    """size at which the captioner sees frames; they are chosen among the clip's sampled frames"""
+
+
+class PathsConfig(Config):
+    """Candidate reasoning paths (METHOD 1)."""
+
+    count: int = Field(32, ge=0, le=256)
+    """subsets a query and tag"""
+    seed: int = 0
+
+
+class Licences(Config):
+    """Terms of what goes into the set; the card repeats them."""
+
+    videos: str = "unknown"
+    annotations: str = "unknown"
+    captions: str = "unknown"
+
+
+class PreprocessConfig(Config):
+    """Everything that `taro preprocess` takes."""
+
+    name: str = "shards"
+    videos: Path
+    """folder of the video files"""
+    annotations: Path
+    dataset: str
+    """format of the annotations: charades-sta, jsonl, sandbox"""
+    split: str = "train"
+    """of rows that name none"""
+    lengths: Path | None = None
+    lint: LintPolicy = "repair"
+    out: Path
+    policy: str
+    """model folder (or sandbox:policy) whose vision tower makes the features"""
+    sampling: FrameSampling = FrameSampling()
+    decode: DecodeConfig = DecodeConfig()
+    segment: SegmentConfig = SegmentConfig()
+    caption: CaptionConfig = CaptionConfig()
+    paths: PathsConfig = PathsConfig()
+    clip_model: str | None = None
+    """open_clip: a folder, MODEL/PRETRAINED, or sandbox:clip; null: no CLIP features, no alignment"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of features; auto: bfloat16 on GPUs, float32 on CPUs"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto: a GPU where there is one"""
+    slice_bytes: int = Field(1_000_000_000, ge=1)
+    """features of a slice stay near this many bytes"""
+    slice_clips: int = Field(256, ge=1, le=100_000)
+    """and its clips at most this many: what a killed job has to do again"""
+    thumbnails: bool = True
+    """contact sheets in the set; leave them out where pictures may not be shared"""
+    licences: Licences = Licences()
+    max_skipped: float = Field(0.05, ge=0, le=1)
+    """the job fails, after writing all it can, where more than this share of the rows is skipped"""
+    workers: int = Field(2, ge=1, le=256)
+    """decoding processes"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.caption.method == "transformers" and self.caption.model is None:
+            raise ValueError("caption.method transformers needs caption.model, a model folder; or set caption.method "
+                             "to file, annotations or none")
+        if self.caption.method == "file" and self.caption.file is None:
+            raise ValueError("caption.method file needs caption.file, a JSONL of captions")
+        if self.segment.method == "captioner" and self.caption.method not in ("transformers", "none"):
+            raise ValueError(f"segment.method captioner needs caption.method transformers, got {self.caption.method}")
+        if self.needs_segments and self.segment.method == "clip" and self.clip_model is None:
+            raise ValueError("segment.method clip needs clip_model; or set segment.method to uniform")
+        return self
+
+    @property
+    def needs_segments(self) -> bool:
+        """Whether the clip is cut before it is captioned (captions from elsewhere bring their own times)."""
+        return self.caption.method == "transformers" and self.segment.method != "captioner"
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that decide the bytes, as plain values. Folders are left out: the plan holds what was found in
+        them, the fingerprints of the models stand for the models."""
+        data = self.model_dump(mode="json", exclude={
+            "name", "videos", "annotations", "lengths", "out", "policy", "clip_model", "device", "dtype",
+            "max_skipped", "workers", "licences",
+        })  # fmt: skip
+        del data["decode"]["deadline_s"], data["caption"]["model"], data["caption"]["file"]
+        return data

@@ -1,0 +1,80 @@
+"""What became of every row: written, or skipped with a reason. `inputs == written + skipped`, checked.
+
+Each slice leaves a small JSON beside its shards, written before their sidecars, so a slice that counts as done always
+has one. The lock on a slice keeps two workers from making it at once; the system drops it when its holder dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from shards.manifest import write_atomically
+from taro.config import Config
+
+__all__ = ["SkippedRow", "SliceLedger", "read_ledger", "slice_lock", "write_ledger"]
+
+
+class SkippedRow(Config):
+    """A row that did not become a query. `stage`: annotations, plan, decode, caption, encode, windows; `transient`:
+    trying again may help."""
+
+    row_id: str
+    line: int
+    video: str = ""
+    key: str = ""
+    stage: str
+    reason: str
+    detail: str = ""
+    transient: bool = False
+
+
+class SliceLedger(Config):
+    """Of one slice: rows `written`, clips and captions in its shards, rows skipped, seconds it took. `plan_sha256`
+    says which plan it belongs to."""
+
+    plan_sha256: str
+    written: int
+    clips: int
+    captions: int
+    repaired_windows: int = 0
+    skipped: list[SkippedRow] = []
+    seconds: float = 0.0
+
+
+def ledger_path(state: Path, index: int) -> Path:
+    """Where a slice's ledger lies."""
+    return state / "ledger" / f"slice-{index:06d}.json"
+
+
+def write_ledger(state: Path, index: int, ledger: SliceLedger) -> None:
+    """Writes a slice's ledger, whole or not at all."""
+    path = ledger_path(state, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, ledger.model_dump_json().encode())
+
+
+def read_ledger(state: Path, index: int) -> SliceLedger | None:
+    """A slice's ledger, None where there is none that can be read."""
+    try:
+        return SliceLedger.model_validate_json(ledger_path(state, index).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+@contextmanager
+def slice_lock(state: Path, index: int) -> Iterator[bool]:
+    """Holds the lock of a slice for the block; yields False where another process holds it."""
+    folder = state / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"slice-{index:06d}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

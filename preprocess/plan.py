@@ -1,0 +1,233 @@
+"""The plan of a job: annotation rows grouped by clip, clips in slices, frozen before any work.
+
+A clip is a file, or a cut of one. Clips are ordered by their key and cut into slices whose features stay near
+`slice_bytes`; a slice is the unit of work, of retry, of checksum and of sharing. Rows that already cannot become
+queries (dropped by the linter, no such video) are in the plan as skipped, with their reason. The plan is written once,
+with the settings that shape the output; another run on the same folder must bring the same settings, or is refused
+with the difference. File sizes are part of it: a video that changed since is skipped, not silently mixed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from preprocess.config import PreprocessConfig
+from preprocess.ledger import SkippedRow
+from shards.format import clip_key
+from shards.manifest import write_atomically
+from taro.annotations import AnnotationRow, Dropped, LintReport, import_annotations
+from taro.config import Config, digest
+from taro.errors import ConfigError, VideoError
+from taro.moment import Moment
+from taro.records import DenseCaption
+
+__all__ = ["STATE", "Plan", "PlannedClip", "PlannedRow", "differences", "freeze", "list_videos", "load_plan", "make_plan"]
+
+STATE = ".preprocess"
+"""folder of the job's own state inside the set: plan, locks, journal, ledgers; never shared"""
+PLAN_VERSION = 1
+
+
+class PlannedRow(Config):
+    """One annotation row; times in seconds of the clip."""
+
+    row_id: str
+    line: int
+    query: str
+    split: str
+    windows_s: list[tuple[float, float]]
+    difficulty: float | None = None
+    captions: list[DenseCaption] | None = None
+
+
+class PlannedClip(Config):
+    """One clip. `path`: relative to the videos folder; `size`: bytes; `mtime_ns`: for the record; `clip_s`: the cut in
+    seconds of the file, null for all of it; `video`: as annotated first."""
+
+    key: str
+    video: str
+    path: str
+    size: int
+    mtime_ns: int
+    clip_s: tuple[float, float] | None
+    rows: list[PlannedRow]
+
+    @property
+    def clip(self) -> Moment | None:
+        """The cut as a moment."""
+        return None if self.clip_s is None else Moment(*self.clip_s)
+
+
+class Plan(Config):
+    """plan.json. `slices`: [first, last) of `clips`; `inputs`: annotation rows, skipped ones included."""
+
+    version: int = PLAN_VERSION
+    shaping: dict[str, Any]
+    encoder: str
+    annotations_file: str
+    annotations_sha256: str
+    lint: dict[str, int]
+    inputs: int = Field(ge=0)
+    clips: list[PlannedClip]
+    slices: list[tuple[int, int]]
+    skipped: list[SkippedRow]
+
+    @property
+    def sha256(self) -> str:
+        """Digest over everything that shapes the output."""
+        return digest(self)
+
+    def slice_clips(self, index: int) -> list[PlannedClip]:
+        """Clips of a slice, in order of key."""
+        first, last = self.slices[index]
+        return self.clips[first:last]
+
+    @property
+    def rows(self) -> int:
+        """Rows that have a clip to be looked at."""
+        return sum(len(clip.rows) for clip in self.clips)
+
+
+def make_plan(config: PreprocessConfig, shaping: dict[str, Any], *, encoder: str, bytes_per_clip: int) -> Plan:
+    """Reads annotations and lists videos; decodes nothing.
+
+    Args:
+        shaping: settings and fingerprints that decide the bytes.
+        encoder: name of the features that the set begins with.
+        bytes_per_clip: most that a clip's features can take, for the slices.
+    """
+    report = import_annotations(config.annotations, dataset=config.dataset, split=config.split,
+                                lengths=config.lengths, policy=config.lint)  # fmt: skip
+    videos = list_videos(config.videos)
+    clips, skipped = _group(report, _Finder(videos))
+    skipped = [*_dropped(report), *skipped]
+    per_slice = max(1, min(config.slice_clips, config.slice_bytes // max(bytes_per_clip, 1)))
+    plan = Plan(
+        shaping=shaping, encoder=encoder, annotations_file=config.annotations.name,
+        annotations_sha256=report.source_sha256, lint=report.counts, inputs=len(report.outcomes), clips=clips,
+        slices=[(at, min(at + per_slice, len(clips))) for at in range(0, len(clips), per_slice)], skipped=skipped,
+    )  # fmt: skip
+    assert plan.inputs == plan.rows + len(plan.skipped), f"{plan.inputs} rows, {plan.rows} + {len(plan.skipped)} planned"
+    return plan
+
+
+def freeze(plan: Plan, out: Path) -> None:
+    """Writes plan.json, whole or not at all."""
+    (out / STATE).mkdir(parents=True, exist_ok=True)
+    write_atomically(out / STATE / "plan.json", (plan.model_dump_json(indent=1) + "\n").encode())
+
+
+def load_plan(out: Path) -> Plan | None:
+    """The plan of a folder, None where it has none. Raises ConfigError where it cannot be read."""
+    path = out / STATE / "plan.json"
+    if not path.is_file():
+        return None
+    try:
+        return Plan.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ConfigError(f"{path}: not a plan of this version of taro ({error.error_count()} problems); use another "
+                          "out folder") from None
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two nested settings, one line each.
+
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    ['a.b: 1 in the folder, 3 now']
+    """
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return [f"{key}: {old.get(key, 'absent')} in the folder, {new.get(key, 'absent')} now"
+            for key in sorted({*old, *new}) if old.get(key, "absent") != new.get(key, "absent")]  # fmt: skip
+
+
+def list_videos(folder: Path) -> dict[str, os.stat_result]:
+    """Every file under `folder` with its path relative to it; hidden ones are left out."""
+    if not folder.is_dir():
+        raise ConfigError(f"videos {folder}: no such folder; expected the folder that holds the video files")
+    found: dict[str, os.stat_result] = {}
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(root) / name
+            if not name.startswith(".") and path.is_file():
+                found[path.relative_to(folder).as_posix()] = path.stat()
+    return found
+
+
+class _Finder:
+    """Annotated names to listed files: the relative path, the bare file name, or either without its extension."""
+
+    def __init__(self, videos: dict[str, os.stat_result]) -> None:
+        self.videos = videos
+        self._by_name: dict[str, list[str]] = {}
+        for path in videos:
+            name = path.rpartition("/")[2]
+            stem = path.rpartition(".")[0] or path
+            for label in {name, stem, stem.rpartition("/")[2]} - {path}:
+                self._by_name.setdefault(label, []).append(path)
+
+    def find(self, video: str) -> str:
+        """The listed file of an annotated name. Raises VideoError: missing, or ambiguous."""
+        plain = video.removeprefix("./")
+        if plain in self.videos:
+            return plain
+        found = self._by_name.get(plain, [])
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise VideoError("no such file in the videos folder", reason="missing")
+        raise VideoError(f"the name fits {len(found)} files: {', '.join(sorted(found)[:3])}; annotate the one that is "
+                         "meant with its extension or folder", reason="ambiguous")
+
+
+def _group(report: LintReport, finder: _Finder) -> tuple[list[PlannedClip], list[SkippedRow]]:
+    rows: dict[tuple[str, Moment | None], list[AnnotationRow]] = {}
+    skipped: list[SkippedRow] = []
+    for row in report.rows:
+        try:
+            rows.setdefault((finder.find(row.video), row.clip), []).append(row)
+        except VideoError as error:
+            skipped.append(SkippedRow(row_id=row.row_id, line=row.line, video=row.video, stage="plan",
+                                      reason=error.reason, detail=str(error)))  # fmt: skip
+    clips = [_clip(path, clip, found, finder.videos[path]) for (path, clip), found in rows.items()]
+    keys = {clip.key for clip in clips}
+    assert len(keys) == len(clips), "two clips have one key"
+    return sorted(clips, key=lambda clip: clip.key), skipped
+
+
+def _clip(path: str, clip: Moment | None, rows: list[AnnotationRow], stat: os.stat_result) -> PlannedClip:
+    planned = [
+        PlannedRow(row_id=row.row_id, line=row.line, query=row.query, split=row.split, difficulty=row.difficulty,
+                   windows_s=[(w.start_s, w.end_s) for w in row.windows],
+                   captions=None if row.captions is None else list(row.captions))
+        for row in rows
+    ]  # fmt: skip
+    span = None if clip is None else (clip.start_s, clip.end_s)
+    return PlannedClip(key=clip_key(path, clip), video=rows[0].video, path=path, size=stat.st_size,
+                       mtime_ns=stat.st_mtime_ns, clip_s=span, rows=planned)  # fmt: skip
+
+
+def _dropped(report: LintReport) -> list[SkippedRow]:
+    return [SkippedRow(row_id=o.row_id, line=o.line, stage="annotations", reason=o.reason.partition(":")[0],
+                       detail=o.reason) for o in report.outcomes if isinstance(o, Dropped)]  # fmt: skip
+
+
+def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, json.dumps(data)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
