@@ -112,7 +112,7 @@ class _Lazy(typer.core.TyperGroup):
                        err=True)
             raise typer.Exit(130) from None
         except Exception as error:  # the last place that can answer with a message
-            if hasattr(error, "exit_code") or isinstance(error, EOFError) or _closed_pipe(error):
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort | EOFError) or _closed_pipe(error):
                 raise  # typer's own: wrong use, Exit, Abort, `taro ... | head`
             _fail(f"error: {type(error).__name__}: {error}\nThis may be a defect of taro: run the command again with "
                   f"--debug and report what it prints.", debug=ctx.params["debug"])
