@@ -73,7 +73,8 @@ clips = load_dataset("PATH", "paths", split="train")
 def card_text(manifest: Manifest) -> str:
     """The card of a set: YAML header, counts, kinds, licences and how to read it."""
     # Through JSON, so that nothing is shared: YAML would write aliases, which the reader of `datasets` cannot take.
-    header = yaml.safe_dump(json.loads(json.dumps(_header(manifest))), sort_keys=False, allow_unicode=False, width=10_000)
+    unshared = json.loads(json.dumps(_header(manifest)))
+    header = yaml.safe_dump(unshared, sort_keys=False, allow_unicode=False, width=10_000)
     counts, source = manifest.counts, manifest.provenance
     body = _BODY.format(
         name=_line(manifest.name), version=_line(manifest.format_version), taro=_line(manifest.taro_version),

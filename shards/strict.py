@@ -50,8 +50,10 @@ def parse_model(model: type[ModelT], data: bytes, where: str, *, limit_bytes: in
         first = error.errors(include_url=False, include_input=False)[0]
         at = ".".join(str(part) for part in first["loc"])[:200]
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ShardError(f"{where}: not a valid {model.__name__}: {at + ': ' if at else ''}{first['msg'][:300]}{more}; "
-                         "docs/shard-format.md has the schema") from None
+        # A stranger's text may be in it: no control characters on a terminal, nothing that cannot be encoded.
+        told = f"{at + ': ' if at else ''}{first['msg'][:300]}".encode("unicode_escape").decode()
+        raise ShardError(f"{where}: not a valid {model.__name__}: {told}{more}; docs/shard-format.md has the "
+                         "schema") from None
 
 
 def _depth(data: bytes) -> int:

@@ -27,9 +27,10 @@ def fingerprint(digit: str = "0", dtype: str = "float32") -> EncoderFingerprint:
 def record(number: int, *, queries: int = 2, patches: int = 4, captions: int = 3) -> ClipRecord:
     """Clip `number`: frames at 0.1, 0.6, 1.1, ... seconds."""
     times_s = [0.1 + 0.5 * index for index in range(2 * patches)]
-    video = VideoFacts(path_hint=f"v{number}.mp4", sha256=f"{number:064x}", duration_s=patches * 1.0, frames=120, fps=30.0,
-                       width=84, height=56, decoder="pyav", frames_sha256=f"{number + 1:064x}")  # fmt: skip
-    caps = [DenseCaption(start_s=i, end_s=i + 1.5, text=f"event {i} of {number}", alignment=0.25) for i in range(captions)]
+    video = VideoFacts(path_hint=f"v{number}.mp4", sha256=f"{number:064x}", duration_s=patches * 1.0, frames=120,
+                       fps=30.0, width=84, height=56, decoder="pyav", frames_sha256=f"{number + 1:064x}")  # fmt: skip
+    caps = [DenseCaption(start_s=i, end_s=i + 1.5, text=f"event {i} of {number}", alignment=0.25)
+            for i in range(captions)]  # fmt: skip
     asked = [
         QueryRecord(id=f"{number}.{index}", text=f"the {index} event", split="val" if index else "train",
                     windows_s=[(0.5 * index, 0.5 * index + 1.0)], difficulty=10.0 * number if index else None,
@@ -61,8 +62,8 @@ def write_set(root: Path, slices: list[list[int]], *, encoders: dict[str, Encode
                     {one.name: features(number, dtype=getattr(torch, name)) for name, one in encoders.items()},
                     {CLIP_NAME: torch.full((8, 3), float(number))} if clip else {})  # fmt: skip
             writer.commit()
-    write_skipped(root, [{"row_id": str(i), "line": i, "video": "gone.mp4", "key": "", "stage": "plan", "reason": "missing",
-                          "detail": "", "transient": False} for i in range(skipped)])  # fmt: skip
+    write_skipped(root, [{"row_id": str(i), "line": i, "video": "gone.mp4", "key": "", "stage": "plan",
+                          "reason": "missing", "detail": "", "transient": False} for i in range(skipped)])  # fmt: skip
     clips = sum(len(numbers) for numbers in slices)
     manifest = build_manifest(
         root, inputs=2 * clips + skipped, skipped=skipped, captions=3 * clips, name="tiny", taro_version="0",

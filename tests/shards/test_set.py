@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.shards.helpers_sets import CLIP_NAME, FINGERPRINT, SHEET, features, fingerprint, record, write_set
 
 from shards.format import MANIFEST, shard_path, sidecar_path
 from shards.manifest import build_manifest, read_skipped
@@ -19,6 +18,7 @@ from shards.stream import stream
 from shards.verify import verify
 from shards.writer import SliceWriter, slice_done
 from taro.errors import ShardError
+from tests.shards.helpers_sets import FINGERPRINT, SHEET, features, fingerprint, record, write_set
 
 KINDS = ("paths", f"features/{FINGERPRINT.name}")
 
@@ -51,7 +51,8 @@ def test_features_of_every_dtype_and_level_come_back_bit_by_bit(tmp_path: Path, 
     manifest = build_manifest(tmp_path, inputs=2, skipped=0, captions=3, encoders=[FINGERPRINT])
     (tmp_path / MANIFEST).write_text(manifest.model_dump_json())
     read = open_shards(tmp_path).features(record(1).key)
-    for one, other in zip((read.main_SND, *read.deepstack_LSND), (written.main_SND, *written.deepstack_LSND), strict=True):
+    pairs = zip((read.main_SND, *read.deepstack_LSND), (written.main_SND, *written.deepstack_LSND), strict=True)
+    for one, other in pairs:
         assert one.dtype == dtype and torch.equal(one, other)
 
 
@@ -144,7 +145,7 @@ def test_another_tower_is_refused_with_both_fingerprints_and_the_way_out(tmp_pat
     other = fingerprint("2")
     with pytest.raises(ShardError) as error:
         check_encoder(shard_set, other)
-    for part in (other.name, FINGERPRINT.name, "differs in tower_sha256", "taro preprocess", "--only features --policy"):
+    for part in (other.name, FINGERPRINT.name, "differs in tower_sha256", "--only features --policy"):
         assert part in str(error.value)
 
 
