@@ -1,4 +1,4 @@
-"""Runs a Python module as if some packages were not installed: `python tests/without.py av decord -- pytest tests/x.py`.
+"""Runs a module as if some packages were not installed: `python tests/without.py av decord -- pytest tests/x.py`.
 
 Exact about absence: the finder of the path does not see them, so `import av` raises ModuleNotFoundError and
 `importlib.util.find_spec("av")` is None, as on a machine that lacks them.
