@@ -115,20 +115,22 @@ class Evaluation:
 
     @cached_property
     def paired_gain(self) -> tuple[float, float, float]:
-        """Mean change of IoU over the pairs and its 95 % interval: a paired bootstrap over clips, since the queries of
-        one clip are not independent. (nan, nan, nan) where there is no pair."""
+        """Mean change of IoU over all queries and its 95 % interval: a paired bootstrap over videos, since the queries
+        of one video are not independent. (nan, nan, nan) where there is no query."""
         sums: dict[str, list[float]] = {}
         for before, after in self.pairs:
-            clip = sums.setdefault(before.key, [0.0, 0.0])
-            clip[0] += self.change(before, after)
-            clip[1] += 1
+            video = sums.setdefault(before.video_sha256, [0.0, 0.0])
+            video[0] += self.change(before, after)
+            video[1] += 1
+        for query in self.missing:  # a miss on both sides: no change, and it stays in the denominator
+            sums.setdefault(query.video, [0.0, 0.0])[1] += 1
         if not sums:
             return math.nan, math.nan, math.nan
-        totals_C, counts_C = np.array(list(sums.values())).T
+        totals_V, counts_V = np.array(list(sums.values())).T
         picks = draws.rng("report-bootstrap", len(sums)).integers(len(sums), size=(BOOTSTRAP_DRAWS, len(sums)))
-        means = totals_C[picks].sum(1) / counts_C[picks].sum(1)
+        means = totals_V[picks].sum(1) / counts_V[picks].sum(1)
         low, high = np.quantile(means, [0.025, 0.975])
-        return float(totals_C.sum() / counts_C.sum()), float(low), float(high)
+        return float(totals_V.sum() / counts_V.sum()), float(low), float(high)
 
 
 @dataclass(frozen=True)

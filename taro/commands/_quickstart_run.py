@@ -41,9 +41,9 @@ STAGES = {
 }
 
 NOTES = (
-    "The start policy was weakened on purpose: its perception is trained, its answers are noisy and its reasonings seldom "
-    "name times. Part of the greedy gain is a switch to reasonings that do; scores of sampled answers rise more slowly "
-    "and are the better measure of what was learned.",
+    "The start policy was weakened on purpose: its perception is trained, its answers are noisy and its reasonings "
+    "seldom name times. Part of the greedy gain is a switch to reasonings that do; scores of sampled answers rise more "
+    "slowly and are the better measure of what was learned.",
     "The videos are synthetic and the model has 2.2 million parameters: this shows that every part works, not how well "
     "the method does on real videos.",
     "One seed proves nothing: run it with other seeds. With --control permute the rewards are permuted inside each "
@@ -93,7 +93,7 @@ def run_quickstart(settings: Quickstart, show: Show) -> dict[str, Any]:
     before = _answers(settings, shards["held-out"], settings.policy, "before", show)
     export = _train(settings, shards["train"], show)
     after = _answers(settings, shards["held-out"], str(export), "after", show)
-    evaluations = _evaluations(before, after)
+    evaluations = _evaluations(before, after, shards["held-out"])
     show.begin("report")
     result = _result(settings, evaluations)
     page = _report(settings, shards, evaluations)
@@ -149,7 +149,8 @@ def _preprocess(settings: Quickstart, worlds: dict[str, Path], show: Show) -> di
         config = load_config(PreprocessConfig, "sandbox", [
             *_set(name=f"quickstart-{name}", videos=world / "videos", annotations=world / "annotations.jsonl",
                   out=shards[name], policy=settings.policy, clip_model=settings.clip_model),
-            *_set(**{"caption.model": settings.captioner, "paths.seed": settings.seed, "device": "cpu"})], package="preprocess.recipes")
+            *_set(**{"caption.model": settings.captioner, "paths.seed": settings.seed, "device": "cpu"})],
+            package="preprocess.recipes")
         report = preprocess(config, progress=_part(show, "preprocess", done, total))
         done += settings.train_videos if name == "train" else settings.held_out_videos
         show.step("preprocess", done, total)
@@ -234,10 +235,13 @@ def _set(**values: Any) -> list[str]:
     return [f"{key}={json.dumps(str(value) if isinstance(value, Path) else value)}" for key, value in values.items()]
 
 
-def _evaluations(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> list[Evaluation]:
+def _evaluations(before: dict[str, list[Any]], after: dict[str, list[Any]], shards: Path) -> list[Evaluation]:
+    from shards.reader import open_shards
+    from train.evaluate import missing_predictions
     from train.report_data import Evaluation
 
-    return [Evaluation(name, before[name], after[name]) for name in before]
+    missing = missing_predictions(open_shards(shards), None)
+    return [Evaluation(name, before[name], after[name], missing=missing) for name in before]
 
 
 def _result(settings: Quickstart, evaluations: list[Evaluation]) -> dict[str, Any]:

@@ -105,7 +105,8 @@ def _print(result: dict[str, Any]) -> None:
              f"over videos. {result['seconds']:.0f} s in all.",
              f"Report: {result['report']}", "", "Try next:",
              f"  taro shards info {result['shards']['train']}",
-             f"  taro eval --policy {result['checkpoint']} --shards {result['shards']['held-out']}",
+             f"  taro eval --policy {result['checkpoint']} --shards {result['shards']['held-out']} --max-new-tokens 96 "
+             "--repetition-penalty 1",
              f"  taro quickstart --seed {result['seed'] + 1} --out again",
              "  taro train --help"]
     for line in lines:
