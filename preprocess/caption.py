@@ -25,15 +25,14 @@ from preprocess.decode import Frames
 from preprocess.journal import Journal, question
 from preprocess.models import folder_sha256, load_tower_policy, model_folder
 from taro.errors import AnnotationError, VideoError
-from taro.features import VideoFeatures
 from taro.moment import Moment
-from taro.prompts import PromptTemplate, load_template, parse_captions
+from taro.prompts import load_template, parse_captions
 from taro.records import DenseCaption
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Captioner", "Request", "TransformersCaptioner", "answer", "captioner_of", "captions_file", "tidy"]
+__all__ = ["Captioner", "Request", "TransformersCaptioner", "answer", "captioner_facts", "captions_file", "tidy"]
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,10 @@ class Request:
 
 
 class Captioner(Protocol):
-    """Something that describes stretches. `fingerprint`: whatever decides what it says."""
+    """Something that describes stretches. `fingerprint`: whatever decides what it says; `prompt`: what it is asked."""
 
     fingerprint: str
-    template: PromptTemplate
+    prompt: str
 
     def describe(self, requests: Sequence[Request]) -> list[str]:
         """One text a request, in order."""
@@ -66,16 +65,11 @@ class Captioner(Protocol):
 class TransformersCaptioner:
     """A model folder, in process: its own vision tower, greedy decoding, batched over requests."""
 
-    def __init__(self, config: CaptionConfig, device: torch.device, dtype: str) -> None:
+    def __init__(self, config: CaptionConfig, facts: dict[str, Any], device: torch.device, dtype: str) -> None:
         assert config.model is not None
-        folder = model_folder(config.model)
-        self.policy = load_tower_policy(folder, device, dtype)
-        self.template = load_template(config.template or self.policy.template_name or "taro")
+        self.policy = load_tower_policy(model_folder(config.model), device, dtype)
+        self.prompt, self.fingerprint = str(facts["prompt"]), str(facts["fingerprint"])
         self._config = config
-        said = config.model_dump(mode="json", exclude={"batch", "file", "model", "template", "method"})
-        said["dtype"] = dtype
-        digest = hashlib.sha256(json.dumps([folder_sha256(folder), said], sort_keys=True).encode()).hexdigest()
-        self.fingerprint = f"transformers:{digest[:32]}"
 
     def describe(self, requests: Sequence[Request]) -> list[str]:
         """See `Captioner`."""
@@ -83,29 +77,38 @@ class TransformersCaptioner:
 
         prompts = []
         for request in requests:
-            features = self._encode(request)
-            prompts.append(self.policy.prompt(features, prompt_text(self._config, self.template, whole=request.whole)))
+            frames, times_s, duration_s = request.cut()
+            features = self.policy.encode(frames, times_s, self._config.sampling, duration_s=duration_s)
+            prompts.append(self.policy.prompt(features, self.prompt))
         decoding = Decoding(max_new_tokens=self._config.max_new_tokens, temperature=0.0,
                             repetition_penalty=self._config.repetition_penalty)  # fmt: skip
         rollouts = generate(self.policy, prompts, G=1, decoding=decoding)
         return [self.policy.decode(ids[mask]).strip()
                 for ids, mask in zip(rollouts.ids_BGR[:, 0], rollouts.mask_BGR[:, 0], strict=True)]  # fmt: skip
 
-    def _encode(self, request: Request) -> VideoFeatures:
-        frames, times_s, duration_s = request.cut()
-        return self.policy.encode(frames, times_s, self._config.sampling, duration_s=duration_s)
 
+def captioner_facts(config: PreprocessConfig, dtype: str) -> dict[str, Any]:
+    """What made the captions, for plan and manifest, from files alone: method, model, fingerprint (whatever decides
+    what it says), prompt. {} where there are no captions."""
+    caption = config.caption
+    if caption.method == "none":
+        return {}
+    if caption.method == "file":
+        assert caption.file is not None
+        return {"method": "file", "sha256": hashlib.sha256(_bytes(caption.file)).hexdigest()}
+    if caption.method == "annotations":
+        return {"method": "annotations"}
+    from taro.mllm.folder import read_json
 
-def prompt_text(config: CaptionConfig, template: PromptTemplate, *, whole: bool) -> str:
-    """What the captioner is asked."""
-    return config.prompt or (template.caption_prompt if whole else template.segment_prompt)
-
-
-def captioner_of(config: PreprocessConfig, device: torch.device, dtype: str) -> Captioner | None:
-    """The captioner that a job asks, None where it asks none."""
-    if config.caption.method != "transformers":
-        return None
-    return TransformersCaptioner(config.caption, device, dtype)
+    assert caption.model is not None
+    folder = model_folder(caption.model)
+    template = load_template(caption.template or read_json(folder / "taro.json").get("template") or "taro")
+    whole = config.segment.method == "captioner"
+    prompt = caption.prompt or (template.caption_prompt if whole else template.segment_prompt)
+    said = caption.model_dump(mode="json", include={"max_new_tokens", "repetition_penalty", "sampling"})
+    digest = hashlib.sha256(json.dumps([folder_sha256(folder), said, dtype], sort_keys=True).encode()).hexdigest()
+    return {"method": "transformers", "model": folder.name, "fingerprint": f"transformers:{digest[:32]}",
+            "prompt": prompt, "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()}  # fmt: skip
 
 
 def answer(
@@ -115,9 +118,8 @@ def answer(
     journal. Batches hold consecutive requests that the journal does not know."""
     asked = []
     for request in requests:
-        prompt = prompt_text(config.caption, captioner.template, whole=request.whole)
         clip = Moment(request.frames.clip.start_s, request.frames.clip.end_s)
-        digest = hashlib.sha256(prompt.encode()).hexdigest()
+        digest = hashlib.sha256(captioner.prompt.encode()).hexdigest()
         asked.append(question(request.frames.facts.sha256, clip, request.stretch, captioner.fingerprint, digest))
     # Two segments are never the same question, but one clip may be in a slice under two names.
     new = [i for i, what in enumerate(asked) if journal.get(what) is None and asked.index(what) == i]
@@ -156,11 +158,7 @@ def captions_file(path: Path) -> dict[str, list[DenseCaption]]:
     """Captions by video name from a JSONL file: {"video": ..., "captions": [{"start_s", "end_s", "text"}, ...]}.
     Raises AnnotationError that names the line."""
     found: dict[str, list[DenseCaption]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise AnnotationError(f"caption.file {path}: cannot be read ({type(error).__name__}); expected JSONL") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_bytes(path).decode("utf-8", "replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -171,6 +169,13 @@ def captions_file(path: Path) -> dict[str, list[DenseCaption]]:
             raise AnnotationError(f'{path}, line {number}: expected {{"video": ..., "captions": [{{"start_s", "end_s", '
                                   f'"text"}}]}}; {type(error).__name__}: {str(error)[:200]}') from None  # fmt: skip
     return found
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AnnotationError(f"caption.file {path}: cannot be read ({error.strerror}); expected JSONL") from None
 
 
 def _inside(times_s: np.ndarray, stretch: Moment) -> np.ndarray:

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.models import SANDBOX, model_folder
+from preprocess.models import SANDBOX, folder_sha256, model_folder
+from shards.format import ClipEncoder
 from taro.errors import ModelError
 from taro.moment import Moment
 
-__all__ = ["ClipModel", "alignment"]
+__all__ = ["ClipModel", "alignment", "clip_encoder"]
 
 FRAMES_AT_ONCE = 64
 
@@ -36,7 +37,7 @@ class ClipModel:
         import torch
 
         self._torch, self._device = torch, device
-        self.model_id, source, pretrained = _source(name)
+        self.encoder, source, pretrained = _source(name)
         try:
             self._model, _, self._transform = open_clip.create_model_and_transforms(
                 source, pretrained=pretrained, device=device)
@@ -45,13 +46,6 @@ class ClipModel:
             raise ModelError(f"clip_model {name}: open_clip cannot load it ({str(error)[:300]}); expected a folder "
                              "with open_clip_config.json and weights, or MODEL/PRETRAINED") from None
         self._model.eval()
-        self.weights_sha256 = _weights_sha256(self._model.state_dict())
-
-    @property
-    def name(self) -> str:
-        """ENCODER of its shards: model and first 8 hex digits of its weights."""
-        slug = "".join(c if c.isalnum() or c == "-" else "-" for c in self.model_id.lower()).strip("-")
-        return f"{slug[:60] or 'clip'}-{self.weights_sha256[:8]}"
 
     def frames(self, frames_THWC: np.ndarray) -> np.ndarray:
         """Unit features [T, D], float32, of uint8 frames."""
@@ -91,29 +85,25 @@ def alignment(texts_CD: np.ndarray, frames_TD: np.ndarray, times_s: np.ndarray, 
     return found
 
 
-def _source(name: str) -> tuple[str, str, str | None]:
-    """(model id, what open_clip is asked for, pretrained tag)."""
+def clip_encoder(name: str) -> ClipEncoder:
+    """What a `clip_model` setting means, without loading it: name of its shards, model, digest of its folder (of
+    MODEL/PRETRAINED, the name stands for the weights)."""
+    return _source(name)[0]
+
+
+def _source(name: str) -> tuple[ClipEncoder, str, str | None]:
+    """(encoder, what open_clip is asked for, pretrained tag)."""
     if name.startswith(SANDBOX) or Path(name).expanduser().is_dir():
         folder = model_folder(name)
-        model_id = name.replace(":", "-") if name.startswith(SANDBOX) else folder.name
-        return model_id, f"local-dir:{folder}", None
-    model, slash, pretrained = name.partition("/")
-    if not slash or not pretrained or "/" in pretrained:
-        raise ModelError(f"clip_model {name}: neither a folder nor MODEL/PRETRAINED (such as "
-                         "ViT-B-32/laion2b_s34b_b79k)")
-    return f"{model}-{pretrained}", model, pretrained
-
-
-def _weights_sha256(state: dict[str, Any]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(dtype=_bytes_dtype()).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
-
-
-def _bytes_dtype() -> Any:
-    import torch
-
-    return torch.uint8
+        model = name.replace(":", "-") if name.startswith(SANDBOX) else folder.name
+        sha256: str | None = folder_sha256(folder)
+        source, pretrained = f"local-dir:{folder}", None
+    else:
+        source, slash, pretrained = name.partition("/")
+        model, sha256 = f"{source}-{pretrained}", None
+        if not slash or not pretrained or "/" in pretrained:
+            raise ModelError(f"clip_model {name}: neither a folder nor MODEL/PRETRAINED (such as "
+                             "ViT-B-32/laion2b_s34b_b79k)")
+    slug = "".join(c if c.isascii() and c.isalnum() else "-" for c in model.lower()).strip("-")[:60] or "clip"
+    label = f"{slug}-{(sha256 or hashlib.sha256(model.encode()).hexdigest())[:8]}"
+    return ClipEncoder(name=label, model=model, weights_sha256=sha256), source, pretrained

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from shards.manifest import write_atomically
 from taro.config import Config
@@ -34,15 +34,16 @@ class SkippedRow(Config):
 
 
 class SliceLedger(Config):
-    """Of one slice: rows `written`, clips and captions in its shards, rows skipped, seconds it took. `plan_sha256`
+    """Of one slice: rows `written`, clips and captions in its shards, windows clipped to the real length,
+    rows skipped, seconds it took. `plan_sha256`
     says which plan it belongs to."""
 
     plan_sha256: str
     written: int
     clips: int
     captions: int
-    repaired_windows: int = 0
-    skipped: list[SkippedRow] = []
+    clipped_windows: int = 0
+    skipped: list[SkippedRow] = Field(default_factory=list)
     seconds: float = 0.0
 
 

@@ -68,8 +68,8 @@ def load_tower_policy(folder: Path, device: torch.device, dtype: str) -> Policy:
     return load_policy(folder, device=device, dtype=getattr(torch, dtype), tower=True)
 
 
-def encoder_fingerprint(folder: Path, sampling: FrameSampling, dtype: str) -> EncoderFingerprint:
-    """The fingerprint of a model folder's tower, from its files alone."""
+def encoder_fingerprint(folder: Path, sampling: FrameSampling, dtype: str) -> tuple[EncoderFingerprint, int]:
+    """(fingerprint of a model folder's tower, width of its features), from its files alone."""
     from transformers import AutoConfig
 
     from taro.mllm.family import family_of
@@ -80,15 +80,18 @@ def encoder_fingerprint(folder: Path, sampling: FrameSampling, dtype: str) -> En
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: not a usable model folder: {str(error)[:300]}") from None
     family = family_of(config, folder)
-    return EncoderFingerprint(family=family.name, model_id=folder.name, tower_sha256=tower_sha256(folder, family),
-                              dtype=dtype, sampling=sampling, size=family.size_label(config))  # fmt: skip
+    fingerprint = EncoderFingerprint(
+        family=family.name, model_id=folder.name, dtype=dtype, sampling=sampling,
+        tower_sha256=tower_sha256(folder, family), size=family.size_label(config),
+    )  # fmt: skip
+    return fingerprint, int(config.text_config.hidden_size)
 
 
 def folder_sha256(folder: Path) -> str:
     """Digest over a model folder's weights, configs and tokenizer (names and bytes): what a captioner is."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in {".safetensors", ".json", ".jinja", ".txt"}:
+        if path.is_file() and path.suffix in {".safetensors", ".bin", ".pt", ".json", ".jinja", ".txt"}:
             with path.open("rb") as file:
                 digest.update(f"{path.name}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

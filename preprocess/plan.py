@@ -20,15 +20,17 @@ from pydantic import Field, ValidationError
 
 from preprocess.config import PreprocessConfig
 from preprocess.ledger import SkippedRow
-from shards.format import clip_key
+from shards.format import ClipEncoder, clip_key
 from shards.manifest import write_atomically
 from taro.annotations import AnnotationRow, Dropped, LintReport, import_annotations
-from taro.config import Config, digest
+from taro.config import Config
 from taro.errors import ConfigError, VideoError
+from taro.features import EncoderFingerprint
 from taro.moment import Moment
 from taro.records import DenseCaption
 
-__all__ = ["STATE", "Plan", "PlannedClip", "PlannedRow", "differences", "freeze", "list_videos", "load_plan", "make_plan"]
+__all__ = ["STATE", "Plan", "PlannedClip", "PlannedRow", "differences", "file_sha256", "freeze", "list_videos",
+           "load_plan", "make_plan"]
 
 STATE = ".preprocess"
 """folder of the job's own state inside the set: plan, locks, journal, ledgers; never shared"""
@@ -70,7 +72,9 @@ class Plan(Config):
 
     version: int = PLAN_VERSION
     shaping: dict[str, Any]
-    encoder: str
+    encoder: EncoderFingerprint
+    clip_encoder: ClipEncoder | None
+    captioner: dict[str, Any]
     annotations_file: str
     annotations_sha256: str
     lint: dict[str, int]
@@ -81,8 +85,11 @@ class Plan(Config):
 
     @property
     def sha256(self) -> str:
-        """Digest over everything that shapes the output."""
-        return digest(self)
+        """Digest over everything that shapes the output (modification times do not)."""
+        data = self.model_dump(mode="json")
+        for clip in data["clips"]:
+            del clip["mtime_ns"]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def slice_clips(self, index: int) -> list[PlannedClip]:
         """Clips of a slice, in order of key."""
@@ -95,26 +102,36 @@ class Plan(Config):
         return sum(len(clip.rows) for clip in self.clips)
 
 
-def make_plan(config: PreprocessConfig, shaping: dict[str, Any], *, encoder: str, bytes_per_clip: int) -> Plan:
+def make_plan(
+    config: PreprocessConfig,
+    shaping: dict[str, Any],
+    *,
+    encoder: EncoderFingerprint,
+    clip_encoder: ClipEncoder | None,
+    captioner: dict[str, Any],
+    bytes_per_clip: int,
+) -> Plan:
     """Reads annotations and lists videos; decodes nothing.
 
     Args:
         shaping: settings and fingerprints that decide the bytes.
-        encoder: name of the features that the set begins with.
+        encoder: what makes the features that the set begins with.
+        clip_encoder: what makes the CLIP features, None for a set without.
+        captioner: for the manifest, see `preprocess.job.captioner_facts`.
         bytes_per_clip: most that a clip's features can take, for the slices.
     """
     report = import_annotations(config.annotations, dataset=config.dataset, split=config.split,
                                 lengths=config.lengths, policy=config.lint)  # fmt: skip
-    videos = list_videos(config.videos)
-    clips, skipped = _group(report, _Finder(videos))
+    clips, skipped = _group(report, _Finder(list_videos(config.videos)))
     skipped = [*_dropped(report), *skipped]
     per_slice = max(1, min(config.slice_clips, config.slice_bytes // max(bytes_per_clip, 1)))
+    slices = [(at, min(at + per_slice, len(clips))) for at in range(0, len(clips), per_slice)]
     plan = Plan(
-        shaping=shaping, encoder=encoder, annotations_file=config.annotations.name,
-        annotations_sha256=report.source_sha256, lint=report.counts, inputs=len(report.outcomes), clips=clips,
-        slices=[(at, min(at + per_slice, len(clips))) for at in range(0, len(clips), per_slice)], skipped=skipped,
+        shaping=shaping, encoder=encoder, clip_encoder=clip_encoder, captioner=captioner,
+        annotations_file=config.annotations.name, annotations_sha256=report.source_sha256, lint=report.counts,
+        inputs=len(report.outcomes), clips=clips, slices=slices, skipped=skipped,
     )  # fmt: skip
-    assert plan.inputs == plan.rows + len(plan.skipped), f"{plan.inputs} rows, {plan.rows} + {len(plan.skipped)} planned"
+    assert plan.inputs == plan.rows + len(plan.skipped), f"{plan.inputs} != {plan.rows} + {len(plan.skipped)}"
     return plan
 
 

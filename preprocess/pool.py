@@ -8,6 +8,7 @@ deadline, or dies, is killed and replaced. Results come back in the order asked 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -96,11 +97,13 @@ class _Worker:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._ready = False
 
     def ask(self, job: DecodeJob, deadline_s: float) -> Frames:
         """Decodes `job` in the child. Raises VideoError; transient where the child was too slow or died."""
-        connection = self._start(job)
+        connection = self.start()
         try:
+            self._await(connection)
             connection.send(job)
             if not connection.poll(deadline_s):
                 self.stop()
@@ -125,7 +128,8 @@ class _Worker:
         self._process = self._connection = None
         return code
 
-    def _start(self, job: DecodeJob) -> Connection:
+    def start(self) -> Connection:
+        """Starts the child where there is none, without waiting for it."""
         if self._connection is not None and self._process is not None and self._process.poll() is None:
             return self._connection
         self.stop()
@@ -135,16 +139,16 @@ class _Worker:
             command = [sys.executable, "-c", BOOT, json.dumps(sys.path), str(theirs.fileno())]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL,
                                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        self._connection = Connection(ours.detach())
-        try:
-            if not self._connection.poll(START_S):
-                raise EOFError
-            self._connection.recv_bytes()
-        except (EOFError, OSError):
-            code = self.stop()
-            raise VideoError(f"{job.path.name}: a decoding process could not start (exit code {code}); check that "
-                             "PyAV imports", reason="decoder died", transient=True) from None  # fmt: skip
+        self._connection, self._ready = Connection(ours.detach()), False
         return self._connection
+
+    def _await(self, connection: Connection) -> None:
+        if self._ready:
+            return
+        if not connection.poll(START_S):
+            raise EOFError
+        connection.recv_bytes()
+        self._ready = True
 
 
 class DecodePool:
@@ -176,14 +180,21 @@ class DecodePool:
         for child in self._children:
             child.stop()
 
+    def warm(self) -> None:
+        """Starts every worker now, so that they import their libraries while models load."""
+        for _ in range(self.workers):
+            self._threads.submit(self._worker)
+
     def map(self, jobs: Iterable[DecodeJob], *, ahead: int) -> Iterator[Frames | VideoError]:
-        """Results in the order of `jobs`, at most `ahead` of them decoded or under way beyond the one handed out."""
-        waiting: deque[Future[Frames | VideoError]] = deque()
+        """Results in the order of `jobs`, at most `ahead` of them decoded or under way beyond the one handed out.
+        Decoding begins with the call, not with the first result taken."""
         source = iter(jobs)
-        for job in source:
-            waiting.append(self._threads.submit(self._run, job))
-            if len(waiting) > ahead:
-                break
+        waiting = deque(self._threads.submit(self._run, job) for job in itertools.islice(source, ahead + 1))
+        return self._results(source, waiting)
+
+    def _results(
+        self, source: Iterator[DecodeJob], waiting: deque[Future[Frames | VideoError]]
+    ) -> Iterator[Frames | VideoError]:
         while waiting:
             result = waiting.popleft().result()
             following = next(source, None)
@@ -191,11 +202,17 @@ class DecodePool:
                 waiting.append(self._threads.submit(self._run, following))
             yield result
 
-    def _run(self, job: DecodeJob) -> Frames | VideoError:
+    def _worker(self) -> _Worker:
         worker: _Worker | None = getattr(self._local, "worker", None)
         if worker is None:
             worker = self._local.worker = _Worker()
             self._children.append(worker)
+            if not self._closed:
+                worker.start()
+        return worker
+
+    def _run(self, job: DecodeJob) -> Frames | VideoError:
+        worker = self._worker()
         if self._closed:
             return VideoError(f"{job.path.name}: decoding was given up", reason="interrupted", transient=True)
         try:

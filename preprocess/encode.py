@@ -1,0 +1,20 @@
+"""Features of a clip from the policy's frozen vision tower: one clip at a time, so they depend on nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from preprocess.decode import Frames
+from taro.features import FrameSampling, VideoFeatures
+
+if TYPE_CHECKING:
+    from taro.mllm import Policy
+
+__all__ = ["encode_clip"]
+
+
+def encode_clip(policy: Policy, frames: Frames, sampling: FrameSampling) -> VideoFeatures:
+    """The clip's features on the CPU, in the tower's dtype."""
+    x = policy.encode(frames.frames_THWC, frames.times_s, sampling, duration_s=frames.duration_s)
+    deep = tuple(level.cpu() for level in x.deepstack_LSND)
+    return VideoFeatures(x.main_SND.cpu(), x.times_S, x.grid_thw, x.seconds_per_patch, deep)

@@ -1,0 +1,114 @@
+"""A job: a configuration resolved against its models, its plan frozen in the set's folder.
+
+Everything here reads files; nothing is decoded and no weights are loaded. `open_job` is where a changed configuration
+meets an existing folder and is refused with the difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from preprocess.caption import captioner_facts
+from preprocess.clip import clip_encoder
+from preprocess.config import PreprocessConfig
+from preprocess.models import device_of, dtype_of, encoder_fingerprint, model_folder
+from preprocess.plan import STATE, Plan, differences, file_sha256, freeze, load_plan, make_plan
+from taro.errors import AnnotationError, ConfigError
+from taro.features import EncoderFingerprint
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Job", "open_job"]
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run works from. `encoder`: of this run, which with `only features` need not be the plan's."""
+
+    config: PreprocessConfig
+    plan: Plan
+    device: torch.device
+    dtype: str
+    encoder: EncoderFingerprint
+    width: int
+
+    @property
+    def state(self) -> Path:
+        """Folder of plan, locks, journal and ledgers."""
+        return self.config.out / STATE
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of shard that a slice of this job has."""
+        kinds = ["paths", f"features/{self.encoder.name}"]
+        return tuple(kinds if self.plan.clip_encoder is None else [*kinds, f"clip/{self.plan.clip_encoder.name}"])
+
+    def bytes_per_clip(self, duration_s: float | None = None) -> int:
+        """Most that a clip's features can take; less for a short clip: a patch holds a bounded number of tokens."""
+        sampling = self.config.sampling
+        tokens = sampling.total_tokens
+        if duration_s is not None:
+            patches = max(duration_s * sampling.sample_fps, sampling.min_frames) / 2
+            tokens = min(tokens, int(patches * sampling.max_tokens_per_patch))
+        return tokens * self.width * BYTES[self.dtype]
+
+
+def open_job(config: PreprocessConfig, *, only: Literal["features"] | None = None, save: bool = True) -> Job:
+    """Resolves a configuration and makes, or checks, the plan of its folder. Raises ConfigError where the folder was
+    begun with other settings."""
+    device = device_of(config.device)
+    dtype = dtype_of(config.dtype, device)
+    encoder, width = encoder_fingerprint(model_folder(config.policy), config.sampling, dtype)
+    if not config.annotations.exists():
+        raise AnnotationError(f"annotations {config.annotations}: no such file; give the annotation file")
+    facts = captioner_facts(config, dtype)
+    clip = None if config.clip_model is None else clip_encoder(config.clip_model)
+    shaping: dict[str, Any] = {
+        **config.shaping(), "annotations_sha256": _annotations_sha256(config), "captioner": facts,
+        "clip_encoder": None if clip is None else clip.name,
+        "lengths_sha256": None if config.lengths is None else file_sha256(config.lengths),
+    }  # fmt: skip
+    plan = load_plan(config.out)
+    if plan is None:
+        if only is not None:
+            raise ConfigError(f"out {config.out}: --only {only} adds to a set, and here is none; run without it first")
+        plan = make_plan(
+            config, shaping, encoder=encoder, clip_encoder=clip, captioner=facts,
+            bytes_per_clip=config.sampling.total_tokens * width * BYTES[dtype],
+        )  # fmt: skip
+        if save:
+            freeze(plan, config.out)
+    else:
+        _check(config, plan, shaping, encoder, only)
+    return Job(config, plan, device, dtype, encoder, width)
+
+
+def _check(config: PreprocessConfig, plan: Plan, shaping: dict[str, Any], encoder: EncoderFingerprint,
+           only: Literal["features"] | None) -> None:
+    changed = differences(_comparable(plan.shaping), _comparable(shaping))
+    if changed:
+        listed = "; ".join(changed[:20])
+        raise ConfigError(f"out {config.out}: begun with other settings ({len(changed)} differ): {listed}. Use another "
+                          "out folder, or the settings that it was begun with")
+    if only is None and encoder.name != plan.encoder.name:
+        raise ConfigError(f"out {config.out}: its features are {plan.encoder.name}, this policy's are {encoder.name}; "
+                          "add them beside with --only features, or use another out folder")
+
+
+def _comparable(shaping: dict[str, Any]) -> dict[str, Any]:
+    """Without what only features depend on: the size at which frames enter the tower."""
+    sampling = {key: value for key, value in shaping["sampling"].items() if "tokens" not in key}
+    return {**shaping, "sampling": sampling}
+
+
+def _annotations_sha256(config: PreprocessConfig) -> str:
+    path = config.annotations
+    path = path / "annotations.jsonl" if path.is_dir() else path
+    if not path.is_file():
+        raise AnnotationError(f"annotations {path}: no such file; give the annotation file")
+    return file_sha256(path)

@@ -1,0 +1,52 @@
+"""What a job tells while it runs and at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["PreprocessReport", "Progress"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a job is: `done` of `total` clips, and what was last worked on."""
+
+    stage: str
+    done: int
+    total: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PreprocessReport:
+    """What a run did. inputs, written, skipped: annotation rows of the whole plan, as far as slices are done;
+    complete: every slice is done and the manifest written; slices: (done, all); made: slices made by this run."""
+
+    out: Path
+    inputs: int
+    written: int
+    skipped: int
+    clips: int
+    captions: int
+    slices: tuple[int, int]
+    made: int
+    complete: bool
+    seconds: float
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**self.__dict__, "out": str(self.out), "slices": list(self.slices), "seconds": round(self.seconds, 2)}
+
+    def table(self) -> str:
+        """Plain text."""
+        lines = [
+            f"{self.inputs:,} annotation rows: {self.written:,} queries written, {self.skipped:,} skipped",
+            f"{self.clips:,} clips, {self.captions:,} captions, slices {self.slices[0]} of {self.slices[1]} "
+            f"({self.made} made now), {self.seconds:.1f} s",
+        ]
+        lines += [f"  skipped {count:>6,}  {reason}" for reason, count in self.reasons.items()]
+        lines.append(f"{self.out}: complete" if self.complete else f"{self.out}: not complete yet, run it again")
+        return "\n".join(lines)

@@ -1,0 +1,213 @@
+"""`taro preprocess`, end to end: plan, slices, ledger, manifest.
+
+A slice is done when the sidecars of all its shards verify; a rerun makes the others and nothing else. The manifest is
+written last, once every slice is done, whoever did it, so a folder with a manifest is a complete set. Rows add up or
+the job fails: `inputs == written + skipped`.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any, Literal
+
+from preprocess.caption import TransformersCaptioner, captions_file
+from preprocess.clip import ClipModel
+from preprocess.config import PreprocessConfig
+from preprocess.job import Job, open_job
+from preprocess.ledger import SkippedRow, SliceLedger, read_ledger, slice_lock
+from preprocess.models import load_tower_policy, model_folder
+from preprocess.pool import DecodePool
+from preprocess.report import PreprocessReport, Progress
+from preprocess.slices import Tools, make_slice
+from shards.format import Manifest, Provenance
+from shards.writer import build_manifest, slice_done, write_card, write_manifest, write_skipped
+from taro.errors import ConfigError, TaroError
+
+__all__ = ["PreprocessReport", "Progress", "preprocess"]
+
+log = logging.getLogger(__name__)
+
+VERSIONS = ("av", "decord", "torch", "transformers", "open_clip_torch", "pillow", "numpy")
+
+
+def preprocess(
+    config: PreprocessConfig,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    partition: tuple[int, int] = (1, 1),
+    retry: Literal["transient"] | None = None,
+    only: Literal["features"] | None = None,
+) -> PreprocessReport:
+    """Makes, or goes on making, the shard set `config.out`.
+
+    Args:
+        progress: called as clips are finished.
+        partition: (i, n): make every n-th slice, beginning with the i-th, i from 1.
+        retry: transient: make slices again in which rows were skipped that may pass now.
+        only: features: add this policy's features to a complete set; nothing else is touched.
+
+    Raises TaroError: wrong settings, models or files; and, after all that can be written is written, where more than
+    `config.max_skipped` of the rows were skipped.
+    """
+    began = time.monotonic()
+    part, parts = partition
+    if not 1 <= part <= parts:
+        raise ConfigError(f"partition {part}/{parts}: expected i/n with 1 <= i <= n")
+    job = open_job(config, only=only)
+    if only == "features":
+        from preprocess.additions import add_features
+
+        made = add_features(job, progress or _silent, partition)
+    else:
+        made = _make_missing(job, progress or _silent, partition, retry)
+    report = _finish(job, made, began)
+    if report.complete:
+        _check_share(report, config)
+    return report
+
+
+def load_tools(job: Job) -> Tools:
+    """Every model that the job needs, once."""
+    config, plan = job.config, job.plan
+    captioner = captions = None
+    if config.caption.method == "transformers":
+        captioner = TransformersCaptioner(config.caption, plan.captioner, job.device, job.dtype)
+    if config.caption.method == "file":
+        assert config.caption.file is not None
+        captions = captions_file(config.caption.file)
+    clip = None if config.clip_model is None else ClipModel(config.clip_model, job.device)
+    policy = load_tower_policy(model_folder(config.policy), job.device, job.dtype)
+    return Tools(policy, captioner, clip, captions)
+
+
+def _silent(_: Progress) -> None:
+    return None
+
+
+def _make_missing(
+    job: Job, progress: Callable[[Progress], None], partition: tuple[int, int], retry: str | None
+) -> int:
+    """Makes the slices of this partition that are not done; their number."""
+    part, parts = partition
+    mine = range(part - 1, len(job.plan.slices), parts)
+    todo = [index for index in mine if not _done(job, index) or (retry == "transient" and _may_pass(job, index))]
+    if not todo:
+        return 0
+    total = sum(len(job.plan.slice_clips(index)) for index in todo)
+    finished = made = 0
+
+    def tick(note: str) -> None:
+        nonlocal finished
+        finished += 1
+        progress(Progress("clips", finished, total, note))
+
+    progress(Progress("models", 0, total))
+    with DecodePool(job.config.workers, deadline_s=job.config.decode.deadline_s) as pool:
+        pool.warm()
+        tools = load_tools(job)
+        progress(Progress("clips", 0, total))
+        for index in todo:
+            with slice_lock(job.state, index) as held:
+                if not held:
+                    log.info("slice %d is being made by another process", index)
+                    continue
+                make_slice(job, index, tools, pool, tick)
+                made += 1
+    return made
+
+
+def _done(job: Job, index: int) -> bool:
+    ledger = read_ledger(job.state, index)
+    return ledger is not None and ledger.plan_sha256 == job.plan.sha256 and slice_done(job.config.out, index, job.kinds)
+
+
+def _may_pass(job: Job, index: int) -> bool:
+    ledger = read_ledger(job.state, index)
+    return ledger is not None and any(row.transient for row in ledger.skipped)
+
+
+def _finish(job: Job, made: int, began: float) -> PreprocessReport:
+    """Adds the ledgers up and, where no slice is missing, writes skipped.parquet, card and manifest."""
+    ledgers = [read_ledger(job.state, index) for index in range(len(job.plan.slices))]
+    done: list[SliceLedger] = []
+    for index, ledger in enumerate(ledgers):
+        if ledger is not None and ledger.plan_sha256 == job.plan.sha256 and _committed(job, index):
+            done.append(ledger)
+    skipped = [*job.plan.skipped, *(row for ledger in done for row in ledger.skipped)]
+    complete = len(done) == len(ledgers)
+    captions = sum(ledger.captions for ledger in done)
+    if complete:
+        _write_set(job, skipped, captions)
+    reasons = Counter(f"{row.stage}: {row.reason}" for row in skipped)
+    return PreprocessReport(
+        out=job.config.out, inputs=job.plan.inputs, written=sum(ledger.written for ledger in done),
+        skipped=len(skipped), clips=sum(ledger.clips for ledger in done), captions=captions,
+        slices=(len(done), len(ledgers)), made=made, complete=complete, seconds=time.monotonic() - began,
+        reasons=dict(reasons.most_common()),
+    )  # fmt: skip
+
+
+def _committed(job: Job, index: int) -> bool:
+    from shards.format import shard_path, sidecar_path
+
+    names = [path(kind, index) for kind in job.kinds for path in (shard_path, sidecar_path)]
+    return all((job.config.out / name).is_file() for name in names)
+
+
+def _write_set(job: Job, skipped: list[SkippedRow], captions: int) -> None:
+    from taro import __version__
+
+    out, plan, config = job.config.out, job.plan, job.config
+    write_skipped(out, [row.model_dump() for row in skipped])
+    manifest: Manifest = build_manifest(
+        out, inputs=plan.inputs, skipped=len(skipped), captions=captions, name=config.name, taro_version=__version__,
+        encoders=_encoders(job), clip_encoders=[] if plan.clip_encoder is None else [plan.clip_encoder],
+        captioner=plan.captioner, versions=_versions(), config=plan.shaping, plan_sha256=plan.sha256,
+        provenance=Provenance(
+            dataset=config.dataset, split=config.split, annotations_file=plan.annotations_file,
+            annotations_sha256=plan.annotations_sha256, licence_videos=config.licences.videos,
+            licence_annotations=config.licences.annotations, licence_captions=config.licences.captions,
+        ),
+    )  # fmt: skip
+    write_card(out, manifest)
+    write_manifest(out, manifest)
+
+
+def _encoders(job: Job) -> list[Any]:
+    """Fingerprints of all encoders of the set: the plan's, this run's, and those of an earlier manifest."""
+    from shards.format import MANIFEST
+    from shards.reader import read_manifest
+    from shards.store import LocalStore
+
+    known = {job.plan.encoder.name: job.plan.encoder, job.encoder.name: job.encoder}
+    if (job.config.out / MANIFEST).is_file():
+        known = {**{e.name: e for e in read_manifest(LocalStore(job.config.out)).encoders}, **known}
+    return [known[name] for name in sorted(known)]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _check_share(report: PreprocessReport, config: PreprocessConfig) -> None:
+    share = report.skipped / max(report.inputs, 1)
+    why = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())
+    if report.written == 0:
+        raise TaroError(f"{config.out}: none of {report.inputs:,} rows became a query ({why}); the set is empty")
+    if share > config.max_skipped:
+        raise TaroError(
+            f"{config.out}: {report.skipped:,} of {report.inputs:,} rows ({share:.1%}) were skipped, more than "
+            f"max_skipped = {config.max_skipped:.1%}: {why}. The set is written and skipped.parquet lists them; mend the input, or "
+            "allow it with --max-skipped"
+        )
