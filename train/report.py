@@ -67,7 +67,7 @@ def render_report(run_folder: str | Path, shards: Mapping[str, str | Path], eval
             headline_html(evaluations[0] if evaluations else None, run), scores_html(evaluations), curves_html(run),
             _examples_html(evaluations, opened), _groups_html(run, opened),
             accounting_html([ledger(name, shards[name], shard_set) for name, shard_set in sets.items()]),
-            made_with_html(_facts(run, sets), shown), reproduce_html(commands, notes)]
+            made_with_html(_facts(shown, sets), shown), reproduce_html(commands, notes)]
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page(title, "\n".join(part for part in body if part), SECTIONS_CSS + CHART_CSS + EXAMPLES_CSS))

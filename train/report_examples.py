@@ -26,7 +26,7 @@ SHOWN_PATHS = 3
 PNG_MAGIC = b"\x89PNG"
 
 EXAMPLES_CSS = f"""
-.scroll {{ overflow-x: auto; }} .wide {{ min-width: 640px; }}
+.scroll {{ overflow-x: auto; }} .wide {{ min-width: 640px; padding-right: 10px; }}
 .sheet {{ padding: 0 {800 / AXIS_WIDTH_PX:.2f}% 0 {100 * LABEL_PX / AXIS_WIDTH_PX:.2f}%; }}
 .sheet img {{ display: block; width: 100%; border-radius: 3px; }}
 .said {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 12px; }}

@@ -29,7 +29,7 @@ CURVES: dict[str, tuple[str, str, float | None, float | None]] = {
     "tiou": ("timestamp-aware IoU", "IoU weighted by how near both ends are", 0.0, 1.0),
     "format": ("format", "share of responses with the four tags in place", 0.0, 1.0),
     "bonus": ("temporal-sensitivity bonus", "for reasonings that need the video's order", 0.0, None),
-    "drop_mean": ("log-prob drop", "nats a token lost when the boundaries' patches are shuffled", None, None),
+    "drop_mean": ("log-prob drop", "nats a token lost with boundary patches shuffled", None, None),
     "timestamps": ("reasonings with timestamps", "share that names at least one time", 0.0, 1.0),
     "first_span": ("first span right", "share whose first range has IoU of 0.5 or more", 0.0, 1.0),
     "zero_variance": ("groups that teach nothing", "share whose rewards are all equal", 0.0, 1.0),
@@ -51,7 +51,7 @@ header p { margin: 2px 0; } header h1 { margin-bottom: 4px; }
 .tile .big .was { color: var(--before); font-weight: 400; } .tile .big .now { color: var(--after); }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 16px 20px; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 8px 28px; }
-figure { margin: 0; break-inside: avoid; } figcaption { font-size: 12px; } figcaption b { font-weight: 600; }
+figure { margin: 0; break-inside: avoid; display: flex; flex-direction: column; justify-content: space-between; } figcaption { font-size: 12px; } figcaption b { font-weight: 600; }
 table.scores, table.group { width: 100%; white-space: nowrap; }
 table.scores td .dim { display: block; font-size: 11px; }
 table.scores tbody td:first-child { font-weight: 500; }
