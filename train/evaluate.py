@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from taro.mllm import Decoding, Policy
     from taro.prompts import PromptTemplate
 
-__all__ = ["EvalRow", "evaluate_policy", "evaluation_queries", "predictions", "score_rows", "write_predictions"]
+__all__ = ["EvalRow", "evaluate_policy", "evaluation_queries", "missing_predictions", "predictions", "score_rows",
+           "write_predictions"]
+
+ANNOTATION_STAGES = {"annotations", "lint"}
+"""stages of skipped.parquet that say nothing about a video"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, *, split: str | None = 
     """Answers every query of a split, once each.
 
     Args: decoding: temperature 0 is greedy; sampled draws depend on (seed, clip, query) alone; bf16: compute under
-    autocast, None: on cuda with float32 weights; progress: called with (answered, all).
+    autocast, None: on cuda; progress: called with (answered, all).
     """
     import torch
 
@@ -71,7 +75,7 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, *, split: str | None = 
 
     refs = evaluation_queries(shard_set, split=split, limit=limit, seed=seed)
     if bf16 is None:
-        bf16 = policy.device.type == "cuda" and policy.dtype == torch.float32
+        bf16 = policy.device.type == "cuda"
     rows: list[EvalRow] = []
     for start in range(0, len(refs), batch_prompts):
         samples = [shard_set.sample(ref) for ref in refs[start : start + batch_prompts]]
@@ -97,6 +101,21 @@ def _row(policy: Policy, sample: Sample, ids: Any, finished: bool, protocol: str
                    sample.clip.duration_s, len(ids), finished)
 
 
+def missing_predictions(shard_set: ShardSet, split: str | None) -> list[Prediction]:
+    """Queries of the annotations whose video never became features, as misses (METHOD 4, row 9).
+
+    The ledger of a set does not hold a row's split, so they are counted where the whole set is asked for or `split` is
+    the one that the set was made with. Rows that the linter dropped were no queries and are left out.
+    """
+    from shards.manifest import read_skipped
+
+    if split is not None and shard_set.manifest.provenance.split != split:
+        return []
+    return [Prediction(query_id=str(row["row_id"]), video=str(row["video"]), predicted=None, windows=(), duration_s=0.0,
+                       missing=True)
+            for row in read_skipped(shard_set.store.root) if row["stage"] not in ANNOTATION_STAGES]
+
+
 def predictions(rows: Iterable[EvalRow]) -> list[Prediction]:
     """Rows as `taro.metrics` takes them; a video is a file's content, so that the bootstrap draws whole files."""
     return [Prediction(query_id=f"{row.key}/{row.query_id}", video=row.video_sha256, predicted=row.predicted,
@@ -104,9 +123,10 @@ def predictions(rows: Iterable[EvalRow]) -> list[Prediction]:
                        reasoning=parse_reasoning(row.text).text if "<think>" in row.text else None) for row in rows]
 
 
-def score_rows(rows: Sequence[EvalRow], *, protocol: str = "taro", missing: Sequence[Prediction] = ()) -> Scores:
+def score_rows(rows: Sequence[EvalRow], *, protocol: str = "taro", missing: Sequence[Prediction] = (),
+               bootstrap_seed: int = 0) -> Scores:
     """Scores of answered rows and of queries that could not be asked (misses)."""
-    return evaluate_predictions([*predictions(rows), *missing], protocol=protocol)
+    return evaluate_predictions([*predictions(rows), *missing], protocol=protocol, bootstrap_seed=bootstrap_seed)
 
 
 def write_predictions(rows: Iterable[EvalRow], path: Path) -> None:

@@ -10,6 +10,7 @@ Left out: several GPUs. Legend: B prompts, G rollouts of a group, R response tok
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from taro import draws
 from taro.errors import TaroError
@@ -33,7 +35,7 @@ from train.rollouts import RolloutBatch, Scores, roll_out, sample_name, score_ba
 from train.run import OnStep, Run, open_run
 from train.update import update_policy
 
-__all__ = ["TrainReport", "judge", "train", "train_step"]
+__all__ = ["TrainReport", "control_totals", "export_run", "is_due", "judge", "keep", "train", "train_step", "validate"]
 
 log = logging.getLogger(__name__)
 
@@ -155,10 +157,6 @@ def keep(run: Run) -> None:
 
 def export_run(run: Run) -> Path:
     """Writes `out`/export, a Hugging Face folder that loads unedited, with the prompt template beside the weights."""
-    import json
-
-    import yaml
-
     final, temporary = run.folder / "export", run.folder / ".tmp-export"
     shutil.rmtree(temporary, ignore_errors=True)
     if run.config.checkpoint.export == "best" and run.state.best_step not in (None, run.state.step):

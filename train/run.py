@@ -28,7 +28,8 @@ from train.config import TrainConfig
 from train.trackers import Tracker, cut_back, open_trackers
 from train.update import make_optimizer
 
-__all__ = ["Run", "compute_device", "open_encoded_shards", "open_run", "policy_folder", "policy_template"]
+__all__ = ["Run", "compute_device", "load_frozen", "open_encoded_shards", "open_run", "policy_folder",
+           "policy_template"]
 
 log = logging.getLogger(__name__)
 
@@ -137,14 +138,18 @@ def _claim_folder(config: TrainConfig, *, resume: bool) -> None:
 
 
 def _reference(config: TrainConfig, folder: Path, device: torch.device) -> Policy | None:
-    """The frozen start policy. With bfloat16 computation it is kept in bfloat16, except its embeddings: the residual
-    stream then has float32 in both policies, and the KL of the first step is exactly 0."""
     if config.loss.kl == 0:
         return None
     bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
-    reference = load_policy(folder, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    reference.lm.embed_tokens.float()
-    return reference
+    return load_frozen(folder, device, bf16=bf16)
+
+
+def load_frozen(folder: Path, device: torch.device, *, bf16: bool) -> Policy:
+    """A policy to compute with, not to train. With `bf16` its weights are bfloat16 except the embeddings: the residual
+    stream is then float32 under autocast, as it is in training, so that a reference equal to the policy has KL 0."""
+    policy = load_policy(folder, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    policy.lm.embed_tokens.float()
+    return policy
 
 
 def compute_device(name: str) -> torch.device:

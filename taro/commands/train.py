@@ -38,7 +38,7 @@ def train(
     config = load_config(TrainConfig, recipe, overrides or [], package="train.recipes")
     console = Console(stderr=True, quiet=as_json)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("training", total=None)
 
         def show(line: dict[str, Any]) -> None:

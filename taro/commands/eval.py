@@ -1,0 +1,115 @@
+"""`taro eval`: scores a checkpoint on shards or on raw videos, or a file of predictions, under a named protocol.
+
+Thin: answers come from `train.evaluate`, scores from `taro.metrics`, files of predictions from `taro.predictions`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["evaluate"]
+
+Text = str | None
+File = Path | None
+
+
+def evaluate(
+    policy: Annotated[Text, typer.Option(help="Model folder, or sandbox:NAME.")] = None,
+    shards: Annotated[File, typer.Option(help="Shard set to answer.")] = None,
+    videos: Annotated[File, typer.Option(help="Folder of videos to answer instead (with --annotations).")] = None,
+    predictions: Annotated[File, typer.Option(help="Predictions file (JSONL) to score instead of a policy.")] = None,
+    annotations: Annotated[File, typer.Option(help="Annotations of --videos or --predictions.")] = None,
+    dataset: Annotated[str, typer.Option(help="Format of --annotations: jsonl, charades-sta, sandbox.")] = "jsonl",
+    lengths: Annotated[File, typer.Option(help="CSV of video lengths, where the annotations have none.")] = None,
+    split: Annotated[Text, typer.Option(help="Only queries of this split.")] = None,
+    protocol: Annotated[str, typer.Option(help="How answers are read and scored: taro, time-r1, ...")] = "taro",
+    sampled: Annotated[bool, typer.Option("--sampled", help="Sample at temperature 1 instead of greedy.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Answer this many queries, drawn by --seed.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of --sampled, --limit and the bootstrap.")] = 0,
+    template: Annotated[Text, typer.Option(help="Prompt template (name or file); default: the policy's own.")] = None,
+    no_think: Annotated[bool, typer.Option("--no-think", help="Ask for the answer alone.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 1024,
+    repetition_penalty: Annotated[float, typer.Option(min=0.1, help="Of greedy decoding.")] = 1.05,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts decoded at once.")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[File, typer.Option(help="Write every answer to this JSONL file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
+) -> None:
+    """Score a checkpoint on shards (--policy, --shards) or on videos (--policy, --videos, --annotations), or a
+    predictions file (--predictions, --annotations)."""
+    if sum(source is not None for source in (shards, videos, predictions)) != 1:
+        raise typer.BadParameter("give one of --shards, --videos or --predictions")
+    if shards is None and annotations is None:
+        raise typer.BadParameter("--videos and --predictions need --annotations")
+    if predictions is not None:
+        _score_file(predictions, annotations, dataset, split, lengths, protocol, seed, as_json)
+        return
+    if policy is None:
+        raise typer.BadParameter("give --policy, the model that answers")
+    how: dict[str, Any] = {
+        "split": split, "protocol": protocol, "limit": limit, "seed": seed, "template": template,
+        "no_think": no_think, "batch": batch, "device": device, "out": out, "as_json": as_json,
+        "decoding": {"max_new_tokens": max_new_tokens, "temperature": 1.0 if sampled else 0.0,
+                     "repetition_penalty": 1.0 if sampled else repetition_penalty}}
+    if shards is not None:
+        _score_policy(policy, shards, **how)
+        return
+    from taro.commands._temporary import temporary_shards
+
+    assert videos is not None and annotations is not None
+    with tempfile.TemporaryDirectory(prefix="taro-eval-") as folder:
+        root = temporary_shards(Path(folder), policy=policy, videos=videos, annotations=annotations, dataset=dataset,
+                                split=split or "test", lengths=lengths, device=device)
+        _score_policy(policy, root, **how)
+
+
+def _score_file(predictions: Path, annotations: Path | None, dataset: str, split: str | None, lengths: Path | None,
+                protocol: str, seed: int, as_json: bool) -> None:
+    from taro.predictions import evaluate_file
+
+    assert annotations is not None
+    found = evaluate_file(predictions, dataset=dataset, annotations=annotations, split=split, lengths=lengths,
+                          protocol=protocol, bootstrap_seed=seed)
+    typer.echo(json.dumps(found.as_dict()) if as_json else found.table())
+
+
+def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, limit: int | None, seed: int,
+                  template: str | None, no_think: bool, batch: int, device: str, out: Path | None, as_json: bool,
+                  decoding: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from taro.errors import ConfigError
+    from taro.metrics import PROTOCOLS
+    from taro.mllm import Decoding
+    from train.evaluate import evaluate_policy, missing_predictions, score_rows, write_predictions
+    from train.run import compute_device, load_frozen, open_encoded_shards, policy_folder, policy_template
+
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"{protocol}: no such evaluation protocol; expected one of: {', '.join(PROTOCOLS)}")
+    where = compute_device(device)
+    policy = load_frozen(policy_folder(name), where, bf16=where.type == "cuda")
+    shard_set = open_encoded_shards(shards, policy)
+    missing = missing_predictions(shard_set, split) if limit is None else []
+    if not missing and not shard_set.queries(split=split):
+        splits = ", ".join(sorted({ref.query.split for ref in shard_set.queries()}))
+        raise ConfigError(f"{shards}: no query of split {split!r}; the set has {splits or 'no query at all'}")
+    with Progress(console=Console(stderr=True, quiet=as_json), transient=True) as bar:
+        task = bar.add_task("answering", total=None)
+        rows = evaluate_policy(
+            policy, shard_set, split=split, template=policy_template(policy, template), decoding=Decoding(**decoding),
+            limit=limit, seed=seed, batch_prompts=batch, protocol=protocol, no_think=no_think,
+            progress=lambda done, total: bar.update(task, completed=done, total=total))
+    scores = score_rows(rows, protocol=protocol, missing=missing, bootstrap_seed=seed)
+    if out is not None:
+        write_predictions(rows, out)
+    mode = "sampled" if decoding["temperature"] else "greedy"
+    if as_json:
+        typer.echo(json.dumps({**scores.as_dict(), "decoding": mode}))
+    else:
+        typer.echo(f"{mode} decoding\n{scores.table()}")

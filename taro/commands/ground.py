@@ -1,0 +1,95 @@
+"""`taro ground`: one video, one query, one moment, with the reasoning that led there and the time it took.
+
+Thin: the video is preprocessed into a temporary shard set (`taro.commands._temporary`) and answered as `taro eval`
+would. Left out: an open-ended chat about the video.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["ground"]
+
+
+def ground(
+    video: Annotated[Path, typer.Argument(help="Video file.")],
+    query: Annotated[str, typer.Argument(help="What happens, e.g. 'the person opens the door'.")],
+    policy: Annotated[str, typer.Option(help="Model folder, or sandbox:NAME.")],
+    template: Annotated[str | None, typer.Option(help="Prompt template; default: the policy's own.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 1024,
+    repetition_penalty: Annotated[float, typer.Option(min=0.1, help="Of greedy decoding.")] = 1.05,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Ask one video when something happens; exit code 1 where the response holds no moment."""
+    from taro.errors import VideoError
+    from taro.prompts import normalise_query
+
+    if not video.is_file():
+        raise VideoError(f"{video}: no such video file; give the path of a file")
+    if not normalise_query(query):
+        raise typer.BadParameter("the query is empty; say what should be found", param_hint="QUERY")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="taro-ground-") as folder:
+        shards = _encode(video, query, policy, Path(folder), device)
+        encoded = time.monotonic()
+        row = _answer(shards, policy, template, device, max_new_tokens, repetition_penalty)
+    _show(video, row, as_json, encode_s=encoded - started, answer_s=time.monotonic() - encoded)
+    if row.predicted is None:
+        raise typer.Exit(1)
+
+
+def _encode(video: Path, query: str, policy: str, folder: Path, device: str) -> Path:
+    from shards.manifest import read_skipped
+    from taro.commands._temporary import temporary_shards
+    from taro.errors import VideoError
+
+    annotations = folder / "query.jsonl"
+    # A row needs a window; nobody reads this one.
+    annotations.write_text(json.dumps({"video": video.name, "query": query, "windows": [[0.0, 0.1]], "qid": "query"}),
+                           encoding="utf-8")
+    shards = temporary_shards(folder / "shards", policy=policy, videos=video.resolve().parent, annotations=annotations,
+                              dataset="jsonl", device=device)
+    for row in read_skipped(shards):
+        raise VideoError(f"{video}: {row['reason']}: {row['detail']}", reason=str(row["reason"]),
+                         transient=bool(row["transient"]))
+    return shards
+
+
+def _answer(shards: Path, policy_name: str, template: str | None, device: str, max_new_tokens: int,
+            repetition_penalty: float) -> Any:
+    from taro.mllm import Decoding
+    from train.evaluate import evaluate_policy
+    from train.run import compute_device, load_frozen, open_encoded_shards, policy_folder, policy_template
+
+    where = compute_device(device)
+    policy = load_frozen(policy_folder(policy_name), where, bf16=where.type == "cuda")
+    decoding = Decoding(max_new_tokens, temperature=0.0, repetition_penalty=repetition_penalty)
+    return evaluate_policy(policy, open_encoded_shards(shards, policy), template=policy_template(policy, template),
+                           decoding=decoding)[0]
+
+
+def _show(video: Path, row: Any, as_json: bool, *, encode_s: float, answer_s: float) -> None:
+    from taro.prompts import parse_reasoning
+
+    moment, reasoning = row.predicted, parse_reasoning(row.text).text.strip()
+    if as_json:
+        typer.echo(json.dumps({
+            "video": str(video), "query": row.query, "duration_s": row.duration_s,
+            "moment": None if moment is None else [moment.start_s, moment.end_s], "reasoning": reasoning,
+            "text": row.text, "tokens": row.tokens, "finished": row.finished,
+            "seconds": {"encode": round(encode_s, 3), "answer": round(answer_s, 3)}}))
+        return
+    if moment is None:
+        typer.echo(f"no moment in the response: {row.text[:500]!r}")
+    else:
+        typer.echo(f"{moment.start_s:.2f}s to {moment.end_s:.2f}s (of {row.duration_s:.2f}s)")
+    if reasoning:
+        typer.echo(f"\n{reasoning}\n")
+    typer.echo(f"decoded and encoded in {encode_s:.1f} s, answered in {answer_s:.1f} s ({row.tokens} tokens)")

@@ -1,0 +1,70 @@
+"""`taro train` and `taro eval` as a user types them, on the tiny policy and its shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from taro.cli import main
+from tests.train.conftest import Tiny
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(words))
+    said = capsys.readouterr()
+    return int(stopped.value.code or 0), said.out, said.err
+
+
+def recipe(tiny: Tiny, folder: Path) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny.settings(folder / "run", length={"amount": 2})))
+    return path
+
+
+def test_train_then_eval_then_scoring_the_answers_file_gives_one_score(
+        tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(tiny, tmp_path)
+    code, out, _ = run(capsys, "train", str(path), "--set", "seed=3", "--json")
+    trained = json.loads(out)
+    assert (code, trained["steps"], trained["last"]["step"]) == (0, 2, 1)
+    answers = tmp_path / "answers.jsonl"
+    code, out, _ = run(capsys, "eval", "--policy", trained["export"], "--shards", str(tiny.shards), "--split", "train",
+                       "--max-new-tokens", "96", "--json", "--out", str(answers))
+    scores = json.loads(out)
+    assert (code, scores["queries"], scores["decoding"], scores["missing"]) == (0, 6, "greedy", 0)
+    annotations = tmp_path / "annotations.jsonl"
+    annotations.write_text("".join(json.dumps({
+        "qid": row["query_id"], "video": row["video"], "query": row["query"], "windows": row["windows"],
+        "duration": row["duration_s"]}) + "\n" for row in map(json.loads, answers.read_text().splitlines())))
+    code, out, _ = run(capsys, "eval", "--predictions", str(answers), "--annotations", str(annotations), "--json")
+    again = json.loads(out)
+    assert code == 0
+    for name in ("miou", "r1@0.3", "r1@0.5", "r1@0.7", "timestamps", "first_span", "queries"):
+        assert again[name] == pytest.approx(scores[name]), name
+    code, out, _ = run(capsys, "eval", "--policy", trained["export"], "--shards", str(tiny.shards), "--sampled",
+                       "--max-new-tokens", "96", "--limit", "3", "--protocol", "time-r1")
+    assert code == 0 and "sampled decoding" in out and "protocol time-r1: 3 queries" in out
+
+
+def test_wrong_use_is_2_and_a_wrong_thing_is_1_with_one_message(
+        tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards, policy = str(tiny.shards), str(tiny.policy)
+    for words in (["eval", "--policy", policy], ["eval", "--shards", shards], ["eval", "--predictions", "x"],
+                  ["eval", "--videos", "x", "--shards", shards], ["ground", "video.mp4"], ["train"]):
+        assert run(capsys, *words)[0] == 2, words
+    for words, message in [
+        (["eval", "--policy", policy, "--shards", shards, "--split", "nope"], "the set has train, val"),
+        (["eval", "--policy", policy, "--shards", shards, "--protocol", "nope"], "expected one of: taro, time-r1"),
+        (["eval", "--policy", policy, "--shards", str(tmp_path)], "manifest.json"),
+        (["eval", "--policy", str(tmp_path), "--shards", shards], "no config.json"),
+        (["ground", str(tmp_path / "gone.mp4"), "it", "--policy", policy], "no such video file"),
+        (["train", str(recipe(tiny, tmp_path)), "--set", "optimizer.lrr=1"], "did you mean lr"),
+        (["train", str(recipe(tiny, tmp_path)), "--resume"], "nothing to resume"),
+        (["train", "no-such-recipe"], "taro-7b"),
+    ]:
+        code, out, err = run(capsys, *words)
+        assert code == 1 and message in " ".join(err.split()) and "Traceback" not in err and not out, (words, err)
