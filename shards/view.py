@@ -90,7 +90,7 @@ def _head(shard_set: ShardSet, shown: int) -> str:
     manifest = shard_set.manifest
     counts, source = manifest.counts, manifest.provenance
     rows = [("dataset", f"{source.dataset}, {source.split}"), ("clips", f"{counts.clips} ({shown} shown)"),
-            ("queries", f"{counts.queries}, {counts.skipped} rows skipped"), ("captions", str(counts.captions)),
+            ("queries", f"{counts.queries}, and {counts.skipped} skipped"), ("captions", str(counts.captions)),
             ("features", ", ".join(shard_set.encoders) or "none"),
             ("licences", f"videos: {source.licence_videos}; annotations: {source.licence_annotations}; captions: "
                          f"{source.licence_captions}")]

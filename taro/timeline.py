@@ -28,10 +28,11 @@ MAX_ROWS = 40
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1d2327; --dim: #66717a; --rule: #d9dee2; --paper: #fdfdfc; --panel: #f3f5f6;
-  --truth: #2e8b57; --caption: #b8c4d6; --path: #8f7fc4; --before: #c9803c; --after: #2f74c0; --heat: #c0392b; }
+  --truth: #2e8b57; --caption: #b8c4d6; --path: #8f7fc4; --before: #b06a28; --after: #2f74c0; --heat: #c0392b;
+  --on: #ffffff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e7ea; --dim: #98a3ad; --rule: #363d44; --paper: #15181b;
   --panel: #1e2327; --truth: #4fb07c; --caption: #46566e; --path: #8b7bc8; --before: #d69555; --after: #5b9bde;
-  --heat: #e06a5c; } }
+  --heat: #e06a5c; --on: #101418; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1100px; padding: 24px 20px 60px; background: var(--paper); color: var(--ink);
   font: 14px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; overflow-wrap: anywhere; }
@@ -46,9 +47,11 @@ svg.timeline .grid { stroke: var(--rule); } svg.timeline .span { fill: var(--cap
 svg.timeline .truth { fill: var(--truth); } svg.timeline .path { fill: var(--path); }
 svg.timeline .before { fill: var(--before); } svg.timeline .after { fill: var(--after); }
 svg.timeline .heat { fill: var(--heat); } svg.timeline .plain { fill: var(--rule); }
+svg.timeline .on { fill: var(--on); }
 """
 
 _CLASS = re.compile(r"[a-z][a-z0-9-]*")
+_DARK = {"truth", "path", "before", "after"}
 _BIDI = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 
@@ -133,8 +136,9 @@ def _axis(duration_s: float, width: int, height: int) -> str:
     marks = []
     for index in range(int(duration_s / step_s + 1e-9) + 1):
         x = _x(index * step_s, duration_s, width)
+        anchor = "end" if x > width - 20 else "middle"
         marks.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{AXIS_PX - 6}" y2="{height}"/>'
-                     f'<text class="tick" x="{x:.1f}" y="12" text-anchor="middle">{index * step_s:g}s</text>')
+                     f'<text class="tick" x="{x:.1f}" y="12" text-anchor="{anchor}">{index * step_s:g}s</text>')
     return "".join(marks)
 
 
@@ -171,7 +175,8 @@ def _span(span: Span, top: int, duration_s: float, width: int) -> str:
     times = f"{span.start_s:.1f}s to {span.end_s:.1f}s"
     tip = safe_text(f"{times}: {span.text}" if span.text else times)
     text = safe_text(_cut(span.text, wide - 8))
-    shown = f'<text x="{x0 + 4:.1f}" y="{top + 13}">{text}</text>' if text else ""
+    on = ' class="on"' if css in _DARK and span.level is None else ""
+    shown = f'<text{on} x="{x0 + 4:.1f}" y="{top + 13}">{text}</text>' if text else ""
     return (f'<g><title>{tip}</title><rect class="span {css}" x="{x0:.1f}" y="{top + 1}" width="{wide:.1f}" '
             f'height="{ROW_PX - 3}" rx="3"{opacity}/>{shown}</g>')
 
