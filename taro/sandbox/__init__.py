@@ -1,0 +1,26 @@
+"""The embedded default: a synthetic video world, and tiny trained models with real architectures that know it.
+
+`weights_folder(name)` is where a shipped model is: "policy" (weak, what training starts from), "captioner" (strong
+perception) and "clip" (an open_clip model). They are made by `taro sandbox build`.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from taro.errors import ModelError
+
+__all__ = ["MODELS", "weights_folder"]
+
+MODELS = ("policy", "captioner", "clip")
+
+
+def weights_folder(name: str) -> Path:
+    """Folder of a shipped model. Raises ModelError where the name is unknown or the weights are not installed."""
+    if name not in MODELS:
+        raise ModelError(f"{name}: no such sandbox model; expected one of: {', '.join(MODELS)}")
+    folder = Path(str(resources.files("taro.sandbox"))) / "weights" / name
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder}: no weights; reinstall taro, or make them: taro sandbox build OUT --device cuda")
+    return folder

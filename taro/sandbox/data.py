@@ -89,7 +89,7 @@ def make_videos(plan: Plan, settings: WorldSettings, say: Callable[[str], None])
     shape = (int(starts[-1]), settings.size_px, settings.size_px, 3)
     frames = np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
     jobs = [
-        (seeds[low : low + CHUNK], starts[low : low + CHUNK].tolist(), max(0, min(plan.labelled - low, CHUNK)))
+        (seeds[low : low + CHUNK], starts[:-1][low : low + CHUNK].tolist(), max(0, min(plan.labelled - low, CHUNK)))
         for low in range(0, plan.videos, CHUNK)
     ]
     parts, began = [], time.monotonic()

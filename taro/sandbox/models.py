@@ -60,7 +60,7 @@ def build_model(seed: int) -> Any:
 
 
 def save_model(model: Any, folder: Path) -> Path:
-    """Writes a complete model folder: bf16 weights, configs, tokenizer, processor, and taro.json naming the template."""
+    """Writes a complete model folder: bf16 weights, configs, tokenizer, processor, taro.json naming the template."""
     import torch
     from safetensors.torch import save_file
 

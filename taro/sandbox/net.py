@@ -57,9 +57,8 @@ def tower_features(visual: Any, patches_QPC: torch.Tensor) -> torch.Tensor:
     side, merge, device = round(P**0.5), visual.spatial_merge_size, patches_QPC.device
     assert side * visual.patch_size <= visual.window_size, "a frame larger than a window"
     places = torch.arange(side, device=device, dtype=torch.float32).expand(side, side)
-    rows, columns = (
-        grid.reshape(side // merge, merge, side // merge, merge).transpose(1, 2).reshape(-1) for grid in (places.T, places)
-    )
+    cells = (side // merge, merge, side // merge, merge)
+    rows, columns = (grid.reshape(cells).transpose(1, 2).reshape(-1) for grid in (places.T, places))
     width = visual.blocks[0].attn.qkv.out_features // 3 // visual.blocks[0].attn.num_heads
     inverse = 10000.0 ** (-torch.arange(0, width // 2, 2, device=device, dtype=torch.float32) / (width // 2))
     angles = torch.cat([rows[:, None] * inverse, columns[:, None] * inverse], -1).repeat(1, 2)

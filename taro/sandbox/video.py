@@ -57,15 +57,16 @@ def _draw(frame_HWC: np.ndarray, shape: str, x: float, y: float, radius: float, 
 
 def _distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
     """Signed distance in pixels to the shape's edge, negative inside."""
-    ax, ay = np.abs(dx), np.abs(dy)
+    ax, ay, arm = np.abs(dx), np.abs(dy), 0.36 * radius
     if shape == "circle":
-        return np.hypot(dx, dy) - radius
-    if shape == "square":
-        return np.maximum(ax, ay) - 0.88 * radius
-    if shape == "triangle":
-        return np.maximum(ax * 0.9 - (dy + radius) * 0.45, dy - 0.8 * radius)
-    arm = 0.36 * radius
-    return np.minimum(np.maximum(ax - arm, ay - radius), np.maximum(ay - arm, ax - radius))
+        distance = np.hypot(dx, dy) - radius
+    elif shape == "square":
+        distance = np.maximum(ax, ay) - 0.88 * radius
+    elif shape == "triangle":
+        distance = np.maximum(ax * 0.9 - (dy + radius) * 0.45, dy - 0.8 * radius)
+    else:
+        distance = np.minimum(np.maximum(ax - arm, ay - radius), np.maximum(ay - arm, ax - radius))
+    return np.asarray(distance)
 
 
 def write_video(world: World, path: Path, settings: WorldSettings | None = None) -> None:
@@ -115,11 +116,12 @@ def decode_cells(source: str | Path | IO[bytes], sampling: FrameSampling | None 
     from av.video.reformatter import VideoReformatter
 
     reformatter = VideoReformatter()
-    with av.open(source if isinstance(source, io.IOBase) else str(source)) as container:
+    with av.open(source if isinstance(source, io.IOBase) else str(source), mode="r") as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         rate = stream.average_rate
         assert rate is not None
         frames = list(container.decode(stream))
         wanted = sample_frames(len(frames), float(len(frames) / rate), sampling or FrameSampling())
-        return np.stack([reformatter.reformat(frames[number], format="rgb24").to_ndarray() for number in wanted.tolist()])
+        shown = [reformatter.reformat(frames[number], format="rgb24") for number in wanted.tolist()]
+        return np.stack([frame.to_ndarray() for frame in shown])

@@ -1,0 +1,193 @@
+"""Trains the sandbox's models from seeds: `taro sandbox build OUT`, or `python -m taro.sandbox.build --out OUT`.
+
+Order: videos (real mp4s, written and read back), the captioner (perception and grounding), the weak policy (the
+captioner, taught bad habits; its tower stays, so both read the same features), the open_clip model. Each is saved and
+scored on held-out worlds as soon as it exists; every line printed also goes to training-log.jsonl. Seeds below one
+million are for training; the worlds that users make, and those that score, start higher up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taro.sandbox.card import write_cards
+from taro.sandbox.clip import build_clip, clip_scores, save_clip, train_clip
+from taro.sandbox.data import Plan, Videos, make_videos
+from taro.sandbox.evaluate import evaluate_model
+from taro.sandbox.models import build_model, save_model
+from taro.sandbox.sft import Schedule, train_model
+from taro.sandbox.world import World, WorldSettings, make_world
+
+__all__ = ["EVALUATION_SEED", "BuildSettings", "build_sandbox", "main"]
+
+EVALUATION_SEED = 3_900_000
+"""held-out worlds that score the models while they are made"""
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """Sizes of a build; `quick` makes all of it tiny, to see it run."""
+
+    videos: int = 24_000
+    steps: int = 7000
+    weak_steps: int = 240
+    clip_steps: int = 3000
+    held_out: int = 192
+    limit_s: float = 210.0
+    batch: int = 128
+    clip_batch: int = 512
+    processes: int = 1
+    device: str = "cpu"
+    seed: int = 0
+    compiled: bool = False
+
+    @classmethod
+    def quick(cls, **changed: Any) -> BuildSettings:
+        """About a minute on a CPU."""
+        small: dict[str, Any] = {"videos": 48, "steps": 6, "weak_steps": 3, "clip_steps": 12, "held_out": 6,
+                                 "batch": 4, "clip_batch": 64}  # fmt: skip
+        return cls(**(small | changed))
+
+
+class _Build:
+    """Where a build stands: its folder, its log, its data."""
+
+    def __init__(self, out: Path, settings: BuildSettings) -> None:
+        self.out, self.settings, self.began = out, settings, time.monotonic()
+        self.device = torch.device(settings.device)
+        self.scores: dict[str, dict[str, float]] = {}
+        self.steps: dict[str, int] = {}
+        out.mkdir(parents=True, exist_ok=True)
+        self.log = (out / "training-log.jsonl").open("w", encoding="utf-8")
+
+    def say(self, stage: str, **facts: Any) -> None:
+        """Prints a line and writes it down."""
+        row = {"stage": stage, "at_s": round(time.monotonic() - self.began, 1), **facts}
+        self.log.write(json.dumps(row) + "\n")
+        self.log.flush()
+        sys.stdout.write(" ".join(f"{key}={value}" for key, value in row.items()) + "\n")
+        sys.stdout.flush()
+
+    def plan(self) -> tuple[Plan, Plan]:
+        """Videos to train on, videos to score with."""
+        s = self.settings
+        train = Plan(s.videos, s.seed * 100_000, labelled=min(s.videos, 6000), processes=s.processes)
+        held = Plan(s.held_out, EVALUATION_SEED, mixed=1, labelled=0, processes=s.processes)
+        return train, held
+
+    def evaluate(self, name: str, held: Videos, worlds: list[World], *, perception: bool, step: int) -> None:
+        """Scores a saved model."""
+        began = time.monotonic()
+        scores = evaluate_model(
+            self.out / name, worlds, held.frames_FHWC, device=self.device, perception=perception
+        )
+        self.scores[name] = scores
+        self.say(name, step=step, took_s=round(time.monotonic() - began, 1), **scores)
+
+
+def build_sandbox(out: Path, settings: BuildSettings) -> dict[str, dict[str, float]]:
+    """Makes OUT/captioner, OUT/policy, OUT/clip, training-log.jsonl; returns the held-out scores of each."""
+    torch.set_float32_matmul_precision("high")
+    build = _Build(out, settings)
+    build.say("build", torch=torch.__version__, **vars(settings))
+    world_settings = WorldSettings()
+    train_plan, held_plan = build.plan()
+    videos = make_videos(train_plan, world_settings, lambda text: build.say("data", text=text))
+    held = make_videos(held_plan, world_settings, lambda text: build.say("held-out", text=text))
+    worlds = [make_world(EVALUATION_SEED + number, world_settings) for number in range(settings.held_out)]
+    frames = videos.frames_FHWC.to(build.device)
+    if build.device.type == "cuda":
+        build.say("data", device=torch.cuda.get_device_name(), frames_gib=round(frames.nbytes / 2**30, 2))
+    model = build_model(settings.seed).to(build.device)
+    _train_captioner(build, model, frames, videos, held, worlds)
+    _train_policy(build, model, frames, videos, held, worlds)
+    _train_clip(build, frames, videos, held, worlds)
+    write_cards(out, settings, build.steps, build.scores)
+    build.say("done", total_mb=round(sum(f.stat().st_size for f in out.rglob("*.safetensors")) / 1e6, 2))
+    sys.stdout.write(table(build.scores) + "\n")
+    return build.scores
+
+
+def _train_captioner(
+    build: _Build, model: Any, frames: torch.Tensor, videos: Videos, held: Videos, worlds: list[World]
+) -> None:
+    s = build.settings
+
+    def evaluate(step: int) -> None:
+        save_model(model, build.out / "captioner")
+        try:
+            build.evaluate("captioner", held, worlds, perception=True, step=step)
+        except RuntimeError as error:  # minutes of training must not be lost to a score
+            build.say("captioner", step=step, not_scored=f"{type(error).__name__}: {str(error)[:300]}")
+
+    schedule = Schedule(s.steps, s.batch, limit_s=s.limit_s, every=max(1, s.steps // 4), seed=s.seed,
+                        warmup=min(200, s.steps // 4))  # fmt: skip
+    steps = train_model(
+        model, frames, videos.mixed.to(build.device), schedule, evaluate=evaluate, compiled=s.compiled,
+        say=lambda **facts: build.say("captioner", **facts),
+    )  # fmt: skip
+    build.steps["captioner"] = steps
+    evaluate(steps)
+
+
+def _train_policy(
+    build: _Build, model: Any, frames: torch.Tensor, videos: Videos, held: Videos, worlds: list[World]
+) -> None:
+    s = build.settings
+    schedule = Schedule(s.weak_steps, s.batch, rate=3e-4, warmup=min(20, s.weak_steps // 4), tower=False,
+                        every=s.weak_steps + 1, limit_s=1e9, seed=s.seed + 1)  # fmt: skip
+    build.steps["policy"] = train_model(
+        model, frames, videos.weak.to(build.device), schedule, evaluate=lambda step: None, compiled=False,
+        say=lambda **facts: build.say("policy", **facts),
+    )  # fmt: skip
+    save_model(model, build.out / "policy")
+    build.evaluate("policy", held, worlds, perception=False, step=s.weak_steps)
+
+
+def _train_clip(build: _Build, frames: torch.Tensor, videos: Videos, held: Videos, worlds: list[World]) -> None:
+    s = build.settings
+    model = build_clip(s.seed).to(build.device)
+    labels = videos.labels_FL.to(build.device)
+    train_clip(model, frames, labels, steps=s.clip_steps, batch=s.clip_batch, seed=s.seed,
+               say=lambda **facts: build.say("clip", **facts))  # fmt: skip
+    build.steps["clip"] = s.clip_steps
+    save_clip(model, build.out / "clip")
+    build.scores["clip"] = clip_scores(model, worlds, held.frames_FHWC.to(build.device))
+    build.say("clip", step=s.clip_steps, **build.scores["clip"])
+
+
+def table(scores: dict[str, dict[str, float]]) -> str:
+    """Scores as lines of text."""
+    lines = []
+    for name, values in scores.items():
+        lines += [name, *(f"  {key:24} {value:.3f}" for key, value in values.items())]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(description="Train the sandbox's models.")
+    defaults = BuildSettings()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see it run")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile the captioner's training")
+    parser.add_argument("--device", default=defaults.device)
+    for name in ("videos", "steps", "weak_steps", "clip_steps", "held_out", "limit_s", "batch", "clip_batch",
+                 "processes", "seed"):  # fmt: skip
+        kind = type(getattr(defaults, name))
+        parser.add_argument("--" + name.replace("_", "-"), type=kind, default=None)
+    given = {key: value for key, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    out, quick = given.pop("out"), given.pop("quick")
+    build_sandbox(out, BuildSettings.quick(**given) if quick else BuildSettings(**given))
+
+
+if __name__ == "__main__":
+    main()
