@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taro import draws
+from taro.errors import ConfigError
 from taro.metrics import Prediction, Scores, evaluate_predictions
 from taro.moment import Moment
 from taro.prompts import parse_answer, parse_reasoning
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["EvalRow", "evaluate_policy", "evaluation_queries", "missing_predictions", "predictions", "score_rows",
            "write_predictions"]
 
-ANNOTATION_STAGES = {"annotations", "lint"}
+ANNOTATION_STAGES = {"annotations", "windows"}
 """stages of skipped.parquet that say nothing about a video"""
 
 
@@ -107,10 +108,16 @@ def missing_predictions(shard_set: ShardSet, split: str | None) -> list[Predicti
     The ledger of a set does not hold a row's split, so they are counted where the whole set is asked for or `split` is
     the one that the set was made with. Rows that the linter dropped were no queries and are left out.
     """
+    import importlib.util
+
     from shards.manifest import read_skipped
 
-    if split is not None and shard_set.manifest.provenance.split != split:
+    manifest = shard_set.manifest
+    if manifest.counts.skipped == 0 or (split is not None and manifest.provenance.split != split):
         return []
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError(f"{shard_set.store.root}: {manifest.counts.skipped} rows are in its skipped.parquet, which "
+                          "must be read to count misses; pip install pyarrow")
     return [Prediction(query_id=str(row["row_id"]), video=str(row["video"]), predicted=None, windows=(), duration_s=0.0,
                        missing=True)
             for row in read_skipped(shard_set.store.root) if row["stage"] not in ANNOTATION_STAGES]

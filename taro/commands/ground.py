@@ -48,14 +48,19 @@ def ground(
 def _encode(video: Path, query: str, policy: str, folder: Path, device: str) -> Path:
     from shards.manifest import read_skipped
     from taro.commands._temporary import temporary_shards
-    from taro.errors import VideoError
+    from taro.errors import TaroError, VideoError
 
     annotations = folder / "query.jsonl"
     # A row needs a window; nobody reads this one.
     annotations.write_text(json.dumps({"video": video.name, "query": query, "windows": [[0.0, 0.1]], "qid": "query"}),
                            encoding="utf-8")
-    shards = temporary_shards(folder / "shards", policy=policy, videos=video.resolve().parent, annotations=annotations,
-                              dataset="jsonl", device=device)
+    shards = folder / "shards"
+    try:
+        temporary_shards(shards, policy=policy, videos=video.resolve().parent, annotations=annotations,
+                         dataset="jsonl", device=device)
+    except TaroError:
+        if not read_skipped(shards):  # otherwise the ledger says better what is wrong with the video
+            raise
     for row in read_skipped(shards):
         raise VideoError(f"{video}: {row['reason']}: {row['detail']}", reason=str(row["reason"]),
                          transient=bool(row["transient"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -68,3 +69,39 @@ def test_wrong_use_is_2_and_a_wrong_thing_is_1_with_one_message(
     ]:
         code, out, err = run(capsys, *words)
         assert code == 1 and message in " ".join(err.split()) and "Traceback" not in err and not out, (words, err)
+
+
+def write_video(path: Path, *, seconds: int = 8) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width = stream.height = 56
+        stream.pix_fmt = "yuv420p"
+        for number in range(8 * seconds):
+            pixels = np.zeros((56, 56, 3), np.uint8)
+            pixels[:, number % 56 :] = 200
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def test_raw_videos_are_answered_and_missing_ones_are_misses(
+        tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_video(folder / "a b.mp4")
+    (folder / "bad.mp4").write_bytes((folder / "a b.mp4").read_bytes()[:2000])
+    rows = [("a b.mp4", "ab"), ("bad.mp4", "ab"), ("gone.mp4", "ab"), ("a b.mp4", "")]
+    annotations = tmp_path / "annotations.jsonl"
+    annotations.write_text("".join(json.dumps({"video": video, "query": query, "windows": [[1, 4]], "qid": str(number)})
+                                   + "\n" for number, (video, query) in enumerate(rows)))
+    policy = ("--policy", str(tiny.policy), "--max-new-tokens", "96", "--json")
+    code, out, _ = run(capsys, "eval", "--videos", str(folder), "--annotations", str(annotations), *policy)
+    scores = json.loads(out)
+    assert (code, scores["queries"], scores["missing_ids"]) == (0, 3, ["1", "2"])  # an empty query is no query
+    code, out, _ = run(capsys, "ground", str(folder / "a b.mp4"), 'a {b} "c"\nd', *policy)
+    answer = json.loads(out)
+    assert (code == 0) == (answer["moment"] is not None)
+    assert answer["query"] == 'a {b} "c"\nd' and answer["duration_s"] == 8.0
+    assert answer["text"] and answer["seconds"]["encode"] > 0
+    code, out, err = run(capsys, "ground", str(folder / "bad.mp4"), "ab", *policy)
+    assert code == 1 and "bad.mp4: not a video" in err and "Traceback" not in err and not out
