@@ -112,15 +112,20 @@ def write_skipped(root: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_skipped(root: str | Path) -> list[dict[str, Any]]:
     """Rows of skipped.parquet; [] where the set has none."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = Path(root) / SKIPPED
-    if not path.is_file():
+    if not path.exists():
         return []
+    data = LocalStore(Path(root)).read(SKIPPED, limit_bytes=MAX_MANIFEST_BYTES)
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:
-        raise ShardError(f"{path}: not a readable parquet file ({error}); run `taro preprocess` again") from None
+        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(data)).to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ShardError(f"{path}: not a readable parquet file ({str(error)[:200]!r}); run `taro preprocess` "
+                         "again") from None
+    if rows and sorted(rows[0]) != sorted(SKIPPED_COLUMNS):
+        raise ShardError(f"{path}: columns {sorted(rows[0])[:20]}, expected {sorted(SKIPPED_COLUMNS)}")
     return rows
 
 

@@ -6,6 +6,7 @@ Everything that can be wrong becomes a `ShardError` that opens with `where` (sha
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, NoReturn, TypeVar
 
@@ -35,10 +36,14 @@ def parse_json(data: bytes, where: str, *, limit_bytes: int) -> Any:
     if _depth(data) > MAX_JSON_DEPTH:
         raise ShardError(f"{where}: JSON nested deeper than {MAX_JSON_DEPTH}")
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant)
+        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant,
+                            parse_float=_finite)
+        if b"\\ud" in data or b"\\uD" in data:
+            json.dumps(parsed, ensure_ascii=False).encode()  # half of a surrogate pair is no text: it cannot be written
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{where}: not valid JSON ({str(error)[:200]}); the file is damaged, fetch or make it "
                          "again") from None
+    return parsed
 
 
 def parse_model(model: type[ModelT], data: bytes, where: str, *, limit_bytes: int) -> ModelT:
@@ -71,6 +76,13 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(parsed) != len(pairs):
         raise ValueError("an object names a key twice")
     return parsed
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -61,6 +61,10 @@ class _Shard:
         self.final = root / shard_path(kind, index)
         self.sidecar = root / sidecar_path(kind, index)
         self.final.parent.mkdir(parents=True, exist_ok=True)
+        # What a killed job left of this slice; the lock on the slice says that nobody is writing it.
+        for name in (self.final.name, self.sidecar.name):
+            for stale in self.final.parent.glob(f".{name}.*.tmp"):
+                stale.unlink(missing_ok=True)
         self.temporary = self.final.with_name(f".{self.final.name}.{uuid.uuid4().hex}.tmp")
         self.file: BinaryIO = self.temporary.open("xb")
         self.tar = TarWriter(self.file)

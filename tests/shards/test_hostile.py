@@ -16,11 +16,22 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.format import BLOCK, MANIFEST, MAX_HEADER_BYTES, MAX_JSON_DEPTH, Manifest, clip_key, key_ok, shard_path
+from shards.format import (
+    BLOCK,
+    MANIFEST,
+    MAX_HEADER_BYTES,
+    MAX_JSON_DEPTH,
+    Manifest,
+    Sidecar,
+    clip_key,
+    key_ok,
+    shard_path,
+)
 from shards.format import sidecar_path as sidecar_name
+from shards.manifest import read_skipped
 from shards.reader import ShardSet, open_shards
 from shards.stream import stream
-from shards.strict import parse_json, parse_model
+from shards.strict import canonical_json, parse_json, parse_model
 from shards.tar import TarMember, read_tar, write_tar
 from shards.tensors import pack_features, pack_tensors, unpack_features, unpack_tensors
 from shards.verify import verify
@@ -32,7 +43,7 @@ from tests.shards.helpers_sets import CLIP_NAME, FINGERPRINT, features, record, 
 FEATURES = f"features/{FINGERPRINT.name}"
 PACKED = pack_features(features(1, levels=1))
 HEADER_END = 8 + int.from_bytes(PACKED[:8], "little")
-quiet = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+quiet = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 def read_all(shard_set: ShardSet) -> None:
@@ -342,3 +353,28 @@ def test_names_that_look_alike_have_keys_of_their_own() -> None:
     clips = [None, Moment(0, 1), Moment(0, 1.5), Moment(1, 11), Moment(11, 1)]
     keys = [clip_key(video, clip) for video in videos for clip in clips]
     assert len(set(keys)) == len(keys)
+
+
+@settings(max_examples=200)
+@given(model=st.sampled_from(["clip", "sidecar", "manifest"]), data=st.data())
+def test_changed_json_is_valid_or_a_shard_error(whole: Path, model: str, data: st.DataObject) -> None:
+    kinds: dict[str, tuple[type[Any], bytes]] = {
+        "clip": (ClipRecord, canonical_json(record(1))), "manifest": (Manifest, (whole / MANIFEST).read_bytes()),
+        "sidecar": (Sidecar, (whole / sidecar_name("paths", 0)).read_bytes())}  # fmt: skip
+    kind, original = kinds[model]
+    at, length = data.draw(st.integers(0, len(original) - 1)), data.draw(st.integers(0, 3))
+    inserted = data.draw(st.sampled_from([b"", b"-", b"9", b"1e999", b"null", b"[", b"}", b'"', b"\\ud800", b"\x00"]))
+    changed = original[:at] + inserted + original[at + length :]
+    read = or_shard_error(lambda: parse_model(kind, changed, "x", limit_bytes=10**6))
+    assert isinstance(read, kind | ShardError)
+    if isinstance(read, kind):
+        assert parse_model(kind, canonical_json(read), "x", limit_bytes=10**6) == read
+
+
+def test_a_table_of_skipped_rows_that_is_none_is_said(tmp_path: Path) -> None:
+    write_set(tmp_path, [[1]])
+    for data in (b"", b"PAR1nothingPAR1", b"{}"):
+        (tmp_path / "skipped.parquet").write_bytes(data)
+        with pytest.raises(ShardError, match="not a readable parquet"):
+            read_skipped(tmp_path)
+        assert any("skipped.parquet" in problem for problem in verify(tmp_path).problems)
