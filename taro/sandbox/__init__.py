@@ -1,7 +1,7 @@
 """The embedded default: a synthetic video world, and tiny trained models with real architectures that know it.
 
 `weights_folder(name)` is where a shipped model is: "policy" (weak, what training starts from), "captioner" (strong
-perception) and "clip" (an open_clip model). They are made by `taro sandbox build`.
+perception) and "clip" (an open_clip model). They are made by `taro sandbox build`. `make_sandbox` makes videos.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from importlib import resources
 from pathlib import Path
 
 from taro.errors import ModelError
+from taro.sandbox.make import make_sandbox
+from taro.sandbox.world import WorldSettings
 
-__all__ = ["MODELS", "weights_folder"]
+__all__ = ["MODELS", "WorldSettings", "make_sandbox", "weights_folder"]
 
 MODELS = ("policy", "captioner", "clip")
 

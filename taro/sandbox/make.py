@@ -1,0 +1,114 @@
+"""A folder of sandbox videos with annotations: `annotations.jsonl`, `videos/*.mp4`, `world.json`.
+
+Equal seeds and settings give equal bytes, whatever the number of processes. Seeds say what a world is for: below one
+million the shipped models were trained on it; two million and up is for training that users do; three million and up
+for evaluation. world.json is written last: a folder without it is not finished.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from taro.draws import rng
+from taro.errors import ConfigError
+from taro.sandbox.video import write_video
+from taro.sandbox.world import World, WorldSettings, make_world
+
+__all__ = ["TEST_SEED", "TRAIN_SEED", "VERSION", "make_sandbox"]
+
+TRAIN_SEED = 2_000_000
+TEST_SEED = 3_000_000
+VERSION = 1
+"""of the world: raised when the same seed gives another video"""
+
+
+def make_sandbox(
+    out: str | Path,
+    *,
+    videos: int,
+    seed: int = 0,
+    split: str = "train",
+    settings: WorldSettings | None = None,
+    queries_per_video: int = 3,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Makes a sandbox folder and returns it.
+
+    Args:
+        videos: how many; number n is the world of seed TRAIN_SEED + 100,000 * seed + n (TEST_SEED for any split but
+            "train"), so that no split shares a world with another or with the shipped models' training.
+        queries_per_video: at most so many of its events are asked for.
+        progress: called with (videos done, videos).
+    """
+    if not 1 <= videos <= 100_000 or not 0 <= seed < (9 if split != "train" else 10) or queries_per_video < 1:
+        raise ConfigError(
+            f"expected 1 to 100,000 videos, a seed from 0 to 8 and at least 1 query a video, got videos={videos}, "
+            f"seed={seed}, queries_per_video={queries_per_video}"
+        )
+    settings, out = settings or WorldSettings(), Path(out)
+    (out / "videos").mkdir(parents=True, exist_ok=True)
+    (out / "world.json").unlink(missing_ok=True)
+    first = (TRAIN_SEED if split == "train" else TEST_SEED) + 100_000 * seed
+    jobs = [(first + number, settings, out, split, queries_per_video) for number in range(videos)]
+    rows: list[dict[str, Any]] = []
+    for done, part in enumerate(_each(jobs, workers), start=1):
+        rows += part
+        if progress is not None:
+            progress(done, videos)
+    _write(out / "annotations.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    facts = {"version": VERSION, "first_seed": first, "videos": videos, "queries": len(rows), "split": split,
+             "seed": seed, "settings": settings.model_dump()}  # fmt: skip
+    _write(out / "world.json", json.dumps(facts, indent=2) + "\n")
+    return out
+
+
+def _each(jobs: list[Any], workers: int) -> Any:
+    if workers <= 1:
+        return map(_make, jobs)
+    return _pooled(jobs, workers)
+
+
+def _pooled(jobs: list[Any], workers: int) -> Any:
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(_make, jobs, chunksize=4)
+
+
+def _make(job: tuple[int, WorldSettings, Path, str, int]) -> list[dict[str, Any]]:
+    seed, settings, out, split, queries = job
+    world = make_world(seed, settings)
+    name = f"world-{seed}.mp4"
+    partial = out / "videos" / f".{name}.partial"
+    write_video(world, partial, settings)
+    os.replace(partial, out / "videos" / name)
+    return _rows(world, name, split, queries)
+
+
+def _rows(world: World, video: str, split: str, queries: int) -> list[dict[str, Any]]:
+    """Annotations of one video: some of its events as queries, all of them as captions."""
+    order = rng("sandbox queries", world.seed).permutation(len(world.events))[:queries]
+    captions = [{"start_s": when.start_s, "end_s": when.end_s, "text": text} for when, text in world.captions]
+    return [
+        {
+            "qid": f"{world.seed}-{number}",
+            "video": video,
+            "query": world.query(number),
+            "windows": [[world.events[number].moment.start_s, world.events[number].moment.end_s]],
+            "duration": world.duration_s,
+            "split": split,
+            "captions": captions,
+            "events": world.as_json()["events"],
+        }
+        for number in sorted(order.tolist())
+    ]
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
