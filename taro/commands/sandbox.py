@@ -6,7 +6,7 @@ Thin: `taro.sandbox.make` writes videos and annotations, `taro.sandbox.build` tr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,5 +65,6 @@ def build(
     from taro.sandbox.build import BuildSettings, build_sandbox
 
     sizes = {key: value for key, value in (("steps", steps), ("videos", videos)) if value is not None}
-    chosen = {"device": device, "processes": processes, "seed": seed, "compiled": device == "cuda", **sizes}
+    chosen: dict[str, Any] = {"device": device, "processes": processes, "seed": seed, "compiled": device == "cuda"}
+    chosen.update(sizes)
     build_sandbox(out, BuildSettings.quick(**chosen) if quick else BuildSettings(**chosen))

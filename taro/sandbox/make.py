@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ def _make(job: tuple[int, WorldSettings, Path, str, int]) -> list[dict[str, Any]
     name = f"world-{seed}.mp4"
     partial = out / "videos" / f".{name}.partial"
     write_video(world, partial, settings)
-    os.replace(partial, out / "videos" / name)
+    partial.replace(out / "videos" / name)
     return _rows(world, name, split, queries)
 
 
@@ -111,4 +110,4 @@ def _rows(world: World, video: str, split: str, queries: int) -> list[dict[str, 
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
