@@ -114,3 +114,20 @@ def test_training_imports_without_the_decoding_libraries() -> None:
     )
     done = python("-W", "default", "-c", code)
     assert done.stdout == "imported\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "wanted"),
+    [("Linux", "x86_64", True), ("Windows", "AMD64", True), ("Linux", "aarch64", False), ("Darwin", "arm64", False)],
+)
+def test_decord_is_asked_for_only_where_it_has_a_wheel(system: str, machine: str, wanted: bool) -> None:
+    """Elsewhere the installation must not fail over it; PyAV, which has wheels everywhere, is always asked for."""
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = {item.name for item in map(Requirement, project["dependencies"])
+             if item.marker is None or item.marker.evaluate({"platform_system": system, "platform_machine": machine})}
+    assert ("decord" in asked) is wanted
+    assert {"av", "torch", "transformers", "open_clip_torch", "webdataset", "datasets"} <= asked
