@@ -201,3 +201,13 @@ def test_datasets_opens_a_shard_of_each_kind_and_the_card(tmp_path: Path) -> Non
     assert sorted(clips["__key__"]) == sorted(media["__key__"]) == open_shards(tmp_path / "set").keys
     texts = {query["text"] for one in clips["json"] for query in one["queries"]}
     assert texts == {"the 0 event", "the 1 event"}
+
+
+def test_the_stream_splits_over_workers_and_shuffles(tmp_path: Path) -> None:
+    import webdataset as wds
+    from torch.utils.data import DataLoader
+
+    write_set(tmp_path, [[1], [2], [3]])
+    pipeline = stream(tmp_path).compose(wds.shuffle(10, seed=0))
+    loader = DataLoader(pipeline, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    assert sorted(sample["__key__"] for sample in loader) == open_shards(tmp_path).keys
