@@ -31,7 +31,7 @@ from train.curriculum import guide_probability
 from train.evaluate import evaluate_policy, score_rows
 from train.measures import dump_rollouts, step_measures
 from train.rewards import Rewards, log_prob_drop, rewards
-from train.rollouts import RolloutBatch, Scores, roll_out, sample_name, score_batch
+from train.rollouts import RolloutBatch, Scores, roll_out, sample_name, score_batch, uses_bf16
 from train.run import OnStep, Run, open_run
 from train.update import update_policy
 
@@ -137,7 +137,7 @@ def validate(run: Run) -> None:
     decoding = Decoding(knobs.max_new_tokens, temperature=0.0, repetition_penalty=knobs.repetition_penalty)
     rows = evaluate_policy(run.policy, run.shard_set, split=knobs.split, template=run.template, decoding=decoding,
                            limit=knobs.limit, seed=run.config.seed, batch_prompts=knobs.batch_prompts,
-                           no_think=run.config.reward.no_think)
+                           no_think=run.config.reward.no_think, bf16=uses_bf16(run.config, run.policy.device))
     scores = score_rows(rows, protocol=run.config.reward.protocol).as_dict()
     run.log(run.state.step, {"eval": {**scores, "split": knobs.split}, "seconds": time.monotonic() - started})
     score = float(scores["miou"])

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from shards.reader import Sample
     from taro.prompts import PromptTemplate
 
-__all__ = ["RolloutBatch", "Scores", "autocast", "disrupt", "roll_out", "sample_name", "score_batch"]
+__all__ = ["RolloutBatch", "Scores", "autocast", "disrupt", "roll_out", "sample_name", "score_batch",
+           "uses_bf16"]
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,14 @@ def sample_name(sample: Sample) -> str:
     return f"{sample.clip.key}/{sample.query.id}"
 
 
+def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether a run computes in bfloat16 (auto: on cuda)."""
+    return config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+
+
 def autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """bfloat16 computation over float32 weights where the configuration asks for it (auto: on cuda)."""
-    if config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda"):
+    if uses_bf16(config, device):
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
 

@@ -25,6 +25,7 @@ from taro.mllm import Policy, load_policy
 from taro.prompts import PromptTemplate, load_template
 from train.checkpoint import RunState, load_checkpoint, newest_checkpoint, write_text
 from train.config import TrainConfig
+from train.rollouts import uses_bf16
 from train.trackers import Tracker, cut_back, open_trackers
 from train.update import make_optimizer
 
@@ -140,15 +141,20 @@ def _claim_folder(config: TrainConfig, *, resume: bool) -> None:
 def _reference(config: TrainConfig, folder: Path, device: torch.device) -> Policy | None:
     if config.loss.kl == 0:
         return None
-    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
-    return load_frozen(folder, device, bf16=bf16)
+    return load_frozen(folder, device, bf16=uses_bf16(config, device))
 
 
 def load_frozen(folder: Path, device: torch.device, *, bf16: bool) -> Policy:
-    """A policy to compute with, not to train. With `bf16` its weights are bfloat16 except the embeddings: the residual
-    stream is then float32 under autocast, as it is in training, so that a reference equal to the policy has KL 0."""
-    policy = load_policy(folder, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    policy.lm.embed_tokens.float()
+    """A policy to compute with, not to train. With `bf16` its matrices are bfloat16, its embeddings and norms are not:
+    under autocast it then rounds exactly where the float32 policy in training does, so that a reference equal to the
+    policy has KL 0."""
+    policy = load_policy(folder, device="cpu" if bf16 else device, dtype=torch.float32)
+    if bf16:
+        tied = policy.head.weight is policy.lm.embed_tokens.weight
+        for module in policy.model.modules():
+            if isinstance(module, torch.nn.Linear) and not (tied and module is policy.head):
+                module.to(torch.bfloat16)
+        policy.model.to(device)
     return policy
 
 
