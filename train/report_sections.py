@@ -51,7 +51,8 @@ header p { margin: 2px 0; } header h1 { margin-bottom: 4px; }
 .tile .big .was { color: var(--before); font-weight: 400; } .tile .big .now { color: var(--after); }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 16px 20px; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 8px 28px; }
-figure { margin: 0; break-inside: avoid; display: flex; flex-direction: column; justify-content: space-between; } figcaption { font-size: 12px; } figcaption b { font-weight: 600; }
+figure { margin: 0; break-inside: avoid; display: flex; flex-direction: column; justify-content: space-between; }
+figcaption { font-size: 12px; } figcaption b { font-weight: 600; }
 table.scores, table.group { width: 100%; white-space: nowrap; }
 table.scores td .dim { display: block; font-size: 11px; }
 table.scores tbody td:first-child { font-weight: 500; }

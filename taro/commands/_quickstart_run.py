@@ -19,14 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from preprocess.report import Progress
     from train.report_data import Evaluation
 
 __all__ = ["STAGES", "Quickstart", "Show", "run_quickstart"]
 
-TRAIN_SEED, EVALUATION_SEED = 2_000_000, 3_000_000
-"""first seeds of the worlds: the shipped models were trained on seeds below one million"""
-SEED_STRIDE = 10_000
-"""training worlds of two seeds never share one"""
 GUIDED_SHARE = 0.3
 """of the steps that open with captions"""
 SAMPLED = "sampled, T = 1"
@@ -73,7 +70,7 @@ class Quickstart:
     seed: int = 0
     control: Literal["none", "permute"] = "none"
     train_videos: int = 64
-    held_out_videos: int = 32
+    held_out_videos: int = 40
     policy: str = "sandbox:policy"
     captioner: str = "sandbox:captioner"
     clip_model: str = "sandbox:clip"
@@ -121,18 +118,21 @@ def _claim(settings: Quickstart) -> None:
 
 
 def _worlds(settings: Quickstart, show: Show) -> dict[str, Path]:
-    from taro.sandbox import make_sandbox
+    from taro.sandbox.make import make_sandbox
 
     show.begin("worlds")
-    wanted = {"train": (settings.train_videos, TRAIN_SEED + SEED_STRIDE * settings.seed),
-              "held-out": (settings.held_out_videos, EVALUATION_SEED)}
-    folders, total = {}, sum(videos for videos, _ in wanted.values())
-    for name, (videos, seed) in wanted.items():
-        folder = settings.out / "worlds" / name
-        if not (folder / "world.json").is_file():
-            make_sandbox(folder, videos=videos, seed=seed, split="train" if name == "train" else "test")
-        folders[name] = folder
-        show.step("worlds", videos if name == "train" else total, total)
+    wanted = {"train": ("train", settings.train_videos, settings.seed),
+              "held-out": ("test", settings.held_out_videos, 0)}
+    folders, total, before = {}, settings.train_videos + settings.held_out_videos, 0
+    for name, (split, videos, seed) in wanted.items():
+        folders[name] = settings.out / "worlds" / name
+
+        def progress(done: int, _: int, before: int = before) -> None:
+            show.step("worlds", before + done, total)
+
+        if not (folders[name] / "world.json").is_file():
+            make_sandbox(folders[name], videos=videos, seed=seed, split=split, progress=progress)
+        before += videos
     show.end("worlds", f"{settings.train_videos} + {settings.held_out_videos} mp4 files")
     return folders
 
@@ -151,7 +151,7 @@ def _preprocess(settings: Quickstart, worlds: dict[str, Path], show: Show) -> di
                   out=shards[name], policy=settings.policy, clip_model=settings.clip_model),
             *_set(**{"caption.model": settings.captioner, "paths.seed": settings.seed, "device": "cpu"})],
             package="preprocess.recipes")
-        report = preprocess(config, progress=_part(show, "preprocess", done, total))
+        report = preprocess(config, progress=_part(show, name, done, total))
         done += settings.train_videos if name == "train" else settings.held_out_videos
         show.step("preprocess", done, total)
         counts = [a + b for a, b in zip(counts, (report.inputs, report.written, report.skipped), strict=True)]
@@ -159,11 +159,11 @@ def _preprocess(settings: Quickstart, worlds: dict[str, Path], show: Show) -> di
     return shards
 
 
-def _part(show: Show, stage: str, done: int, total: int) -> Callable[..., None]:
-    """A progress callback for one of several jobs of a stage."""
+def _part(show: Show, name: str, done: int, total: int) -> Callable[[Progress], None]:
+    """A progress callback for one of the two sets."""
 
-    def progress(finished: int, *_: Any) -> None:
-        show.step(stage, done + finished, total)
+    def progress(at: Progress) -> None:
+        show.step("preprocess", done + at.done, total, f"{name}: {at.stage if at.stage != 'clips' else at.note}")
 
     return progress
 

@@ -24,7 +24,7 @@ ROWS = (("mIoU", "miou"), ("R1@0.3", "r1@0.3"), ("R1@0.5", "r1@0.5"), ("R1@0.7",
 def quickstart(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything it makes.")] = Path("quickstart"),
     steps: Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Training steps.")] = 50,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=90, help="Of the training worlds and of every draw.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=9, help="Of the training worlds and of every draw.")] = 0,
     control: Annotated[Literal["none", "permute"], typer.Option(
         "--control", help="permute: rewards are permuted inside each group, to see what they are good for.")] = "none",
     as_json: Annotated[bool, typer.Option("--json", help="Print quickstart.json and nothing else.")] = False,
@@ -87,14 +87,16 @@ class _Screen:
 
 
 def _print(result: dict[str, Any]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{result['queries']} held-out queries, protocol {result['after']['protocol']}",
-                  title_justify="left", title_style="bold")
-    table.add_column("")
-    for name in ("greedy before", "after", f"{SAMPLED} before", "after"):
-        table.add_column(name, justify="right")
+                  title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for name in ("greedy:", SAMPLED.replace(", ", " at ") + ":"):
+        table.add_column(f"{name}\nbefore", justify="right")
+        table.add_column("\nafter", justify="right", style="bold")
     for label, key in ROWS:
         values = [result[side].get(name) for name in (key, f"{key}_sampled") for side in ("before", "after")]
         table.add_row(label, *("-" if value is None else f"{value:.3f}" for value in values))
