@@ -110,7 +110,7 @@ def curve_svg(curve: Curve, guided: Sequence[tuple[int, int]] = ()) -> str:
     for tick in (low, (low + high) / 2, high):
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
                      f'<text x="{LEFT - 4}" y="{y(tick) + 3:.1f}" text-anchor="end">{_tick(tick)}</text>')
-    for step, anchor in ((first, "start"), (last, "end")):
+    for step, anchor in ((first, "start"), (last, "end"))[: 1 if first == last else 2]:
         word = "step " if step == first else ""
         parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{word}{step}</text>')
     parts.append(_path("raw", [(x(s), v if v is None else y(v)) for s, v in zip(curve.steps, values, strict=True)]))

@@ -32,7 +32,7 @@ EXAMPLES_CSS = f"""
 .said {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 12px; }}
 .said h4 {{ margin: 6px 0 0; font-size: 12px; font-weight: 600; }}
 .said h4.before {{ color: var(--before); }} .said h4.after {{ color: var(--after); }}
-pre {{ font: 12px/1.45 ui-monospace, Menlo, Consolas, monospace; }}
+pre {{ font: 12px/1.45 ui-monospace, Menlo, Consolas, monospace; max-height: 24em; overflow: auto; }}
 svg.timeline {{ overflow: visible; }}
 svg.timeline :is(.before, .after, .path) + text {{ fill: #fff; }}
 svg.timeline rect[fill-opacity] + text {{ fill: var(--ink); }}

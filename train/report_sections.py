@@ -181,8 +181,17 @@ def _videos(scores: Scores) -> str:
 
 def _tile(name: str, before: float, after: float, note: str) -> str:
     return (f'<div class="tile"><div class="name">{safe_text(name)}</div><div class="big"><span class="was">'
-            f'{number(before)}</span> &rarr; <span class="now">{number(after)}</span></div>'
+            f'{_fixed(before)}</span> &rarr; <span class="now">{_fixed(after)}</span></div>'
             f'<div class="dim">{safe_text(note)}</div></div>')
+
+
+def _fixed(value: float) -> str:
+    """Three decimals, whatever the size, so that tiles have one width.
+
+    >>> _fixed(-5e-5), _fixed(0.25)
+    ('0.000', '0.250')
+    """
+    return number(round(value, 3) + 0.0 if math.isfinite(value) else None)
 
 
 def _interval_text(scores: Scores, key: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from shards.reader import open_shards
+from taro.cli import main
 from taro.errors import ConfigError
 from taro.moment import Moment
 from tests.report import synthetic
@@ -178,6 +179,22 @@ def test_predictions_survive_the_file(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(json.dumps({"key": "a", "predicted": None}) + "\n")
     with pytest.raises(ConfigError, match=r"bad.jsonl:1: expected a row"):
         read_predictions(tmp_path / "bad.jsonl")
+
+
+def test_the_command_finds_the_files_and_says_what_is_missing(folders: Path, tmp_path: Path) -> None:
+    for name, after in (("before", False), ("after", True)):
+        write_predictions(synthetic.eval_rows(after), tmp_path / f"{name}.jsonl")
+    both = ["--before", str(tmp_path / "before.jsonl"), "--after", str(tmp_path / "after.jsonl")]
+    page = tmp_path / "page.html"
+    line = ["report", str(folders / "run"), "--shards", str(folders / "held-out"), "--out", str(page)]
+    with pytest.raises(SystemExit) as ended:
+        main([*line, *both])
+    assert ended.value.code == 0
+    given = evaluation(hostile=())
+    assert f"{given.after_scores.miou:.3f}" in Page(page.read_text(encoding="utf-8")).texts["headline"]
+    with pytest.raises(SystemExit) as ended:
+        main([*line, *both[:2]])
+    assert ended.value.code == 1
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
