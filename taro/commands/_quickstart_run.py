@@ -29,13 +29,14 @@ GUIDED_SHARE = 0.3
 SAMPLED = "sampled, T = 1"
 
 STAGES = {
-    "worlds": "Draw two synthetic worlds, one to train on, one held out",
-    "preprocess": "Stage 1: decode, segment, caption, encode, paths",
-    "before": "Ask the start policy about the held-out videos",
-    "train": "Stage 2: guided, then free, on the shards alone",
-    "after": "Ask the trained policy the same",
-    "report": "Write the report",
+    "worlds": ("Worlds", "synthetic videos, some to train on, some held out"),
+    "preprocess": ("Stage 1, shards", "decode, segment, caption, encode, paths"),
+    "before": ("Asked before", "the start policy answers about the held-out videos"),
+    "train": ("Stage 2, training", "guided, then free, on the shards alone"),
+    "after": ("Asked after", "the trained policy answers the same"),
+    "report": ("Report", "one page of what changed"),
 }
+"""name: its label and what it is about"""
 
 NOTES = (
     "The start policy was weakened on purpose: its perception is trained, its answers are noisy and its reasonings "

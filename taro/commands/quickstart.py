@@ -51,19 +51,21 @@ class _Screen:
 
     def __init__(self, console: Any) -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
         self._console = console
         self._progress = Progress(
-            SpinnerColumn(finished_text="[green]*"), TextColumn("{task.description}"), BarColumn(bar_width=18),
-            TimeElapsedColumn(), TextColumn("[dim]{task.fields[note]}"), console=console,
-            disable=not console.is_terminal)
+            SpinnerColumn(finished_text="[green]*", table_column=Column(no_wrap=True, min_width=1)),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=17)),
+            BarColumn(bar_width=16, table_column=Column(no_wrap=True, min_width=16)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("[dim]{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            console=console, disable=not console.is_terminal)
         self._tasks: dict[str, Any] = {}
         self._began_s: dict[str, float] = {}
 
     def __enter__(self) -> _Screen:
         self._progress.start()
-        for stage, text in STAGES.items():
-            self._tasks[stage] = self._progress.add_task(text, total=None, start=False, note="")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,19 +73,20 @@ class _Screen:
 
     def begin(self, stage: str) -> None:
         """A stage starts."""
+        label, about = STAGES[stage]
         self._began_s[stage] = time.monotonic()
-        self._progress.start_task(self._tasks[stage])
+        self._tasks[stage] = self._progress.add_task(label, total=None, note=about)
 
     def step(self, stage: str, done: float, total: float, note: str = "") -> None:
         """`done` of `total` parts are finished."""
-        self._progress.update(self._tasks[stage], completed=done, total=total, note=note)
+        self._progress.update(self._tasks[stage], completed=done, total=total, note=note or STAGES[stage][1])
 
     def end(self, stage: str, note: str) -> None:
         """The stage is finished."""
         self._progress.update(self._tasks[stage], completed=1, total=1, note=note)
         if not self._console.is_terminal:
             seconds = time.monotonic() - self._began_s[stage]
-            self._console.print(f"{STAGES[stage]}: {seconds:.0f} s; {note}", highlight=False, soft_wrap=True)
+            self._console.print(f"{STAGES[stage][0]}: {seconds:.0f} s; {note}", highlight=False, soft_wrap=True)
 
 
 def _print(result: dict[str, Any]) -> None:
