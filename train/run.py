@@ -127,7 +127,7 @@ def _claim_folder(config: TrainConfig, *, resume: bool) -> None:
         raise ConfigError(f"{config.out} holds a run already; go on with it (--resume), or choose another folder with "
                           "--set out=DIR")
     if old.is_file():
-        then: dict[str, Any] = yaml.safe_load(old.read_text(encoding="utf-8"))
+        then = _settings(old)
         now = config.model_dump(mode="json")
         changed = [f"{key}: {then.get(key)!r} -> {now[key]!r}" for key in now
                    if key not in RESUME_MAY_CHANGE and then.get(key) != now[key]]
@@ -136,6 +136,16 @@ def _claim_folder(config: TrainConfig, *, resume: bool) -> None:
                               f"new run. Changed: {'; '.join(changed)}")
     elif resume:
         raise ConfigError(f"{config.out}: nothing to resume (no config.yaml); leave --resume out to start a run")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not the YAML that a run wrote ({str(error)[:200]}); start a new run") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected the settings of a run, got a {type(data).__name__}; start a new run")
+    return data
 
 
 def _reference(config: TrainConfig, folder: Path, device: torch.device) -> Policy | None:
