@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from preprocess.encode import encode_clip
 from preprocess.job import Job
 from preprocess.ledger import slice_lock
-from preprocess.models import load_tower_policy, model_folder
+from preprocess.models import cpu_threads, load_tower_policy, model_folder
 from preprocess.plan import PlannedClip
 from preprocess.pool import DecodePool
 from preprocess.report import Progress
@@ -39,7 +39,9 @@ def add_features(job: Job, progress: Callable[[Progress], None], partition: tupl
     total = sum(len(job.plan.slice_clips(index)) for index in todo)
     problems: list[str] = []
     made = finished = 0
-    with DecodePool(job.config.workers, deadline_s=job.config.decode.deadline_s) as pool:
+    with cpu_threads(job.config.threads), DecodePool(
+        job.config.workers, deadline_s=job.config.decode.deadline_s
+    ) as pool:
         policy = load_tower_policy(model_folder(job.config.policy), job.device, job.dtype) if todo else None
         for index in todo:
             with slice_lock(job.state, index) as held:

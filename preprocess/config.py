@@ -120,6 +120,8 @@ class PreprocessConfig(Config):
     """the job fails, after writing all it can, where more than this share of the rows is skipped"""
     workers: int = Field(2, ge=1, le=256)
     """decoding processes"""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """CPU threads of the models; null: as torch chooses. Small models on few cores want 1, beside decoding processes"""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -144,7 +146,7 @@ class PreprocessConfig(Config):
         them, the fingerprints of the models stand for the models."""
         data = self.model_dump(mode="json", exclude={
             "name", "videos", "annotations", "lengths", "out", "policy", "clip_model", "device", "dtype",
-            "max_skipped", "workers", "licences",
+            "max_skipped", "workers", "threads", "licences",
         })  # fmt: skip
         del data["decode"]["deadline_s"], data["caption"]["model"], data["caption"]["file"]
         return data

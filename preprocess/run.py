@@ -20,7 +20,7 @@ from preprocess.clip import ClipModel
 from preprocess.config import PreprocessConfig
 from preprocess.job import Job, open_job
 from preprocess.ledger import SkippedRow, SliceLedger, read_ledger, slice_lock
-from preprocess.models import load_tower_policy, model_folder
+from preprocess.models import cpu_threads, load_tower_policy, model_folder
 from preprocess.pool import DecodePool
 from preprocess.report import PreprocessReport, Progress
 from preprocess.slices import Tools, make_slice
@@ -107,7 +107,9 @@ def _make_missing(
         progress(Progress("clips", finished, total, note))
 
     progress(Progress("models", 0, total))
-    with DecodePool(job.config.workers, deadline_s=job.config.decode.deadline_s) as pool:
+    with cpu_threads(job.config.threads), DecodePool(
+        job.config.workers, deadline_s=job.config.decode.deadline_s
+    ) as pool:
         pool.warm()
         tools = load_tools(job)
         progress(Progress("clips", 0, total))
@@ -208,6 +210,6 @@ def _check_share(report: PreprocessReport, config: PreprocessConfig) -> None:
     if share > config.max_skipped:
         raise TaroError(
             f"{config.out}: {report.skipped:,} of {report.inputs:,} rows ({share:.1%}) were skipped, more than "
-            f"max_skipped = {config.max_skipped:.1%}: {why}. The set is written and skipped.parquet lists them; mend the input, or "
-            "allow it with --max-skipped"
+            f"max_skipped = {config.max_skipped:.1%}: {why}. The set is written; skipped.parquet lists them; "
+            "mend the input, or allow it with --max-skipped"
         )

@@ -1,0 +1,116 @@
+"""`--dry-run`: what a job will do and cost, before anything is written.
+
+Counts come from the plan. Decoding is measured, on up to `SAMPLE` clips spread over the plan; what the models cost on a
+GPU is stated, from the constants below, until this machine's own runs are known. The report says which is which.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from preprocess.config import PreprocessConfig
+from preprocess.decode import Frames
+from preprocess.job import Job, open_job
+from preprocess.pool import DecodePool
+from preprocess.slices import decode_jobs
+
+__all__ = ["Estimate", "estimate"]
+
+SAMPLE = 4
+TOWER_S = 0.33
+"""seconds of a clip of 3584 tokens through a released 7B tower on one H200 (docs/preprocess.md)"""
+CAPTION_S = 0.25
+"""seconds of a caption of about 40 tokens from a 7B model on one H200, batched by 16: an assumption, not measured"""
+SEGMENT_S = 5.0
+"""seconds of a segment between change points: an assumption"""
+TOKENS = 3584
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job will do. captions: a guess unless they are given; feature_bytes: at most; decode_hours: measured;
+    model_hours: stated constants; sampled: clips that were decoded for the measure, and how many of them failed."""
+
+    inputs: int
+    rows: int
+    skipped: int
+    videos: int
+    clips: int
+    slices: int
+    hours_of_video: float
+    captions: int
+    feature_bytes: int
+    decode_hours: float
+    model_hours: float
+    sampled: int
+    failed: int
+    reasons: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {key: round(value, 4) if isinstance(value, float) else value for key, value in self.__dict__.items()}
+
+    def table(self) -> str:
+        """Plain text."""
+        lines = [
+            f"{self.inputs:,} annotation rows: {self.rows:,} to be looked at, {self.skipped:,} skipped already",
+            *(f"  skipped {count:>6,}  {reason}" for reason, count in self.reasons.items()),
+            f"{self.videos:,} videos, {self.clips:,} clips, {self.slices:,} slices, about {self.hours_of_video:.2f} h",
+            f"about {self.captions:,} captions",
+            f"at most {self.feature_bytes / 1e9:,.2f} GB of features",
+            f"decoding: about {self.decode_hours:.2f} h (measured on {self.sampled} clips here"
+            + (f", {self.failed} of which failed)" if self.failed else ")"),
+            f"models: about {self.model_hours:.2f} h with a 7B policy on one H200 (stated constants, not a measure)",
+            "nothing was written",
+        ]
+        return "\n".join(lines)
+
+
+def estimate(config: PreprocessConfig) -> Estimate:
+    """Plans the job without writing, decodes a small sample of its clips, and adds up."""
+    job = open_job(config, save=False)
+    plan = job.plan
+    picked = np.unique(np.linspace(0, max(len(plan.clips) - 1, 0), min(SAMPLE, len(plan.clips))).astype(int))
+    sample = [plan.clips[int(i)] for i in picked]
+    seconds, frames = _decode(job, sample) if sample else (0.0, [])
+    mean_s = float(np.mean([f.duration_s for f in frames])) if frames else 0.0
+    clips = len(plan.clips)
+    captions = _captions(job, mean_s)
+    size = job.bytes_per_clip(mean_s or None) * clips
+    tokens = size / max(job.bytes_per_clip(), 1) * TOKENS / max(clips, 1)
+    asked = captions if config.caption.method == "transformers" else 0
+    reasons: dict[str, int] = {}
+    for row in plan.skipped:
+        reasons[f"{row.stage}: {row.reason}"] = reasons.get(f"{row.stage}: {row.reason}", 0) + 1
+    return Estimate(
+        inputs=plan.inputs, rows=plan.rows, skipped=len(plan.skipped), videos=len({clip.path for clip in plan.clips}),
+        clips=clips, slices=len(plan.slices), hours_of_video=mean_s * clips / 3600, captions=captions,
+        feature_bytes=size, decode_hours=seconds / max(len(sample), 1) * clips / 3600,
+        model_hours=(clips * TOWER_S * tokens / TOKENS + asked * CAPTION_S) / 3600,
+        sampled=len(sample), failed=len(sample) - len(frames), reasons=reasons,
+    )  # fmt: skip
+
+
+def _decode(job: Job, sample: list[Any]) -> tuple[float, list[Frames]]:
+    """Seconds of wall clock for the sample, workers started, and what came out."""
+    with DecodePool(job.config.workers, deadline_s=job.config.decode.deadline_s) as pool:
+        list(pool.map(decode_jobs(job, sample[:1]), ahead=1))
+        began = time.monotonic()
+        results = list(pool.map(decode_jobs(job, sample), ahead=len(sample)))
+        seconds = time.monotonic() - began
+    return seconds, [result for result in results if isinstance(result, Frames)]
+
+
+def _captions(job: Job, mean_s: float) -> int:
+    caption, segment = job.config.caption, job.config.segment
+    given = sum(len(next((row.captions for row in clip.rows if row.captions), [])) for clip in job.plan.clips)
+    if caption.method == "annotations":
+        return given
+    if caption.method != "transformers":
+        return 0
+    length_s = segment.window_s if segment.method == "uniform" else SEGMENT_S
+    return round(max(mean_s / length_s, 1) * len(job.plan.clips)) if mean_s else len(job.plan.clips)

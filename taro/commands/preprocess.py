@@ -1,0 +1,93 @@
+"""`taro preprocess`: reads a recipe, shows the job as it goes, prints the ledger.
+
+Thin: the work is `preprocess.run.preprocess`. Left out: engines other than `local`.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from preprocess.config import PreprocessConfig
+
+__all__ = ["preprocess"]
+
+
+class _Retry(StrEnum):
+    transient = "transient"
+
+
+class _Only(StrEnum):
+    features = "features"
+
+
+def preprocess(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (sandbox, charades-sta, jsonl) or a .yaml file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, e.g. segment.method=uniform; repeatable."),
+    ] = None,
+    partition: Annotated[str, typer.Option(metavar="I/N", help="Make every N-th slice, from the I-th.")] = "1/1",
+    retry: Annotated[_Retry | None, typer.Option(help="Make slices again whose skipped rows may pass now.")] = None,
+    only: Annotated[_Only | None, typer.Option(help="Add this policy's features to a complete set.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Model folder whose tower encodes; as --set policy=.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the shard set; as --set out=.")] = None,
+    max_skipped: Annotated[float | None, typer.Option(min=0, max=1, help="Share of rows that may be skipped.")] = None,
+    thumbnails: Annotated[bool | None, typer.Option(help="Contact sheets in the set.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, nothing else.")] = False,
+) -> None:
+    """Stage 1: videos and annotations to shards. Run it again to resume: finished slices are kept."""
+    from preprocess.config import PreprocessConfig
+    from preprocess.estimate import estimate
+    from taro.config import load_config
+
+    named = {"policy": policy, "out": out, "max_skipped": max_skipped, "thumbnails": thumbnails}
+    extra = [f"{key}={json.dumps(str(value) if isinstance(value, Path) else value)}"
+             for key, value in named.items() if value is not None]  # fmt: skip
+    config = load_config(PreprocessConfig, recipe, [*(overrides or []), *extra], package="preprocess.recipes")
+    if dry_run:
+        report = estimate(config)
+        typer.echo(json.dumps(report.as_dict()) if as_json else report.table())
+        return
+    _run(config, _parse_partition(partition), retry, only, as_json=as_json)
+
+
+def _run(
+    config: PreprocessConfig, partition: tuple[int, int], retry: _Retry | None, only: _Only | None, *, as_json: bool
+) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from preprocess.report import Progress
+    from preprocess.run import preprocess as run
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True, quiet=as_json), transient=True) as bar:
+        task = bar.add_task("planning", total=None)
+
+        def show(at: Progress) -> None:
+            label = "loading models" if at.stage == "models" else f"clips {at.note[-40:]}"
+            bar.update(task, completed=at.done, total=at.total, description=label)
+
+        report = run(config, progress=show, partition=partition, retry="transient" if retry else None,
+                     only="features" if only else None)  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(report.as_dict()))
+        return
+    typer.echo(report.table())
+    if report.complete:
+        typer.echo(f"next: taro shards verify {report.out}")
+
+
+def _parse_partition(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not slash or not part.isdecimal() or not parts.isdecimal() or not 1 <= int(part) <= int(parts):
+        raise typer.BadParameter(f"{text}: expected I/N with 1 <= I <= N, such as 3/16", param_hint="--partition")
+    return int(part), int(parts)
