@@ -40,7 +40,7 @@ class SegmentConfig(Config):
     min_s: float = Field(1.0, ge=0)
     """no segment between change points is shorter"""
     max_segments: int = Field(64, ge=1, le=1000)
-    penalty: float = Field(4.0, gt=0)
+    penalty: float = Field(2.0, gt=0)
     """price of a change point, in units of the frame-to-frame noise times log T; higher means fewer segments"""
     kernel: Literal["cosine", "linear"] = "cosine"
 

@@ -8,7 +8,7 @@ matrix K the cost is the scatter around their mean in feature space,
 and the segmentation minimises `sum of c + price * number of change points`, exactly, by dynamic programming over the
 last change point: O(T^2) with 2-d prefix sums. The price is `penalty * noise * log T`, with noise = half the median of
 K's frame-to-frame distance, so it does not depend on the scale of the features. Where that gives more segments than
-wanted, the price doubles until it does not.
+wanted, the price rises by a quarter until it does not.
 
 Legend: T sampled frames, D width of a frame's features.
 """
@@ -57,7 +57,7 @@ def change_points(
         starts = _best(cost, price, max(1, min_frames))
         if len(starts) < max_segments:
             return starts
-        price *= 2
+        price *= 1.25
 
 
 def change_segments(

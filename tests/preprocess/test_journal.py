@@ -1,0 +1,49 @@
+"""A caption is paid for once, whatever dies in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from preprocess.journal import Journal, question
+from taro.moment import Moment
+
+
+WHOLE = Moment(0, 2)
+
+
+def ask(stretch: Moment = WHOLE, video: str = "a" * 64, prompt: str = "p") -> str:
+    return question(video, Moment(0, 9), stretch, "captioner", prompt)
+
+
+def test_answers_outlive_the_process_and_the_slice(tmp_path: Path) -> None:
+    Journal(tmp_path, 3).add([(ask(), "a door opens.\nFrom 1"), (ask(Moment(2, 4)), 'says "hi" {x}')])
+    again = Journal(tmp_path, 8)
+    assert again.get(ask()) == "a door opens.\nFrom 1"
+    assert again.get(ask(Moment(2, 4))) == 'says "hi" {x}'
+    assert again.get(ask(Moment(2, 4.5))) is None
+
+
+def test_every_part_of_a_question_counts() -> None:
+    asked = {ask(), ask(Moment(0, 3)), ask(video="b" * 64), ask(prompt="q"),
+             question("a" * 64, Moment(1, 9), Moment(0, 2), "captioner", "p"),
+             question("a" * 64, Moment(0, 9), Moment(0, 2), "another", "p")}  # fmt: skip
+    assert len(asked) == 6
+
+
+def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 0)
+    journal.add([(ask(), "one")])
+    path = tmp_path / "captions-000000.jsonl"
+    for cut in range(1, 60):
+        whole = path.read_bytes()
+        path.write_bytes(whole + b'{"question": "abc", "text": "half of a sentence that never ended'[:cut])
+        torn = Journal(tmp_path, 0)
+        assert torn.get(ask()) == "one" and torn.get("abc") is None
+        torn.add([(f"new {cut}", "two")])
+        assert Journal(tmp_path, 0).get(f"new {cut}") == "two"
+        path.write_bytes(whole)
+
+
+def test_an_empty_answer_is_an_answer(tmp_path: Path) -> None:
+    Journal(tmp_path, 0).add([(ask(), "")])
+    assert Journal(tmp_path, 0).get(ask()) == ""
