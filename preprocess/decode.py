@@ -34,7 +34,7 @@ __all__ = ["MAX_FRAME_BYTES", "DecodeJob", "Decoder", "Frames", "decode_clip", "
 
 Decoder = Literal["auto", "pyav", "decord"]
 
-MAX_FRAME_BYTES = 256 * 2**20
+MAX_FRAME_BYTES = 128 * 2**20
 """bytes of frames that a clip may hold at their own size"""
 VIEW_PX = 224
 """shorter side of the frames that CLIP and contact sheets see of a clip over the bound"""

@@ -47,14 +47,14 @@ class SliceLedger(Config):
     seconds: float = 0.0
 
 
-def ledger_path(state: Path, index: int) -> Path:
+def _ledger_path(state: Path, index: int) -> Path:
     """Where a slice's ledger lies."""
     return state / "ledger" / f"slice-{index:06d}.json"
 
 
 def write_ledger(state: Path, index: int, ledger: SliceLedger) -> None:
     """Writes a slice's ledger, whole or not at all."""
-    path = ledger_path(state, index)
+    path = _ledger_path(state, index)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, ledger.model_dump_json().encode())
 
@@ -62,7 +62,7 @@ def write_ledger(state: Path, index: int, ledger: SliceLedger) -> None:
 def read_ledger(state: Path, index: int) -> SliceLedger | None:
     """A slice's ledger, None where there is none that can be read."""
     try:
-        return SliceLedger.model_validate_json(ledger_path(state, index).read_bytes())
+        return SliceLedger.model_validate_json(_ledger_path(state, index).read_bytes())
     except (OSError, ValidationError):
         return None
 

@@ -22,7 +22,8 @@ class Progress:
 @dataclass(frozen=True)
 class PreprocessReport:
     """What a run did. inputs, written, skipped: annotation rows of the whole plan, as far as slices are done;
-    complete: every slice is done and the manifest written; slices: (done, all); made: slices made by this run."""
+    complete: every slice is done and the manifest written; slices: (done, all); made: slices made by this run; reasons:
+    skipped rows by "stage: reason"; lint: the linter's counts."""
 
     out: Path
     inputs: int
@@ -35,6 +36,7 @@ class PreprocessReport:
     complete: bool
     seconds: float
     reasons: dict[str, int] = field(default_factory=dict)
+    lint: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -47,6 +49,7 @@ class PreprocessReport:
             f"{self.clips:,} clips, {self.captions:,} captions, slices {self.slices[0]} of {self.slices[1]} "
             f"({self.made} made now), {self.seconds:.1f} s",
         ]
+        lines += [f"  {count:>14,}  {what}" for what, count in self.lint.items() if what.startswith("repair: ")]
         lines += [f"  skipped {count:>6,}  {reason}" for reason, count in self.reasons.items()]
         lines.append(f"{self.out}: complete" if self.complete else f"{self.out}: not complete yet, run it again")
         return "\n".join(lines)

@@ -24,7 +24,7 @@ from preprocess.models import cpu_threads, load_tower_policy, model_folder
 from preprocess.pool import DecodePool
 from preprocess.report import PreprocessReport, Progress
 from preprocess.slices import Tools, make_slice
-from shards.format import Manifest, Provenance
+from shards.format import MANIFEST, Manifest, Provenance, shard_path, sidecar_path
 from shards.writer import build_manifest, slice_done, write_card, write_manifest, write_skipped
 from taro.errors import ConfigError, TaroError
 
@@ -71,7 +71,7 @@ def preprocess(
     return report
 
 
-def load_tools(job: Job) -> Tools:
+def _load_tools(job: Job) -> Tools:
     """Every model that the job needs, once."""
     config, plan = job.config, job.plan
     captioner = captions = None
@@ -95,9 +95,11 @@ def _make_missing(
     """Makes the slices of this partition that are not done; their number."""
     part, parts = partition
     mine = range(part - 1, len(job.plan.slices), parts)
-    todo = [index for index in mine if not _done(job, index) or (retry == "transient" and _may_pass(job, index))]
+    todo = [index for index in mine if _needed(job, index, retry)]
     if not todo:
         return 0
+    # Until the manifest is written anew the folder is no set: its shards are about to change.
+    (job.config.out / MANIFEST).unlink(missing_ok=True)
     total = sum(len(job.plan.slice_clips(index)) for index in todo)
     finished = made = 0
 
@@ -111,12 +113,12 @@ def _make_missing(
         job.config.workers, deadline_s=job.config.decode.deadline_s
     ) as pool:
         pool.warm()
-        tools = load_tools(job)
+        tools = _load_tools(job)
         progress(Progress("clips", 0, total))
         for index in todo:
             with slice_lock(job.state, index) as held:
-                if not held:
-                    log.info("slice %d is being made by another process", index)
+                if not held or not _needed(job, index, retry):
+                    log.info("slice %d is another process's", index)
                     continue
                 make_slice(job, index, tools, pool, tick)
                 made += 1
@@ -126,6 +128,10 @@ def _make_missing(
 def _done(job: Job, index: int) -> bool:
     ledger = read_ledger(job.state, index)
     return ledger is not None and ledger.plan_sha256 == job.plan.sha256 and slice_done(job.config.out, index, job.kinds)
+
+
+def _needed(job: Job, index: int, retry: str | None) -> bool:
+    return not _done(job, index) or (retry == "transient" and _may_pass(job, index))
 
 
 def _may_pass(job: Job, index: int) -> bool:
@@ -150,13 +156,11 @@ def _finish(job: Job, made: int, began: float) -> PreprocessReport:
         out=job.config.out, inputs=job.plan.inputs, written=sum(ledger.written for ledger in done),
         skipped=len(skipped), clips=sum(ledger.clips for ledger in done), captions=captions,
         slices=(len(done), len(ledgers)), made=made, complete=complete, seconds=time.monotonic() - began,
-        reasons=dict(reasons.most_common()),
+        reasons=dict(reasons.most_common()), lint=job.plan.lint,
     )  # fmt: skip
 
 
 def _committed(job: Job, index: int) -> bool:
-    from shards.format import shard_path, sidecar_path
-
     names = [path(kind, index) for kind in job.kinds for path in (shard_path, sidecar_path)]
     return all((job.config.out / name).is_file() for name in names)
 
@@ -169,7 +173,8 @@ def _write_set(job: Job, skipped: list[SkippedRow], captions: int) -> None:
     manifest: Manifest = build_manifest(
         out, inputs=plan.inputs, skipped=len(skipped), captions=captions, name=config.name, taro_version=__version__,
         encoders=_encoders(job), clip_encoders=[] if plan.clip_encoder is None else [plan.clip_encoder],
-        captioner=plan.captioner, versions=_versions(), config=plan.shaping, plan_sha256=plan.sha256,
+        captioner=plan.captioner, versions=_versions(), plan_sha256=plan.sha256,
+        config={**plan.shaping, "lint_counts": plan.lint},
         provenance=Provenance(
             dataset=config.dataset, split=config.split, annotations_file=plan.annotations_file,
             annotations_sha256=plan.annotations_sha256, licence_videos=config.licences.videos,
@@ -182,7 +187,6 @@ def _write_set(job: Job, skipped: list[SkippedRow], captions: int) -> None:
 
 def _encoders(job: Job) -> list[Any]:
     """Fingerprints of all encoders of the set: the plan's, this run's, and those of an earlier manifest."""
-    from shards.format import MANIFEST
     from shards.reader import read_manifest
     from shards.store import LocalStore
 

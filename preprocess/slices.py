@@ -31,6 +31,7 @@ from preprocess.plan import PlannedClip, PlannedRow
 from preprocess.pool import DecodePool
 from preprocess.segment import change_segments, uniform_segments
 from preprocess.sheets import contact_sheet
+from shards.format import shard_path
 from shards.writer import SliceWriter
 from taro.errors import VideoError
 from taro.moment import Moment
@@ -69,6 +70,7 @@ def decode_jobs(job: Job, clips: Sequence[PlannedClip], *, factor: int = 28) -> 
 def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Callable[[str], None]) -> SliceLedger:
     """Makes and commits the shards of a slice; `tick` is called once a clip with its file. Returns the ledger."""
     began = time.monotonic()
+    _sweep(job, index)
     clips = job.plan.slice_clips(index)
     journal = Journal(job.state / "journal", index)
     results = pool.map(decode_jobs(job, clips), ahead=2 * pool.workers)
@@ -101,6 +103,14 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
         write_ledger(job.state, index, ledger)
         writer.commit()
     return ledger
+
+
+def _sweep(job: Job, index: int) -> None:
+    """Removes what a killed writer of this slice left under temporary names (the lock on the slice is held)."""
+    for kind in job.kinds:
+        shard = job.config.out / shard_path(kind, index)
+        for left in (*shard.parent.glob(f".{shard.name}.*.tmp"), *shard.parent.glob(f".{shard.stem}.json.*.tmp")):
+            left.unlink(missing_ok=True)
 
 
 def skip_clip(clip: PlannedClip, stage: str, error: VideoError) -> list[SkippedRow]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from preprocess.journal import Journal, question
 from taro.moment import Moment
 
-
 WHOLE = Moment(0, 2)
 
 

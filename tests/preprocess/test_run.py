@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +86,24 @@ def test_interrupted_split_or_slow_the_bytes_are_the_same(job: Make, tmp_path: P
     assert not first.complete and first.slices == (1, 3) and not (parts / "manifest.json").exists()
     assert preprocess(job(out=parts), partition=(1, 2)).complete
     assert digests(parts) == reference
+
+
+def test_a_job_killed_at_any_moment_resumes_to_the_same_bytes(job: Make, tmp_path: Path) -> None:
+    reference = digests(preprocess(job(out=tmp_path / "whole", slice_clips=1)).out)
+    config = job(slice_clips=1)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(config.model_dump_json())
+    command = [sys.executable, "-m", "taro", "preprocess", str(recipe)]
+    for shards_seen in (1, 3):
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while running.poll() is None and len(list((config.out / "paths").glob("*.tar"))) < shards_seen:
+            time.sleep(0.01)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        assert not (config.out / "manifest.json").exists()
+    report = preprocess(config)
+    assert report.complete and 0 < report.made < 6
+    assert digests(config.out) == reference
 
 
 def test_every_bad_input_is_in_the_ledger_with_its_reason(
