@@ -59,15 +59,20 @@ class Estimate:
         lines = [
             f"{self.inputs:,} annotation rows: {self.rows:,} to be looked at, {self.skipped:,} skipped already",
             *(f"  skipped {count:>6,}  {reason}" for reason, count in self.reasons.items()),
-            f"{self.videos:,} videos, {self.clips:,} clips, {self.slices:,} slices, about {self.hours_of_video:.2f} h",
+            f"{self.videos:,} videos, {self.clips:,} clips, {self.slices:,} slices, {_span(self.hours_of_video)} of video",
             f"about {self.captions:,} captions",
             f"at most {self.feature_bytes / 1e9:,.2f} GB of features",
-            f"decoding: about {self.decode_hours:.2f} h (measured on {self.sampled} clips here"
+            f"decoding: {_span(self.decode_hours)} (measured on {self.sampled} clips here"
             + (f", {self.failed} of which failed)" if self.failed else ")"),
-            f"models: about {self.model_hours:.2f} h with a 7B policy on one H200 (stated constants, not a measure)",
+            f"models: {_span(self.model_hours)} with a 7B policy on one H200 (stated constants, not a measure)",
             "nothing was written",
         ]
         return "\n".join(lines)
+
+
+def _span(hours: float) -> str:
+    """For people: hours, or minutes where that reads better."""
+    return f"about {hours:,.1f} h" if hours >= 1 else f"about {hours * 60:.1f} min"
 
 
 def estimate(config: PreprocessConfig) -> Estimate:

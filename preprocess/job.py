@@ -28,7 +28,8 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Job:
-    """What a run works from. `encoder`: of this run, which with `only features` need not be the plan's."""
+    """What a run works from. `encoder`: of this run, which with `only features` need not be the plan's; `width`: of
+    its features; `factor`: pixels of a merged patch's side."""
 
     config: PreprocessConfig
     plan: Plan
@@ -36,6 +37,7 @@ class Job:
     dtype: str
     encoder: EncoderFingerprint
     width: int
+    factor: int
 
     @property
     def state(self) -> Path:
@@ -61,6 +63,8 @@ class Job:
 def open_job(config: PreprocessConfig, *, only: Literal["features"] | None = None, save: bool = True) -> Job:
     """Resolves a configuration and makes, or checks, the plan of its folder. Raises ConfigError where the folder was
     begun with other settings."""
+    from taro.mllm.folder import pixel_settings
+
     device = device_of(config.device)
     dtype = dtype_of(config.dtype, device)
     encoder, width = encoder_fingerprint(model_folder(config.policy), config.sampling, dtype)
@@ -85,7 +89,8 @@ def open_job(config: PreprocessConfig, *, only: Literal["features"] | None = Non
             freeze(plan, config.out)
     else:
         _check(config, plan, shaping, encoder, only)
-    return Job(config, plan, device, dtype, encoder, width)
+    pixels = pixel_settings(model_folder(config.policy))
+    return Job(config, plan, device, dtype, encoder, width, pixels.patch_size * pixels.merge)
 
 
 def _check(config: PreprocessConfig, plan: Plan, shaping: dict[str, Any], encoder: EncoderFingerprint,

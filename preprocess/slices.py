@@ -60,11 +60,11 @@ class _Draft:
     captions: list[DenseCaption] = field(default_factory=list)
 
 
-def decode_jobs(job: Job, clips: Sequence[PlannedClip], *, factor: int = 28) -> Iterator[DecodeJob]:
+def decode_jobs(job: Job, clips: Sequence[PlannedClip]) -> Iterator[DecodeJob]:
     """What the decoding processes are asked for these clips."""
     for clip in clips:
         yield DecodeJob(Path(job.config.videos, clip.path).absolute(), job.config.sampling, clip.clip,
-                        job.config.decode.decoder, clip.size, factor)  # fmt: skip
+                        job.config.decode.decoder, clip.size, job.factor)  # fmt: skip
 
 
 def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Callable[[str], None]) -> SliceLedger:
