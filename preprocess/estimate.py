@@ -59,7 +59,8 @@ class Estimate:
         lines = [
             f"{self.inputs:,} annotation rows: {self.rows:,} to be looked at, {self.skipped:,} skipped already",
             *(f"  skipped {count:>6,}  {reason}" for reason, count in self.reasons.items()),
-            f"{self.videos:,} videos, {self.clips:,} clips, {self.slices:,} slices, {_span(self.hours_of_video)} of video",
+            f"{self.videos:,} videos, {self.clips:,} clips, {self.slices:,} slices, "
+            f"{_span(self.hours_of_video)} of video",
             f"about {self.captions:,} captions",
             f"at most {self.feature_bytes / 1e9:,.2f} GB of features",
             f"decoding: {_span(self.decode_hours)} (measured on {self.sampled} clips here"
