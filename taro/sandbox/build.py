@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from taro.errors import ConfigError
 from taro.sandbox.card import write_cards
 from taro.sandbox.clip import build_clip, clip_scores, save_clip, train_clip
 from taro.sandbox.data import Plan, Videos, make_videos
@@ -34,13 +35,15 @@ EVALUATION_SEED = 3_900_000
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """Sizes of a build; `quick` makes all of it tiny, to see it run."""
+    """Sizes of a build; `quick` makes all of it tiny, to see it run. evaluations: how often the captioner is scored
+    while it trains."""
 
     videos: int = 24_000
     steps: int = 7000
     weak_steps: int = 240
     clip_steps: int = 3000
     held_out: int = 192
+    evaluations: int = 4
     limit_s: float = 210.0
     batch: int = 128
     clip_batch: int = 512
@@ -53,7 +56,7 @@ class BuildSettings:
     def quick(cls, **changed: Any) -> BuildSettings:
         """About a minute on a CPU."""
         small: dict[str, Any] = {"videos": 48, "steps": 6, "weak_steps": 3, "clip_steps": 12, "held_out": 6,
-                                 "batch": 4, "clip_batch": 64}  # fmt: skip
+                                 "evaluations": 1, "batch": 4, "clip_batch": 64}  # fmt: skip
         return cls(**(small | changed))
 
 
@@ -65,7 +68,11 @@ class _Build:
         self.device = torch.device(settings.device)
         self.scores: dict[str, dict[str, float]] = {}
         self.steps: dict[str, int] = {}
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigError(f"{out}: expected a folder to write, got a path with a file in it; name another"
+                              ) from None  # fmt: skip
         self.log = (out / "training-log.jsonl").open("w", encoding="utf-8")
 
     def say(self, stage: str, **facts: Any) -> None:
@@ -94,7 +101,13 @@ class _Build:
 
 
 def build_sandbox(out: Path, settings: BuildSettings) -> dict[str, dict[str, float]]:
-    """Makes OUT/captioner, OUT/policy, OUT/clip, training-log.jsonl; returns the held-out scores of each."""
+    """Makes OUT/captioner, OUT/policy, OUT/clip, training-log.jsonl; returns the held-out scores of each.
+
+    Raises ConfigError where the device is not there or OUT cannot be a folder.
+    """
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {settings.device}: torch {torch.__version__} sees no CUDA GPU; to see the program "
+                          "run on a CPU, add --quick and leave --device out")  # fmt: skip
     torch.set_float32_matmul_precision("high")
     build = _Build(out, settings)
     build.say("build", torch=torch.__version__, **vars(settings))
@@ -128,7 +141,7 @@ def _train_captioner(
         except RuntimeError as error:  # minutes of training must not be lost to a score
             build.say("captioner", step=step, not_scored=f"{type(error).__name__}: {str(error)[:300]}")
 
-    schedule = Schedule(s.steps, s.batch, limit_s=s.limit_s, every=max(1, s.steps // 4), seed=s.seed,
+    schedule = Schedule(s.steps, s.batch, limit_s=s.limit_s, every=max(1, s.steps // s.evaluations), seed=s.seed,
                         warmup=min(200, s.steps // 4))  # fmt: skip
     steps = train_model(
         model, frames, videos.mixed.to(build.device), schedule, evaluate=evaluate, compiled=s.compiled,

@@ -45,13 +45,17 @@ def make_sandbox(
         queries_per_video: at most so many of its events are asked for.
         progress: called with (videos done, videos).
     """
-    if not 1 <= videos <= 100_000 or not 0 <= seed < (9 if split != "train" else 10) or queries_per_video < 1:
+    most = 9 if split == "train" else 8
+    if not 1 <= videos <= 100_000 or not 0 <= seed <= most or queries_per_video < 1:
         raise ConfigError(
-            f"expected 1 to 100,000 videos, a seed from 0 to 8 and at least 1 query a video, got videos={videos}, "
-            f"seed={seed}, queries_per_video={queries_per_video}"
+            f"expected 1 to 100,000 videos, a seed from 0 to {most} (each has 100,000 worlds of its own) and at "
+            f"least 1 query a video, got videos={videos}, seed={seed}, queries_per_video={queries_per_video}"
         )
     settings, out = settings or WorldSettings(), Path(out)
-    (out / "videos").mkdir(parents=True, exist_ok=True)
+    try:
+        (out / "videos").mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"{out}: expected a folder to write, got a path with a file in it; name another") from None
     (out / "world.json").unlink(missing_ok=True)
     first = (TRAIN_SEED if split == "train" else TEST_SEED) + 100_000 * seed
     jobs = [(first + number, settings, out, split, queries_per_video) for number in range(videos)]

@@ -2,8 +2,13 @@
 
 Rows have one layout: 4 tokens before the video, a slot for the longest video, a slot for text; what a row does not use
 is masked, and positions say where things are (taro.mllm.positions, here for a whole batch). The loss is over the
-assistant's tokens. The tower here is taro.mllm.tower's for the one case of the sandbox, a frame that is one window:
-nothing is looked up or reordered, so that torch.compile sees plain tensor code. Tests compare both with the originals.
+assistant's tokens.
+
+Two functions repeat taro.mllm on purpose. `tower_features` is taro.mllm.tower.encode_patches for the one case of the
+sandbox, a frame that is one window: the general one builds its window layout with numpy, caches it and copies it to the
+device at every call, which breaks a compiled graph and waits for the GPU; here all is tensor code of one graph.
+`batch_positions` is taro.mllm.positions for rows of different lengths, without a loop over rows. Tests compare both,
+and the log-probabilities of whole examples, with the originals.
 
 Legend: B rows, T cells shown, S temporal patches, N tokens of a patch, R text tokens, D width.
 """

@@ -59,9 +59,9 @@ class WorldSettings(Config):
     max_events: int = Field(6, ge=1, le=12)
     """fewer happen where they do not fit"""
     repeat: float = Field(0.6, ge=0, le=1)
-    """probability that an event is repeated"""
+    """probability that an event is repeated on purpose; others may be by chance, none at 0"""
     max_distractors: int = Field(2, ge=0, le=4)
-    """objects to which nothing happens"""
+    """up to so many further objects to which nothing happens"""
     overlap: float = Field(0.0, ge=0, le=1)
     """probability that an event begins while the one before it, of another object, still goes on"""
     noise: float = Field(0.0, ge=0, le=0.5)
@@ -177,7 +177,7 @@ def _acts(draw: np.random.Generator, actors: int, settings: WorldSettings) -> li
         acts += [(int(draw.integers(actors)), int(draw.integers(BLINKS, SHAKES + 1)))] * min(times, count)
     while len(acts) < count:
         act = (int(draw.integers(actors)), int(draw.integers(len(ACTIONS))))
-        if acts.count(act) < (1 if act[1] in (ENTERS, LEAVES) else len(ORDINALS)):
+        if acts.count(act) < (1 if act[1] in (ENTERS, LEAVES) or not settings.repeat else len(ORDINALS)):
             acts.append(act)
     acts = [acts[i] for i in draw.permutation(count)]
     for thing in range(actors):
