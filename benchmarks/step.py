@@ -88,7 +88,7 @@ def random_policy(size: str, device: str, dtype: torch.dtype, folder: Path) -> P
 
 
 def timed(name: str, run: Callable[[], Any], results: dict[str, Any], *, device: str, repeats: int) -> None:
-    """Median seconds of `repeats` runs after one to warm up, and the peak of memory; a failure is recorded, not hidden."""
+    """Median seconds of `repeats` runs after one to warm up, and peak memory; running out of it is recorded."""
     try:
         run()
         if device == "cuda":

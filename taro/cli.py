@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -180,6 +181,9 @@ def _front(
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line (`sys.argv` by default); `--debug` counts wherever it stands before a lone `--`."""
+    # Threads that wait by spinning take the cores that other processes (decoders, neighbours) need: on two busy cores a
+    # step took 5 times as long with spinning threads. Read when torch is loaded, so it must be set before.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     line = list(sys.argv[1:] if args is None else args)
     end = line.index("--") if "--" in line else len(line)
     if "--debug" in line[:end]:

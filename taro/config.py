@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -36,7 +37,20 @@ def recipe_names(package: str) -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in resources.files(package).iterdir() if f.name.endswith(".yaml"))
 
 
-def load_config(model: type[ConfigT], source: str | Path | None, overrides: Sequence[str] = (), *, package: str) -> ConfigT:
+class _Loader(yaml.SafeLoader):
+    """Safe YAML whose booleans are `true` and `false` alone, so that `schedule: off` is the word off."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+
+
+def load_config(
+    model: type[ConfigT], source: str | Path | None, overrides: Sequence[str] = (), *, package: str
+) -> ConfigT:
     """Reads a recipe (a path, or a name in `package`; None: all defaults), applies `key.sub=value`, validates.
 
     Raises ConfigError that names the file, the key, what was expected and what was got.
@@ -67,7 +81,7 @@ def _read(source: str | Path, package: str) -> dict[str, Any]:
             raise ConfigError(f"{source}: no such recipe; give a .yaml file or one of: {', '.join(names)}")
         text = resources.files(package).joinpath(f"{source}.yaml").read_text(encoding="utf-8")
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {error}") from None
     if data is None:
@@ -89,7 +103,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {part} is a value, not a group of keys")
         at = inner
     try:
-        at[parts[-1]] = yaml.safe_load(text)
+        at[parts[-1]] = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
 

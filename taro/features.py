@@ -52,7 +52,7 @@ def sample_frames(frames: int, duration_s: float, sampling: FrameSampling) -> np
     count = int(duration_s * sampling.sample_fps) // FRAMES_PER_PATCH * FRAMES_PER_PATCH
     count = max(min(count, sampling.max_frames), sampling.min_frames)
     count = math.ceil(count / FRAMES_PER_PATCH) * FRAMES_PER_PATCH
-    indices: np.ndarray = np.round(np.linspace(0, frames - 1, count)).astype(np.int64)
+    indices: np.ndarray = np.asarray(np.round(np.linspace(0, frames - 1, count)), dtype=np.int64)
     return indices
 
 

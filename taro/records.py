@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from taro.moment import Moment
 
-__all__ = ["CandidatePaths", "ClipRecord", "ClipSpan", "DenseCaption", "QueryRecord", "VideoFacts"]
+__all__ = ["CandidatePaths", "ClipRecord", "ClipSpan", "DenseCaption", "QueryRecord", "Record", "VideoFacts"]
 
 Seconds = Annotated[float, Field(ge=-1.0, le=1e6, allow_inf_nan=False)]
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,160}$")]
@@ -31,7 +31,7 @@ class DenseCaption(Record):
     start_s: Seconds
     end_s: Seconds
     text: Annotated[str, Field(max_length=20_000)]
-    alignment: float | None = None
+    alignment: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
     @property
     def moment(self) -> Moment:
@@ -53,7 +53,7 @@ class QueryRecord(Record):
     text: Annotated[str, Field(max_length=20_000)]
     split: Annotated[str, Field(max_length=100)] = "train"
     windows_s: Annotated[list[Window], Field(max_length=200)]
-    difficulty: float | None = None
+    difficulty: Annotated[float, Field(allow_inf_nan=False)] | None = None
     paths: CandidatePaths = CandidatePaths()
 
     @property

@@ -71,7 +71,8 @@ class RewardConfig(Config):
     """accept `<answer>` alone"""
     protocol: Literal["taro"] = "taro"
     control: Literal["none", "permute-rewards"] = "none"
-    """permute-rewards: an honesty control, totals are permuted inside each group, so nothing can be learned"""
+    """permute-rewards: an honesty control, totals are permuted inside each group, so a free rollout can
+    learn nothing from them (guided ones still imitate prefixes, with advantages that mean nothing)"""
 
     @model_validator(mode="after")
     def _no_think_has_no_reasoning(self) -> Self:

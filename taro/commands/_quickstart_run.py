@@ -67,7 +67,7 @@ class Quickstart:
     """What a quickstart is told. `control`: permute takes the meaning out of the rewards, for an honest comparison."""
 
     out: Path
-    steps: int = 50
+    steps: int = 40
     seed: int = 0
     control: Literal["none", "permute"] = "none"
     train_videos: int = 64

@@ -23,7 +23,7 @@ ROWS = (("mIoU", "miou"), ("R1@0.3", "r1@0.3"), ("R1@0.5", "r1@0.5"), ("R1@0.7",
 
 def quickstart(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything it makes.")] = Path("quickstart"),
-    steps: Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Training steps.")] = 50,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Training steps.")] = 40,
     seed: Annotated[int, typer.Option("--seed", min=0, max=9, help="Of the training worlds and of every draw.")] = 0,
     control: Annotated[Literal["none", "permute"], typer.Option(
         "--control", help="permute: rewards are permuted inside each group, to see what they are good for.")] = "none",

@@ -1,0 +1,67 @@
+"""Configuration: recipes and overrides mean what they say, and what they do not say is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from taro.config import Config, digest, load_config
+from taro.errors import ConfigError
+
+
+class Inner(Config):
+    rate: float = 1.0
+    mode: str = "on"
+
+
+class Outer(Config):
+    inner: Inner = Inner()
+    flag: bool = False
+
+
+def load(source: Path | None = None, *overrides: str) -> Outer:
+    return load_config(Outer, source, overrides, package="train.recipes")
+
+
+def test_an_override_reaches_its_key_and_no_other() -> None:
+    assert load(None, "inner.rate=2.5").inner == Inner(rate=2.5)
+
+
+@pytest.mark.parametrize("word", ["off", "on", "yes", "no"])
+def test_words_that_yaml_1_1_takes_for_booleans_stay_words(word: str) -> None:
+    assert load(None, f"inner.mode={word}").inner.mode == word
+
+
+def test_true_is_a_boolean(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("flag: true\n")
+    assert load(file).flag is True
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(ConfigError, match=r"inner\.rat: unknown key; did you mean rate\?"):
+        load(None, "inner.rat=1")
+
+
+@pytest.mark.parametrize("wrong", ["inner.rate", "=1", "inner.rate.deep=1", "inner.rate={"])
+def test_a_malformed_override_is_named(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=r"inner|expected key=value"):
+        load(None, "inner.rate=1", wrong)
+
+
+@pytest.mark.parametrize("text", ["- a list", "!!python/object/apply:os.system [echo]", "a: [", "\x00"])
+def test_a_recipe_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        load(file)
+
+
+def test_a_missing_recipe_names_those_that_ship() -> None:
+    with pytest.raises(ConfigError, match=r"no such recipe; .* one of: quickstart, sandbox, taro-7b"):
+        load(Path("nonsense"))
+
+
+def test_the_digest_follows_the_values() -> None:
+    assert digest(Outer()) == digest(Outer(flag=False)) != digest(Outer(flag=True))
