@@ -81,7 +81,7 @@ def _read(source: str | Path, package: str) -> dict[str, Any]:
             raise ConfigError(f"{source}: no such recipe; give a .yaml file or one of: {', '.join(names)}")
         text = resources.files(package).joinpath(f"{source}.yaml").read_text(encoding="utf-8")
     try:
-        data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        data = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {error}") from None
     if data is None:
@@ -103,7 +103,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {part} is a value, not a group of keys")
         at = inner
     try:
-        at[parts[-1]] = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        at[parts[-1]] = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
 

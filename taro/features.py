@@ -52,13 +52,13 @@ def sample_frames(frames: int, duration_s: float, sampling: FrameSampling) -> np
     count = int(duration_s * sampling.sample_fps) // FRAMES_PER_PATCH * FRAMES_PER_PATCH
     count = max(min(count, sampling.max_frames), sampling.min_frames)
     count = math.ceil(count / FRAMES_PER_PATCH) * FRAMES_PER_PATCH
-    indices: np.ndarray = np.asarray(np.round(np.linspace(0, frames - 1, count)), dtype=np.int64)
-    return indices
+    return np.asarray(np.round(np.linspace(0, frames - 1, count)), dtype=np.int64)
 
 
 def patch_times_s(frame_times_s: np.ndarray) -> np.ndarray:
     """Times [S] of the temporal patches: the mean of their two frames' true times [T], seconds."""
-    return np.asarray(frame_times_s, dtype=np.float64).reshape(-1, FRAMES_PER_PATCH).mean(axis=1)
+    pairs_S2 = np.asarray(frame_times_s, dtype=np.float64).reshape(-1, FRAMES_PER_PATCH)
+    return np.asarray(pairs_S2.mean(axis=1))
 
 
 def resized_hw(height: int, width: int, patches: int, sampling: FrameSampling, *, factor: int) -> tuple[int, int]:
