@@ -73,13 +73,14 @@ class _Build:
         except (FileExistsError, NotADirectoryError):
             raise ConfigError(f"{out}: expected a folder to write, got a path with a file in it; name another"
                               ) from None  # fmt: skip
-        self.log = (out / "training-log.jsonl").open("w", encoding="utf-8")
+        self.log = out / "training-log.jsonl"
+        self.log.write_text("", encoding="utf-8")
 
     def say(self, stage: str, **facts: Any) -> None:
         """Prints a line and writes it down."""
         row = {"stage": stage, "at_s": round(time.monotonic() - self.began, 1), **facts}
-        self.log.write(json.dumps(row) + "\n")
-        self.log.flush()
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
         sys.stdout.write(" ".join(f"{key}={value}" for key, value in row.items()) + "\n")
         sys.stdout.flush()
 

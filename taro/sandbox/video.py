@@ -1,8 +1,8 @@
 """Worlds as pictures: rendering with numpy, real H.264 mp4 files by PyAV, and reading them back.
 
 A cell is drawn once and shown for several frames of the mp4. Only the bounding box of an object that is visible is
-drawn; a cell equal to the one before is copied. Equal worlds give equal bytes: one thread, and no macroblock tree, whose
-decisions in libx264 vary from run to run on frames this small (seen with noise; a test repeats it).
+drawn; a cell equal to the one before is copied. Equal worlds give equal bytes: one thread, and no macroblock tree,
+whose decisions in libx264 vary from run to run on frames this small (seen with noise; a test repeats it).
 
 Legend: F cells, T sampled frames, H, W pixels.
 """

@@ -45,7 +45,8 @@ def test_every_example_comes_back(tokenizer: Any, seed: int, draw: int, weak: bo
 
 TIME = st.integers(0, 2 * LONGEST_S).map(lambda half: f"{half / 2:.1f}s")
 PIECE = st.one_of(st.sampled_from(WORDS), TIME, st.sampled_from(TAGS), st.integers(0, 10**6).map(str),
-                  st.floats(0, 999, allow_nan=False).map(lambda x: f"{x:.2f}s"), st.sampled_from(".,?:;!'\"-"))  # fmt: skip
+                  st.floats(0, 999, allow_nan=False).map(lambda x: f"{x:.2f}s"),
+                  st.sampled_from(".,?:;!'\"-"))  # fmt: skip
 GAP = st.sampled_from([" ", "\n", "  ", ", ", ".\n", " \n ", '" ', ": "])
 
 

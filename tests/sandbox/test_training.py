@@ -1,0 +1,228 @@
+"""The program that made the sandbox's models: its forward pass is taro.mllm's, its examples are what they claim."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from taro.features import FrameSampling
+from taro.mllm import Policy, load_policy, score
+from taro.mllm.positions import prompt_positions
+from taro.mllm.tower import encode_patches
+from taro.prompts import format_ok, parse_answer, parse_captions
+from taro.sandbox import weights_folder
+from taro.sandbox.build import BuildSettings, build_sandbox
+from taro.sandbox.data import Plan, Videos, make_videos
+from taro.sandbox.labels import QUIET, SENTENCES, sentence_labels
+from taro.sandbox.models import build_model, save_model
+from taro.sandbox.net import BEFORE, FlatPatches, batch_positions, pixels, text_logits, token_losses, tower_features
+from taro.sandbox.sft import Schedule, train_model
+from taro.sandbox.tasks import SHIFT_CELLS, TASKS, WEAK_SILENT, WEAK_WRONG, mixed_example, weak_example
+from taro.sandbox.tokens import build_tokenizer
+from taro.sandbox.world import CELL_S, World, WorldSettings, make_world
+
+HEAD = "<|im_start|>user\n<|vision_start|>"
+
+
+@pytest.fixture(scope="module")
+def videos() -> Videos:
+    return make_videos(Plan(4, 3_950_100, mixed=3, labelled=2), WorldSettings(), lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return load_policy(weights_folder("captioner"), tower=True)
+
+
+@pytest.fixture(scope="module")
+def stock() -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(weights_folder("captioner"), dtype=torch.float32).eval()
+
+
+def before_ids() -> torch.Tensor:
+    return torch.tensor(build_tokenizer()(HEAD)["input_ids"])
+
+
+def test_tower_is_that_of_taro_mllm(stock: Any, videos: Videos) -> None:
+    patches = pixels(videos.frames_FHWC[None, :24], torch.tensor([False]), 0.0)
+    visual = stock.model.visual
+    with torch.no_grad():
+        general = encode_patches(visual, patches, (6, 6))
+        torch.testing.assert_close(tower_features(visual, patches), general, atol=1e-5, rtol=1e-5)
+        kept, visual.patch_embed = visual.patch_embed, FlatPatches(visual.patch_embed)
+        torch.testing.assert_close(tower_features(visual, patches), general, atol=1e-5, rtol=1e-5)
+        visual.patch_embed = kept
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.tuples(st.integers(1, 32), st.floats(0.3, 4.0)), min_size=1, max_size=5),
+       grid=st.sampled_from([(3, 3), (2, 5), (4, 1)]))  # fmt: skip
+def test_positions_are_those_of_taro_mllm(rows: list[tuple[int, float]], grid: tuple[int, int]) -> None:
+    S, text = 32, 7
+    patches, seconds = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows], dtype=torch.float64)
+    made = batch_positions(patches, seconds, (S, *grid), text, 2.0)
+    for row, (count, rate) in enumerate(rows):
+        used = count * grid[0] * grid[1]
+        mine = torch.cat([made[:, row, : BEFORE + used], made[:, row, BEFORE + S * grid[0] * grid[1] :]], 1)
+        wanted, _ = prompt_positions(BEFORE, text, (count, 2 * grid[0], 2 * grid[1]), rate,
+                                     tokens_per_second=2.0, merge=2)  # fmt: skip
+        assert torch.equal(mine, wanted)
+
+
+def test_log_probabilities_of_examples_are_those_of_taro_mllm(policy: Policy, stock: Any, videos: Videos) -> None:
+    """Prompt ids too: what the trainer showed the model is what a user's prompt shows it."""
+    batch = videos.mixed.to(torch.device("cpu"))
+    patches = pixels(videos.frames_FHWC[batch.cells_NT], torch.zeros(len(batch), dtype=torch.bool), 0.0)
+    with torch.no_grad():
+        logits = text_logits(stock, batch, patches, before_ids()).masked_fill(policy.banned_V, float("-inf"))
+    ours = torch.log_softmax(logits, -1).gather(-1, batch.ids_NR[:, 1:, None])[..., 0]
+    for n in range(len(batch)):
+        S, start, end = int(batch.patches_N[n]), int(batch.prompt_N[n]), int(batch.total_N[n])
+        rate, frames = float(batch.seconds_N[n]), videos.frames_FHWC[batch.cells_NT[n, : 2 * S]].numpy()
+        features = policy.encode(frames, np.arange(2 * S) * CELL_S, FrameSampling(), duration_s=rate * S)
+        user = policy.decode(batch.ids_NR[n, 1:start]).removesuffix("\n<|im_start|>assistant\n")
+        prompt = policy.prompt(features, user)
+        assert prompt.ids_P.tolist() == [*before_ids().tolist(), *[policy.tokenizer.convert_tokens_to_ids("<|video_pad|>")]
+                                         * (9 * S), *batch.ids_NR[n, :start].tolist()]  # fmt: skip
+        ids = batch.ids_NR[n, start:end][None, None]
+        with torch.no_grad():
+            wanted = score(policy, [prompt], ids, torch.ones_like(ids, dtype=torch.bool))[0, 0]
+        torch.testing.assert_close(ours[n, start - 1 : end - 1], wanted, atol=1e-4, rtol=0)
+
+
+def test_the_loss_is_over_the_assistants_tokens_alone(stock: Any, videos: Videos) -> None:
+    batch = videos.mixed.to(torch.device("cpu")).select(torch.arange(2))
+    patches = pixels(videos.frames_FHWC[batch.cells_NT], torch.zeros(2, dtype=torch.bool), 0.0)
+    with torch.no_grad():
+        logprobs = torch.log_softmax(text_logits(stock, batch, patches, before_ids()), -1)
+        picked = [-logprobs[n, place - 1, batch.ids_NR[n, place]]
+                  for n in range(2) for place in range(int(batch.prompt_N[n]), int(batch.total_N[n]))]  # fmt: skip
+        loss = token_losses(stock, batch, patches, before_ids())
+    torch.testing.assert_close(loss, torch.stack(picked).mean())
+
+
+def test_steps_lower_the_loss_and_leave_the_model_stock(videos: Videos, tmp_path: Path) -> None:
+    model, said = build_model(0), []
+    tower = {name: x.clone() for name, x in model.model.visual.state_dict().items()}
+    embedding = model.model.visual.patch_embed
+    schedule = Schedule(12, 4, warmup=2, tower=False, every=100)
+    made = train_model(model, videos.frames_FHWC, videos.weak.to(torch.device("cpu")), schedule, compiled=False,
+                       say=lambda **facts: said.append(facts), evaluate=lambda _: None)  # fmt: skip
+    losses = [facts["loss"] for facts in said if "loss" in facts]
+    assert made == 12 and losses[0] > 5 and losses[-1] < losses[0] - 0.1  # the last is a slow average
+    assert model.model.visual.patch_embed is embedding
+    assert all(torch.equal(x, tower[name]) for name, x in model.model.visual.state_dict().items())
+    saved = load_policy(save_model(model, tmp_path / "model"))
+    kept = model.model.language_model.layers[0].mlp.up_proj.weight
+    torch.testing.assert_close(saved.lm.layers[0].mlp.up_proj.weight, kept.bfloat16().float())
+
+
+def test_the_schedule_warms_up_and_falls_by_step_count() -> None:
+    schedule = Schedule(100, rate=1.0, warmup=10, floor=0.02)
+    rates = [schedule.rate_at(step) for step in range(1, 101)]
+    assert rates[4] == pytest.approx(0.5) and max(rates) == rates[9] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.02) and all(a > b for a, b in zip(rates[9:], rates[10:], strict=False))
+
+
+def many(make: Any, count: int = 3000) -> list[tuple[World, Any]]:
+    draw = np.random.default_rng(0)
+    worlds = [make_world(3_950_000 + n) for n in range(300)]
+    return [(worlds[n % 300], make(worlds[n % 300], draw)) for n in range(count)]
+
+
+def close(share: float, expected: float, count: int) -> None:
+    """Within four standard errors."""
+    assert abs(share - expected) < 4 * (expected * (1 - expected) / count) ** 0.5, f"{share:.3f}, {expected:.3f}"
+
+
+def test_mixed_examples_have_the_shares_of_their_constants_and_are_true() -> None:
+    made, kinds = many(mixed_example), Counter[str]()
+    for world, example in made:
+        kind = {"when": "ground", "what": "at"}.get(example.user.split()[0], example.user.split()[-1].rstrip("."))
+        kinds[{"events": "describe"}.get(kind, kind)] += 1
+        if kind not in ("ground", "events"):
+            continue
+        first = example.cells[0]
+        assert example.cells == tuple(range(first, first + len(example.cells))) and len(example.cells) % 2 == 0
+        seen = world.crop(first, first + len(example.cells))
+        captions = [(c.start_s, c.end_s, c.text) for c in parse_captions(example.assistant)]
+        assert captions == [(m.start_s, m.end_s, text) for m, text in seen.captions]
+        if kind == "ground":
+            query = example.user.removeprefix("when does ").removesuffix(" happen?")
+            number = [seen.query(n) for n in range(len(seen.events))].index(query)
+            assert format_ok(example.assistant) and parse_answer(example.assistant) == seen.events[number].moment
+    for kind, share in TASKS.items():
+        close(kinds[kind] / len(made), share, len(made))
+
+
+def test_weak_examples_are_as_silent_and_as_wrong_as_their_constants_say() -> None:
+    made = many(weak_example)
+    silent, wrong, shifts = [], [], set()
+    for world, example in made:
+        assert format_ok(example.assistant)
+        captions = parse_captions(example.assistant)
+        assert {(c.start_s, c.text) for c in captions} <= {(m.start_s, text) for m, text in world.captions}
+        silent.append(not captions)
+        query = example.user.removeprefix("when does ").removesuffix(" happen?")
+        event = next(e for n, e in enumerate(world.events) if world.query(n) == query)
+        answer = parse_answer(example.assistant)
+        assert answer is not None
+        low, high = round(answer.start_s / CELL_S) - event.start, round(answer.end_s / CELL_S) - event.end
+        wrong.append(max(abs(low), abs(high)) > SHIFT_CELLS)
+        shifts |= set() if wrong[-1] else {low}
+    assert shifts == set(range(-SHIFT_CELLS, SHIFT_CELLS + 1))
+    # a random subset may be empty, a random event may be the right one
+    events = np.array([len(world.events) for world, _ in made])
+    close(float(np.mean(silent)), float(np.mean(WEAK_SILENT + (1 - WEAK_SILENT) / (events + 1))), len(made))
+    close(float(np.mean(wrong)), float(np.mean(WEAK_WRONG * (1 - 1 / events))), len(made))
+
+
+def test_labels_are_true_of_their_cells(videos: Videos) -> None:
+    assert len(SENTENCES) == len(set(SENTENCES)) == videos.labels_FL.shape[1]
+    start = 0
+    for seed in (3_950_100, 3_950_101):
+        world = make_world(seed)
+        labels = videos.labels_FL[start : start + world.cells].numpy()
+        assert np.array_equal(labels, sentence_labels(world, WorldSettings()))
+        start += world.cells
+        for cell in range(world.cells):
+            going_on = {text for e, (_, text) in zip(world.events, world.captions, strict=True) if e.start <= cell < e.end}
+            actions = {text for text, true in zip(SENTENCES, labels[cell], strict=True) if true
+                       and text.split()[-1] in ("enters.", "leaves.", "blinks.", "grows.", "moves.", "shakes.")}  # fmt: skip
+            assert actions == going_on and labels[cell, QUIET] == (not going_on)
+
+
+def test_videos_do_not_depend_on_the_number_of_processes(videos: Videos) -> None:
+    again = make_videos(Plan(4, 3_950_100, mixed=3, labelled=2, processes=2), WorldSettings(), lambda _: None)
+    assert torch.equal(again.frames_FHWC, videos.frames_FHWC)
+    assert torch.equal(again.mixed.ids_NR, videos.mixed.ids_NR) and torch.equal(again.labels_FL, videos.labels_FL)
+
+
+@pytest.mark.slow
+def test_a_tiny_build_leaves_models_that_stock_classes_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import open_clip
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    size = BuildSettings.quick(videos=16, steps=2, weak_steps=1, clip_steps=2, held_out=2)
+    scores = build_sandbox(tmp_path, size)
+    assert set(scores) == {"captioner", "policy", "clip"}
+    for name in ("captioner", "policy"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path / name)
+        AutoProcessor.from_pretrained(tmp_path / name)
+        assert "segments_right" in scores["captioner"]
+    open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'clip'}")
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "training-log.jsonl").read_text().splitlines()]
+    assert [s for s, before in zip(stages, ["", *stages], strict=False) if s != before] == [
+        "build", "data", "held-out", "captioner", "policy", "clip", "done"]  # fmt: skip
+    assert "own_caption" in (tmp_path / "clip" / "README.md").read_text()
+    assert "boundary_recall" in capsys.readouterr().out
