@@ -126,7 +126,7 @@ def build_sandbox(out: Path, settings: BuildSettings) -> dict[str, dict[str, flo
     _train_clip(build, frames, videos, held, worlds)
     write_cards(out, settings, build.steps, build.scores)
     build.say("done", total_mb=round(sum(f.stat().st_size for f in out.rglob("*.safetensors")) / 1e6, 2))
-    sys.stdout.write(table(build.scores) + "\n")
+    sys.stdout.write(_table(build.scores) + "\n")
     return build.scores
 
 
@@ -178,7 +178,7 @@ def _train_clip(build: _Build, frames: torch.Tensor, videos: Videos, held: Video
     build.say("clip", step=s.clip_steps, **build.scores["clip"])
 
 
-def table(scores: dict[str, dict[str, float]]) -> str:
+def _table(scores: dict[str, dict[str, float]]) -> str:
     """Scores as lines of text."""
     lines = []
     for name, values in scores.items():

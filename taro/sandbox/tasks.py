@@ -47,20 +47,20 @@ def seconds(cell: int) -> str:
     return f"{cell * CELL_S:.1f}s"
 
 
-def span(moment: Moment) -> str:
+def _span(moment: Moment) -> str:
     """ "2.0s to 5.5s" """
     return f"{moment.start_s:.1f}s to {moment.end_s:.1f}s"
 
 
-def caption_lines(world: World, numbers: list[int]) -> list[str]:
+def _caption_lines(world: World, numbers: list[int]) -> list[str]:
     """Captions of some events, one a line, as a reasoning holds them."""
-    return [f"From {span(moment)}, {text}" for moment, text in (world.captions[n] for n in numbers)]
+    return [f"From {_span(moment)}, {text}" for moment, text in (world.captions[n] for n in numbers)]
 
 
 def response(query: str, lines: list[str], answer: Moment) -> str:
     """A whole response: reasoning with caption lines, then the answer."""
     opening = f"I need to find the specific moment {query}."
-    return "\n".join(["<think>", opening, *lines, "</think>", f"<answer>{span(answer)}</answer>"])
+    return "\n".join(["<think>", opening, *lines, "</think>", f"<answer>{_span(answer)}</answer>"])
 
 
 def mixed_example(world: World, draw: np.random.Generator) -> Example:
@@ -75,10 +75,10 @@ def mixed_example(world: World, draw: np.random.Generator) -> Example:
         start, seen = _quiet_crop(world, draw)
     everything = list(range(len(seen.events)))
     if task == "describe":
-        return _whole(seen, "describe the events.", "\n".join(caption_lines(seen, everything)), start)
+        return _whole(seen, "describe the events.", "\n".join(_caption_lines(seen, everything)), start)
     number = int(draw.integers(len(seen.events)))
     query = seen.query(number)
-    text = response(query, caption_lines(seen, everything), seen.events[number].moment)
+    text = response(query, _caption_lines(seen, everything), seen.events[number].moment)
     return _whole(seen, f"when does {query} happen?", text, start)
 
 
@@ -95,7 +95,7 @@ def weak_example(world: World, draw: np.random.Generator) -> Example:
     low, high = (int(x) for x in draw.integers(-SHIFT_CELLS, SHIFT_CELLS + 1, 2))
     start = min(max(event.start + low, 0), world.cells - 1)
     end = min(max(event.end + high, start + 1), world.cells)
-    text = response(query, caption_lines(world, kept), Moment(start * CELL_S, end * CELL_S))
+    text = response(query, _caption_lines(world, kept), Moment(start * CELL_S, end * CELL_S))
     return _whole(world, f"when does {query} happen?", text, 0)
 
 

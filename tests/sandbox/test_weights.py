@@ -1,4 +1,4 @@
-"""The shipped models: stock classes load them, our path gives stock's numbers, their scores are those of their cards."""
+"""The shipped models: stock classes load them, we compute what stock computes, their scores are near their cards'."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_prompt_ids_equal_the_stock_processors(prompt: Prompt, inputs: Any) -> N
     assert float(inputs["second_per_grid_ts"][0]) == prompt.features.seconds_per_patch == 1.0
 
 
-def test_logits_equal_the_stock_models_at_our_positions(policy: Policy, stock: Any, prompt: Prompt, inputs: Any) -> None:
+def test_logits_are_the_stock_models_at_our_positions(policy: Policy, stock: Any, prompt: Prompt, inputs: Any) -> None:
     with torch.no_grad():
         plain = stock(
             input_ids=inputs["input_ids"], pixel_values_videos=inputs["pixel_values_videos"],
@@ -133,8 +133,8 @@ def near(scores: dict[str, float], key: str, name: str, count: int) -> None:
 
 
 def test_held_out_scores_are_near_the_card(name: str, worlds: list[World], frames_FHWC: torch.Tensor) -> None:
-    perception = name == "captioner"
-    scores = evaluate_model(weights_folder(name), worlds, frames_FHWC, device=torch.device("cpu"), perception=perception)
+    perception, device = name == "captioner", torch.device("cpu")
+    scores = evaluate_model(weights_folder(name), worlds, frames_FHWC, device=device, perception=perception)
     assert scores["format"] == scores["sampled_format"] == 1.0
     for key in ("miou", "r1@0.5", "sampled_miou", "sampled_timestamps"):
         near(scores, key, name, len(worlds))
