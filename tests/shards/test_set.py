@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import tarfile
 import warnings
 from pathlib import Path
@@ -162,6 +164,16 @@ def test_rows_are_never_lost_between_input_and_counts(tmp_path: Path) -> None:
     assert len(read_skipped(tmp_path)) == 3
     with pytest.raises(ShardError, match="a row is lost or counted twice"):
         build_manifest(tmp_path, inputs=4, skipped=3, captions=3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux shows them")
+def test_reading_skipped_rows_leaves_no_thread_that_could_abort_at_exit(tmp_path: Path) -> None:
+    write_set(tmp_path, [[1]], skipped=3)
+    code = ("import os, sys; import pyarrow.parquet; from shards.manifest import read_skipped; "
+            "threads = lambda: set(os.listdir('/proc/self/task')); before = threads(); "
+            "assert len(read_skipped(sys.argv[1])) == 3; print(len(threads() - before))")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
 
 
 def test_the_stream_joins_media_and_labels(tmp_path: Path) -> None:
