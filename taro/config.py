@@ -116,7 +116,9 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str) -> str
             near = difflib.get_close_matches(str(item["loc"][-1]), _all_fields(model), n=1)
             lines.append(f"{where}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
         else:
-            lines.append(f"{where}: {item['msg']}, got {item.get('input')!r}"[:500])
+            # A rule between keys has no key of its own: its message names them.
+            said = f"{where}: {item['msg']}, got {item.get('input')!r}" if where else str(item["msg"])
+            lines.append(said.replace("Value error, ", "")[:500])
     return f"{source}: " + "; ".join(lines)
 
 

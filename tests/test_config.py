@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import pytest
+from pydantic import model_validator
 
 from taro.config import Config, digest, load_config
 from taro.errors import ConfigError
@@ -18,6 +20,12 @@ class Inner(Config):
 class Outer(Config):
     inner: Inner = Inner()
     flag: bool = False
+
+    @model_validator(mode="after")
+    def _slow_where_flagged(self) -> Self:
+        if self.flag and self.inner.rate > 9:
+            raise ValueError("flag and inner.rate > 9 exclude each other")
+        return self
 
 
 def load(source: Path | None = None, *overrides: str) -> Outer:
@@ -61,6 +69,11 @@ def test_a_recipe_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> No
 def test_a_missing_recipe_names_those_that_ship() -> None:
     with pytest.raises(ConfigError, match=r"no such recipe; .* one of: quickstart, sandbox, taro-7b"):
         load(Path("nonsense"))
+
+
+def test_a_rule_between_keys_says_so_in_its_own_words() -> None:
+    with pytest.raises(ConfigError, match=r"^defaults: flag and inner\.rate > 9 exclude each other$"):
+        load(None, "flag=true", "inner.rate=10")
 
 
 def test_the_digest_follows_the_values() -> None:

@@ -37,9 +37,10 @@ def test_results_come_in_order_and_a_bad_file_costs_itself(tmp_path: Path) -> No
 
 def test_a_hang_is_killed_at_its_deadline_and_the_next_clip_is_decoded(tmp_path: Path) -> None:
     job = DecodeJob(write_video(tmp_path / "v.mp4", 9), SAMPLING)
+    before = set(children())  # of other tests in this process
     with DecodePool(1, deadline_s=2.0) as pool:
         assert isinstance(next(pool.map([job], ahead=0)), Frames)  # the worker is up
-        (worker,) = set(children())
+        (worker,) = set(children()) - before
         os.kill(worker, signal.SIGSTOP)  # a real hang: it neither answers nor ends
         began = time.monotonic()
         hung, after = list(pool.map([job, job], ahead=0))
@@ -52,9 +53,10 @@ def test_a_hang_is_killed_at_its_deadline_and_the_next_clip_is_decoded(tmp_path:
 
 def test_a_crash_is_a_transient_failure_of_one_clip(tmp_path: Path) -> None:
     job = DecodeJob(write_video(tmp_path / "v.mp4", 9), SAMPLING)
+    before = set(children())
     with DecodePool(1, deadline_s=60) as pool:
         assert isinstance(next(pool.map([job], ahead=0)), Frames)
-        (worker,) = set(children())
+        (worker,) = set(children()) - before
         os.kill(worker, signal.SIGSTOP)
         threading.Timer(0.5, os.kill, (worker, signal.SIGKILL)).start()
         dead, after = list(pool.map([job, job], ahead=0))
