@@ -7,13 +7,13 @@ Required: `video`, `query`, `windows` ([[start, end], ...] in seconds from the s
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 from taro.annotations.lint import RawRow
-from taro.annotations.reading import Line
+from taro.annotations.reading import Line, parse_json
 from taro.annotations.rows import Dropped
 
-__all__ = ["parse_line"]
+__all__ = ["checked_object", "json_object", "parse_line"]
 
 REQUIRED = ("video", "query", "windows")
 
@@ -24,16 +24,9 @@ def parse_line(line: Line, *, split: str) -> RawRow | Dropped:
     >>> parse_line(Line(3, '{"video": "a.mp4", "query": "a dog barks", "windows": [[1, 2]]}'), split="train").video
     'a.mp4'
     """
-    number = str(line.number)
-    try:
-        data = json.loads(line.text)
-    except (ValueError, RecursionError) as error:
-        return Dropped(line.number, number, f"not JSON: {error}"[:200])
-    if not isinstance(data, dict):
-        return Dropped(line.number, number, f"not a JSON object: got a {type(data).__name__}")
-    absent = [key for key in REQUIRED if key not in data]
-    if absent:
-        return Dropped(line.number, number, f"key missing: {', '.join(absent)}")
+    data = json_object(line, REQUIRED)
+    if isinstance(data, Dropped):
+        return data
     return RawRow(
         line.number,
         data["video"],
@@ -46,3 +39,19 @@ def parse_line(line: Line, *, split: str) -> RawRow | Dropped:
         difficulty=data.get("difficulty"),
         captions=data.get("captions"),
     )
+
+
+def json_object(line: Line, required: tuple[str, ...]) -> dict[str, Any] | Dropped:
+    """The JSON object of a line, with the keys that its format cannot do without."""
+    try:
+        return checked_object(parse_json(line.text), line.number, required)
+    except ValueError as error:
+        return Dropped(line.number, str(line.number), f"not JSON: {error}"[:200])
+
+
+def checked_object(value: Any, number: int, required: tuple[str, ...]) -> dict[str, Any] | Dropped:
+    """`value` where it is an object with the keys `required`; `number` is that of the line or item."""
+    if not isinstance(value, dict):
+        return Dropped(number, str(number), f"not a JSON object: got a {type(value).__name__}")
+    absent = [key for key in required if key not in value]
+    return Dropped(number, str(number), f"key missing: {', '.join(absent)}") if absent else value

@@ -16,18 +16,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from taro.annotations.rows import AnnotationRow, Dropped, Kept, Outcome, Repaired
+from taro.annotations.rows import AnnotationRow, Dropped, Kept, Outcome, Repaired, Saliency
 from taro.moment import Moment
 from taro.prompts import normalise_query
 from taro.records import DenseCaption
 
-__all__ = ["RawRow", "lint", "make_unique"]
+__all__ = ["RawRow", "lint", "lint_captions", "make_unique"]
 
 MAX_QUERY_CHARACTERS = 20_000
 MAX_NAME_CHARACTERS = 500
 MAX_WINDOWS = 200
 MAX_CAPTIONS = 10_000
 MAX_TIME_S = 1e6
+MAX_SALIENT_CLIPS = 10_000
 FAR_OVER_S = 1.0
 
 SWAPPED = "window swapped"
@@ -41,13 +42,15 @@ DURATION_OF_CLIP = "duration set to the clip's length"
 NO_CLIP = "unusable clip left out"
 NO_DIFFICULTY = "unusable difficulty left out"
 CAPTIONS_LEFT_OUT = "unusable captions left out"
+SALIENCY_LEFT_OUT = "unusable saliency left out"
 ID_SHORTENED = "id shortened"
 ID_MADE_UNIQUE = "id made unique"
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """A row as its file has it: nothing is checked yet, numbers may be anything."""
+    """A row as its file has it: nothing is checked yet, numbers may be anything. `captions` are a list of objects, or
+    a tuple that `lint_captions` made, which rows of one video then share; `saliency` is (clip ids, lists of marks)."""
 
     line: int
     video: Any
@@ -59,6 +62,8 @@ class RawRow:
     split: Any = "train"
     difficulty: Any = None
     captions: Any = None
+    may_be_cut: bool = False
+    saliency: Any = None
 
 
 class _UnusableError(Exception):
@@ -103,6 +108,8 @@ def lint(raw: RawRow) -> Outcome:
             split=split,
             difficulty=_difficulty(raw.difficulty, found),
             captions=_captions(raw.captions, duration_s, found),
+            may_be_cut=raw.may_be_cut and clip is not None,
+            saliency=_saliency(raw.saliency, found),
         )
     except _UnusableError as reason:
         return Dropped(raw.line, row_id, str(reason), tuple(found.repairs))
@@ -268,14 +275,27 @@ def _difficulty(value: Any, found: _Findings) -> float | None:
 
 def _captions(value: Any, duration_s: float | None, found: _Findings) -> tuple[DenseCaption, ...] | None:
     """Captions help but are not what the row is for: an unusable one is left out, the row stays."""
-    if value is None:
-        return None
-    items = value if isinstance(value, list) else []
-    captions = [_caption(item, duration_s) for item in items[:MAX_CAPTIONS]]
-    kept = tuple(caption for caption in captions if caption is not None)
+    if value is None or isinstance(value, tuple):
+        return value
+    kept = _usable_captions(value, duration_s)
     if not isinstance(value, list) or len(kept) < len(value):
         found.note(CAPTIONS_LEFT_OUT)
     return kept
+
+
+def lint_captions(value: Any, duration_s: Any) -> tuple[DenseCaption, ...]:
+    """The usable captions of a video, once for all its rows; `duration_s` as the file has it.
+
+    >>> [c.text for c in lint_captions([{"start_s": 0, "end_s": 9, "text": " a dog "}, {"start_s": 1}], 5)]
+    ['a dog']
+    """
+    return _usable_captions(value, _duration_s(duration_s, None, _Findings()))
+
+
+def _usable_captions(value: Any, duration_s: float | None) -> tuple[DenseCaption, ...]:
+    items = value[:MAX_CAPTIONS] if isinstance(value, list) else []
+    captions = [_caption(item, duration_s) for item in items]
+    return tuple(caption for caption in captions if caption is not None)
 
 
 def _caption(item: Any, duration_s: float | None) -> DenseCaption | None:
@@ -289,6 +309,23 @@ def _caption(item: Any, duration_s: float | None) -> DenseCaption | None:
     if not 0 < len(text) <= MAX_QUERY_CHARACTERS:
         return None
     return DenseCaption(start_s=moment.start_s, end_s=moment.end_s, text=text)
+
+
+def _saliency(value: Any, found: _Findings) -> Saliency | None:
+    """Clip ids and, for each, one list of marks as long as the first; the row does without where that is not so."""
+    if value is None:
+        return None
+    clips, scores = value if isinstance(value, tuple) else (None, None)
+    usable = isinstance(clips, list) and isinstance(scores, list) and len(clips) == len(scores) <= MAX_SALIENT_CLIPS
+    if usable:
+        usable = all(isinstance(c, int) and not isinstance(c, bool) and 0 <= c < MAX_TIME_S for c in clips)
+        usable = usable and all(isinstance(s, list) and 0 < len(s) <= 16 and len(s) == len(scores[0]) for s in scores)
+        usable = usable and all((n := _number(mark)) is not None and math.isfinite(n) for s in scores for mark in s)
+        usable = usable and len(set(clips)) == len(clips)
+    if not usable:
+        found.note(SALIENCY_LEFT_OUT)
+        return None
+    return Saliency(tuple(clips), tuple(tuple(map(float, marks)) for marks in scores))
 
 
 def _shown(value: Any) -> str:

@@ -1,21 +1,27 @@
-"""Lines of an annotation file, with bounds: a line that is too long is skipped over, never held.
+"""Lines of an annotation file, or the file as one JSON document, with bounds.
 
-Every line is hashed as it is read, so that the report names exactly what it was made from.
+A line that is too long is skipped over, never held; a document that is too large is refused. Everything is hashed as it
+is read, so that the report names exactly what it was made from. JSON is strict where leniency would lose data: a key
+that an object repeats is an error, since all but one of its values would vanish.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from taro.errors import AnnotationError
 
-__all__ = ["MAX_FILE_BYTES", "MAX_LINE_BYTES", "Line", "LineReader"]
+__all__ = ["MAX_DOCUMENT_BYTES", "MAX_FILE_BYTES", "MAX_LINE_BYTES", "Line", "LineReader", "parse_json"]
 
 MAX_LINE_BYTES = 4 << 20
 MAX_FILE_BYTES = 4 << 30
+MAX_DOCUMENT_BYTES = 128 << 20
+MAX_DEPTH = 64
 BOM = b"\xef\xbb\xbf"
 
 
@@ -48,6 +54,26 @@ class LineReader:
         """Digest of what was read, in hex; of the whole file once the iteration ended."""
         return self._hash.hexdigest()
 
+    def document(self) -> Any:
+        """The whole file as one JSON value; AnnotationError where it is none, too large or too deep."""
+        size = self.path.stat().st_size
+        if size > MAX_DOCUMENT_BYTES:
+            raise AnnotationError(
+                f"{self.path}: expected a JSON file of at most {MAX_DOCUMENT_BYTES:,} bytes, got {size:,}; split it"
+            )
+        try:
+            with self.path.open("rb") as file:
+                data = file.read(MAX_DOCUMENT_BYTES + 1)
+        except OSError as error:
+            raise AnnotationError(f"{self.path}: cannot be read: {error.strerror}; check its permissions") from None
+        self._hash.update(data)
+        try:
+            return parse_json(data.removeprefix(BOM).decode("utf-8"))
+        except ValueError as error:
+            raise AnnotationError(
+                f"{self.path}: expected one JSON document, got: {str(error)[:200]}; is it the format that was named?"
+            ) from None
+
     def __iter__(self) -> Iterator[Line]:
         number = 0
         try:
@@ -64,6 +90,41 @@ class LineReader:
                     yield Line(number, "", f"line longer than {MAX_LINE_BYTES:,} bytes")
         except OSError as error:
             raise AnnotationError(f"{self.path}: cannot be read: {error.strerror}; check its permissions") from None
+
+
+def parse_json(text: str) -> Any:
+    """JSON of a stranger. Raises ValueError, whatever the text: not JSON, nested deeper than 64, a repeated key.
+
+    >>> parse_json('{"a": [1, 2]}')
+    {'a': [1, 2]}
+    >>> parse_json('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    ValueError: key 'a' stands twice in an object
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
+    level, depth = [value], 0
+    while level := [inner for outer in level for inner in _children(outer)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"JSON is nested deeper than {MAX_DEPTH}")
+    return value
+
+
+def _children(value: Any) -> list[Any]:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [child for child in inner if isinstance(child, dict | list)]
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {repeated[:60]!a} stands twice in an object")
+    return found
 
 
 def _decoded(number: int, data: bytes) -> Line:

@@ -13,14 +13,26 @@ from typing import Any
 from taro.moment import Moment
 from taro.records import DenseCaption
 
-__all__ = ["AnnotationRow", "Dropped", "Kept", "LintReport", "Outcome", "Repaired"]
+__all__ = ["AnnotationRow", "Dropped", "Kept", "LintReport", "Outcome", "Repaired", "Saliency"]
+
+CUT_TOLERANCE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """How much 2 s clips of a video have to do with its query (QVHighlights): `clips` counts them from the start of the
+    video, `scores` has for each the marks of every annotator, 0 to 4. A clip that is not named has 0."""
+
+    clips: tuple[int, ...]
+    scores: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class AnnotationRow:
     """One query of one clip. `row_id` is unique in its file (its qid, else its line number); `line` counts from 1;
     `video` is the name as annotated; `windows` are seconds from the start of the clip; `duration_s` is the clip's, None
-    where the annotation does not say; `clip` is the part of the file that was annotated, None for all of it."""
+    where the annotation does not say; `clip` is the part of the file that was annotated, None for all of it;
+    `may_be_cut`: the file at hand may be that part already, see `clip_in`; `saliency`: of highlight detection."""
 
     row_id: str
     line: int
@@ -32,6 +44,21 @@ class AnnotationRow:
     split: str
     difficulty: float | None
     captions: tuple[DenseCaption, ...] | None
+    may_be_cut: bool = False
+    saliency: Saliency | None = None
+
+    def clip_in(self, probed_s: float) -> Moment | None:
+        """The part to cut out of a file that is `probed_s` long. Some datasets are shared as cut files with the times
+        of the whole ones: a file too short to hold the clip, and as long as the clip, is the clip.
+
+        >>> row = AnnotationRow("1", 1, "v", "q", (), 45.0, Moment(39, 84), "train", None, None, may_be_cut=True)
+        >>> row.clip_in(300.0), row.clip_in(45.2)
+        (Moment(start_s=39, end_s=84), None)
+        """
+        if self.clip is None or not self.may_be_cut:
+            return self.clip
+        too_short = self.clip.end_s > probed_s + CUT_TOLERANCE_S
+        return None if too_short and abs(probed_s - self.clip.duration_s) <= CUT_TOLERANCE_S else self.clip
 
 
 @dataclass(frozen=True)

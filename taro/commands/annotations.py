@@ -30,10 +30,13 @@ def _annotations() -> None:
 
 @app.command()
 def lint(
-    file: Annotated[Path, typer.Argument(help="The annotation file.", show_default=False)],
-    dataset: Annotated[str, typer.Option(help="Its format: charades-sta, jsonl or sandbox.", show_default=False)],
+    file: Annotated[str, typer.Argument(help="The annotation file; a hub id for hf.", show_default=False)],
+    dataset: Annotated[str, typer.Option(help="Its format, see docs/annotations.md.", show_default=False)],
     split: Annotated[str, typer.Option(help="The split of rows that name none.")] = "train",
     lengths: Annotated[Path | None, typer.Option(help="csv of video lengths (id,length), for charades-sta.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="For hf, FIELD=COLUMN, such as query=sentence; repeatable.")
+    ] = None,
     policy: Annotated[_Policy, typer.Option(help="What becomes of rows that are not fine.")] = _Policy.repair,
     show: Annotated[int, typer.Option(min=0, help="How many dropped and repaired lines to print.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with every finding.")] = False,
@@ -41,7 +44,9 @@ def lint(
     """Count what is kept, repaired (and how) and dropped (and why); exit code 1 where no row is left."""
     from taro.annotations import import_annotations
 
-    report = import_annotations(file, dataset=dataset, split=split, lengths=lengths, policy=policy.value)
+    report = import_annotations(
+        file, dataset=dataset, split=split, lengths=lengths, policy=policy.value, columns=_mapping(column or [])
+    )
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
     else:
@@ -53,3 +58,12 @@ def lint(
     if not report.rows:
         typer.echo(f"error: no row of {file} can be used; is it a {dataset} file?", err=True)
         raise typer.Exit(1)
+
+
+def _mapping(pairs: list[str]) -> dict[str, str]:
+    """FIELD=COLUMN words as a mapping."""
+    split = [pair.partition("=") for pair in pairs]
+    wrong = [pair for pair, (field, _, column) in zip(pairs, split, strict=True) if not field or not column]
+    if wrong:
+        raise typer.BadParameter(f"expected FIELD=COLUMN, got {wrong[0]}", param_hint="--column")
+    return {field: column for field, _, column in split}

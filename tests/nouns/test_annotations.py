@@ -269,7 +269,7 @@ def test_wrong_use_is_one_message(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", row())
     empty = written(tmp_path / "empty.jsonl")
     for message, arguments in [
-        ("expected one of: charades-sta, jsonl, sandbox", (path, {"dataset": "json"})),
+        ("expected one of: charades-sta, jsonl, sandbox, activitynet", (path, {"dataset": "json"})),
         ("expected an annotation file, found none", (tmp_path / "absent", {"dataset": "jsonl"})),
         ("expected an annotation file, found a folder", (tmp_path, {"dataset": "jsonl"})),
         ("got an empty file", (empty, {"dataset": "jsonl"})),

@@ -43,3 +43,14 @@ def test_lint_fails_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture
     code, out, err = run(capsys, path, "--dataset", "charades-sta")
     assert code == 1 and "drop: not a Charades-STA line" in out and "is it a charades-sta file?" in err
     assert run(capsys, path)[0] == 2
+
+
+def test_lint_maps_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("datasets")
+    path = tmp_path / "a.csv"
+    path.write_text("video,sentence,start,end\nv,a dog,1,2\n")
+    code, out, _ = run(capsys, path, "--dataset", "hf", "--column", "query=sentence")
+    assert code == 0 and "kept" in out
+    assert run(capsys, path, "--dataset", "hf", "--column", "query")[0] == 2
+    code, _, err = run(capsys, path, "--dataset", "hf")
+    assert code == 1 and "query=sentence" in err

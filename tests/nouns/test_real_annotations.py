@@ -1,4 +1,4 @@
-"""Real Charades-STA files: the faults that are known to be in them are found, all of them and no other.
+"""Real annotation files: the faults that are known to be in them are found, all of them and no other.
 
 They are not part of the project: the folder is named by TARO_REAL_DATA.
 """
@@ -72,3 +72,38 @@ def test_predicting_the_whole_video_on_charades() -> None:
     covered = [row.windows[0].duration_s / (row.duration_s or 1.0) for row in rows]
     assert len([share for share in covered if share >= 0.5]) == 16 == round(3_720 * scores.r1[0.5])
     assert max(covered) < 0.504
+
+
+def other(name: str, dataset: str) -> LintReport:
+    return import_annotations(Path(ROOT or "") / "annotations" / name, dataset=dataset)
+
+
+def test_activitynet_val_1() -> None:
+    """17,505 sentences of 4,917 videos; two thirds have stray blanks; 134 windows end past their video, by rounding."""
+    report = other("activitynet_val_1.json", "activitynet")
+    counts, rows = report.counts, report.rows
+    assert (counts["lines"], counts["dropped"], len({row.video for row in rows})) == (17_505, 0, 4_917)
+    assert counts["repair: query stripped of blanks"] == 11_639 and 0.66 < 11_639 / 17_505 < 0.67
+    assert counts[CLIPPED] == 134 and FAR not in counts and "repair: window swapped" not in counts
+    assert all(row.captions for row in rows) and max(len(row.captions or ()) for row in rows) == 25
+    assert len({(row.video, row.query) for row in rows}) < len(rows) == len({row.row_id for row in rows})
+
+
+def test_qvhighlights_val() -> None:
+    """1,550 queries, all clean; up to 25 windows; three marks for every clip that is named."""
+    report = other("highlight_val_release.jsonl", "qvhighlights")
+    assert report.counts == {"lines": 1_550, "kept": 1_550, "repaired": 0, "dropped": 0}
+    assert max(len(row.windows) for row in report.rows) == 25
+    assert sum(len(row.saliency.clips) for row in report.rows if row.saliency) == 32_549
+    assert {len(marks) for row in report.rows if row.saliency for marks in row.saliency.scores} == {3}
+
+
+def test_time_r1_train() -> None:
+    """2,500 rows, 48 past the end; 665 mean a part of a longer video, and 509 of those files are that part by name."""
+    report = other("timer1_train_2k5.json", "time-r1")
+    counts = report.counts
+    assert (counts["lines"], counts["dropped"]) == (2_500, 0)
+    assert (counts[CLIPPED] + counts[FAR], counts["repair: id shortened"]) == (48, 2)
+    assert len([row for row in report.rows if row.clip is not None]) == 665 - 509
+    assert all(row.may_be_cut == (row.clip is not None) for row in report.rows)
+    assert all(0 <= (row.difficulty or 0.0) <= 100 for row in report.rows)
