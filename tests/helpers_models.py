@@ -73,17 +73,60 @@ def tiny_qwen2_5_vl(
         video_token_id=ids["<|video_pad|>"],
         image_token_id=ids["<|image_pad|>"],
     )  # fmt: skip
+    _save_model(Qwen2_5_VLForConditionalGeneration, config, folder, seed, dtype)
+    save_processor(folder, tokenizer)
+    return folder
+
+
+def tiny_qwen3_vl(
+    folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, tied: bool = True, width: int = 32
+) -> Path:
+    """Saves a random Qwen3-VL (4 language layers, the first 3 with deepstack; 4 tower layers; heads wider together than
+    the model, as in the released ones) and its processor."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    tokenizer = tiny_tokenizer()
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": 320, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 4,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-6, "rope_parameters": rope, "tie_word_embeddings": tied,
+            "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": width,
+            "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 36,
+            "deepstack_visual_indexes": [0, 1, 3],
+        },
+        tie_word_embeddings=tied,
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        video_token_id=ids["<|video_pad|>"],
+        image_token_id=ids["<|image_pad|>"],
+    )  # fmt: skip
+    _save_model(Qwen3VLForConditionalGeneration, config, folder, seed, dtype)
+    save_qwen3_processor(folder, tokenizer)
+    return folder
+
+
+def _save_model(stock: Any, config: Any, folder: Path, seed: int, dtype: torch.dtype) -> None:
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    model = stock._from_config(config, attn_implementation="sdpa")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3.0)  # the default initialisation gives nearly uniform predictions: too easy to match
             elif "bias" in name:
                 parameter.normal_(std=0.1)
+            elif name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.uniform_(0.5, 1.5)  # all ones would not tell these norms from one another
     model.to(dtype).save_pretrained(folder)
-    save_processor(folder, tokenizer)
-    return folder
+
+
+TINY = {"qwen2_5_vl": tiny_qwen2_5_vl, "qwen3_vl": tiny_qwen3_vl}
+"""a tiny model of every family that taro knows, by model_type: the protocol's checks run over them"""
 
 
 def save_processor(folder: Path, tokenizer: Any) -> None:
@@ -95,6 +138,21 @@ def save_processor(folder: Path, tokenizer: Any) -> None:
         image_processor=Qwen2VLImageProcessor(size=size),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(size=size, cap_pixels_per_frame=False),
+        chat_template=tokenizer.chat_template,
+    )
+    processor.save_pretrained(folder)
+
+
+def save_qwen3_processor(folder: Path, tokenizer: Any) -> None:
+    """The stock Qwen3-VL processor over `tokenizer`; its size limits are over all frames together."""
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    size = {"shortest_edge": 4 * 32 * 32, "longest_edge": 64 * 768 * 32 * 32}
+    half = [0.5, 0.5, 0.5]
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size, patch_size=16, image_mean=half, image_std=half),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(size=size, cap_pixels_per_frame=False),
         chat_template=tokenizer.chat_template,
     )
     processor.save_pretrained(folder)

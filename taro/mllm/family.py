@@ -1,12 +1,17 @@
 """What a model family must provide, and the registry of those that taro knows.
 
 A family is one module with one `Family` object: how its checkpoint names map to language model and tower, how frames
-become features, how a prompt's tokens and positions are laid out. Everything else in taro is written against this.
+become features, how a prompt's tokens and positions are laid out. Everything else in taro is written against this;
+docs/families.md walks through it. What every family here shares, and the rest of taro relies on: two frames make a
+temporal patch, a temporal patch is encoded on its own, positions are M-RoPE, and the language model has `embed_tokens`,
+`layers`, `norm` and `rotary_emb` as transformers' Qwen models have.
+
+Legend: S temporal patches, P patches of one before merging, N tokens of one, C values of a patch, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +21,7 @@ import torch
 from taro.errors import ModelError
 from taro.features import VideoFeatures
 
-__all__ = ["Family", "PixelSettings", "family_of", "families"]
+__all__ = ["Family", "PixelSettings", "families", "family_of", "qwen_split_name"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,15 @@ class Family:
     """One model family.
 
     name: as in shard sets' encoder names; model_type: of config.json.
-    build_lm / build_tower: stock modules from a stock config, without weights.
+    build_lm / build_tower: (config) -> stock modules, without weights.
     split_name: checkpoint tensor name -> ("lm" | "head" | "tower", name inside the module), or None to ignore.
-    encode: (tower, pixels_SPC, (h, w)) -> (main [S, N, D], deepstack levels).
-    video_ids: (features, token ids of the placeholders) -> token ids of a video in the prompt.
-    positions: (config, before, after, features) -> positions [3, P], next position.
+    encode: (tower, pixels [S, P, C], (h, w)) -> (main [S, N, D], deepstack levels, each [S, N, D]; none is fine).
+    placeholder: what the chat template writes where a video goes, and the prompt replaces.
+    video_token: the token that each feature of the video stands at.
+    video_text: (features) -> the texts around the video's tokens: n + 1 texts for n runs of equal length, in order.
+    positions: (config, tokens of each of those texts, the prompt's own text counted in, features) -> positions [3, P]
+        of the whole prompt, and the position of the token after it.
+    size_label: (config) -> short name of the size, such as 7b.
     vision_tokens: token strings that a policy must never emit.
     """
 
@@ -48,7 +57,10 @@ class Family:
     build_tower: Callable[[Any], torch.nn.Module]
     split_name: Callable[[str], tuple[str, str] | None]
     encode: Callable[[Any, torch.Tensor, tuple[int, int]], tuple[torch.Tensor, tuple[torch.Tensor, ...]]]
-    positions: Callable[[Any, int, int, VideoFeatures], tuple[torch.Tensor, int]]
+    placeholder: str
+    video_token: str
+    video_text: Callable[[VideoFeatures], tuple[str, ...]]
+    positions: Callable[[Any, Sequence[int], VideoFeatures], tuple[torch.Tensor, int]]
     size_label: Callable[[Any], str]
     vision_tokens: tuple[str, ...]
 
@@ -56,8 +68,9 @@ class Family:
 def families() -> dict[str, Family]:
     """Every registered family by its `model_type`."""
     from taro.mllm.qwen2_5_vl import QWEN2_5_VL
+    from taro.mllm.qwen3_vl import QWEN3_VL
 
-    return {family.model_type: family for family in (QWEN2_5_VL,)}
+    return {family.model_type: family for family in (QWEN2_5_VL, QWEN3_VL)}
 
 
 def family_of(config: Any, folder: Path) -> Family:
@@ -69,3 +82,16 @@ def family_of(config: Any, folder: Path) -> Family:
             "docs/families.md tells what a new family needs."
         )
     return known[config.model_type]
+
+
+def qwen_split_name(name: str) -> tuple[str, str] | None:
+    """`split_name` of Qwen's checkpoints, in each layout on disk: `visual.` and `model.layers.` (Qwen2.5-VL as
+    released), `model.visual.` and `model.language_model.` (Qwen3-VL as released, and files of transformers 5)."""
+    for part, prefixes in (("tower", ("model.visual.", "visual.")), ("head", ("lm_head.",))):
+        for prefix in prefixes:
+            if name.startswith(prefix):
+                return part, name.removeprefix(prefix)
+    for prefix in ("model.language_model.", "language_model.model.", "model."):
+        if name.startswith(prefix):
+            return "lm", name.removeprefix(prefix)
+    return None

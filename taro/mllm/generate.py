@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from taro.mllm.decoder import causal, hidden_states
 from taro.mllm.policy import Policy, Prompt
-from taro.mllm.score import embed_prompt
+from taro.mllm.score import embed_prompt, prompt_deepstack
 
 __all__ = ["Decoding", "Rollouts", "generate"]
 
@@ -163,7 +163,9 @@ class _Prefix:
                 return causal(layer, q, k, v)
 
             embeds = embed_prompt(policy, prompt)[None]
-            last.append(hidden_states(policy.lm, embeds, prompt.positions_3P.to(device)[:, None], keep)[0, -1])
+            positions = prompt.positions_3P.to(device)[:, None]
+            hidden = hidden_states(policy.lm, embeds, positions, keep, deepstack=prompt_deepstack(prompt))
+            last.append(hidden[0, -1])
         self.last_BD = torch.stack(last)
         self.keys = [torch.cat([k for k, _ in layer]) for layer in per_layer]
         self.values = [torch.cat([v for _, v in layer]) for layer in per_layer]

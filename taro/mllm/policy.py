@@ -3,14 +3,15 @@
 The modules are transformers' own, filled tensor by tensor from safetensors; the stock loading of the whole model is
 left out because training must not hold the tower. `export_checkpoint` is the way back: base names, base files.
 
-Legend: P prompt tokens, R response tokens, T frames, S temporal patches, N tokens of a patch, D width.
+Legend: P prompt tokens, M video tokens among them, R response tokens, T frames, S temporal patches, N tokens of a
+patch, D width.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,21 +37,24 @@ MAX_TOKENS_PER_CHARACTER = 4
 @dataclass(frozen=True)
 class Prompt:
     """A prompt with one video. ids_P: token ids, video placeholders expanded; positions_3P: M-RoPE; next_position:
-    where every rollout starts; video_start: index of the first video token."""
+    where every rollout starts; places_M: where in the prompt the video's tokens stand, patch by patch (text may stand
+    between patches)."""
 
     ids_P: torch.Tensor
     positions_3P: torch.Tensor
     next_position: int
-    video_start: int
+    places_M: torch.Tensor
     features: VideoFeatures
 
     def __post_init__(self) -> None:
         assert self.positions_3P.shape == (3, len(self.ids_P)), f"{self.positions_3P.shape}, {len(self.ids_P)} ids"
+        assert self.places_M.shape == (self.features.tokens,), f"{self.places_M.shape}, {self.features.tokens} tokens"
 
     def with_features(self, features: VideoFeatures) -> Prompt:
         """The same tokens and positions over other features of the same shape (a disruption)."""
         assert features.main_SND.shape == self.features.main_SND.shape
-        return Prompt(self.ids_P, self.positions_3P, self.next_position, self.video_start, features)
+        assert len(features.deepstack_LSND) == len(self.features.deepstack_LSND)
+        return replace(self, features=features)
 
 
 class Policy:
@@ -63,7 +67,7 @@ class Policy:
         self.model = torch.nn.ModuleDict({"lm": lm, "head": head})
         self.lm, self.head, self.tower = lm, head, tower
         self._chat_template = chat_template(folder, tokenizer)
-        self._video_id = tokenizer.convert_tokens_to_ids("<|video_pad|>")
+        self._video_id = tokenizer.convert_tokens_to_ids(family.video_token)
 
     @property
     def device(self) -> torch.device:
@@ -195,14 +199,19 @@ class Policy:
 
     def prompt(self, features: VideoFeatures, user_text: str) -> Prompt:
         """The prompt of one user turn, video first: the stock processor's token ids, our positions."""
-        before, after = self._split_template(user_text)
-        ids = [*before, *[self._video_id] * features.tokens, *after]
-        positions, following = self.family.positions(self.config, len(before), len(after), features)
-        return Prompt(torch.tensor(ids), positions, following, len(before), features)
+        texts = self._texts(self.family.video_text(features), user_text)
+        run = features.tokens // (len(texts) - 1)
+        assert run * (len(texts) - 1) == features.tokens, f"{features.tokens} tokens in {len(texts) - 1} runs"
+        ids, places = [*texts[0]], []
+        for text in texts[1:]:
+            places.append(torch.arange(len(ids), len(ids) + run))
+            ids += [*[self._video_id] * run, *text]
+        positions, following = self.family.positions(self.config, [len(text) for text in texts], features)
+        return Prompt(torch.tensor(ids), positions, following, torch.cat(places), features)
 
-    def _split_template(self, user_text: str) -> tuple[list[int], list[int]]:
-        """Token ids before and after the video. The user's text is tokenised with special tokens as plain text, so a
-        query that spells `<|video_pad|>` stays a query."""
+    def _texts(self, around: tuple[str, ...], user_text: str) -> list[list[int]]:
+        """Token ids of the prompt's texts, the video's tokens left out between them. The user's text is tokenised with
+        special tokens as plain text, so a query that spells `<|video_pad|>` stays a query."""
         content = [{"type": "video"}, {"type": "text", "text": SENTINEL}]
         rendered = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -210,14 +219,17 @@ class Policy:
             tokenize=False,
             add_generation_prompt=True,
         )
-        head, video, rest = rendered.partition("<|video_pad|>")
+        placeholder = self.family.placeholder
+        head, video, rest = rendered.partition(placeholder)
         lead, sentinel, tail = rest.partition(SENTINEL)
         if not video or not sentinel:
-            raise ModelError(f"{self.folder}: the chat template shows no video before the text; expected <|video_pad|>")
+            raise ModelError(f"{self.folder}: the chat template shows no video before the text; expected {placeholder}")
+        opening = self.tokenizer([head + around[0], *around[1:-1]], add_special_tokens=False)["input_ids"]
+        lead = around[-1] + lead
         if any(token in user_text for token in self.tokenizer.all_special_tokens):
             plain = self.tokenizer(user_text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            return self.encode_text(head), [*self.encode_text(lead), *plain, *self.encode_text(tail)]
-        return self.encode_text(head), self.encode_text(lead + user_text + tail)
+            return [*opening, [*self.encode_text(lead), *plain, *self.encode_text(tail)]]
+        return [*opening, self.encode_text(lead + user_text + tail)]
 
 
 def load_policy(

@@ -3,14 +3,17 @@
 Released Qwen2.5-VL weights were trained with the text after a video starting at `max(t, h, w) + 1`; several versions of
 transformers start it elsewhere, or truncate the seconds per patch (METHOD 6), so nothing here asks the stock model.
 
-Legend: S temporal patches, P prompt tokens; axis 0 of every positions tensor is (time, height, width).
+Legend: S temporal patches, N tokens of a video or patch, P prompt tokens; axis 0 of every positions tensor is (time,
+height, width).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-__all__ = ["prompt_positions", "video_positions"]
+__all__ = ["interleaved_positions", "prompt_positions", "video_positions"]
 
 
 def video_positions(
@@ -67,3 +70,23 @@ def prompt_positions(
     )
     tail = torch.arange(following, following + after).expand(3, after)
     return torch.cat([head, video, tail], dim=1), following + after
+
+
+def interleaved_positions(lengths: Sequence[int], cell_3N: torch.Tensor, extent: int) -> tuple[torch.Tensor, int]:
+    """Positions [3, P] of texts with equal runs of visual tokens between them, and the position of the next token.
+
+    Args:
+        lengths: tokens of each text, one text more than there are runs.
+        cell_3N: positions of a run that starts at 0.
+        extent: how far a run moves what follows it.
+
+    >>> cell, extent = video_positions(0, (1, 4, 6), 0.0, tokens_per_second=0, merge=2)
+    >>> positions, following = interleaved_positions((2, 1, 3), cell, extent)
+    >>> positions[:, [0, 1, 2, 7, 8, 9, -1]].tolist(), following
+    ([[0, 1, 2, 2, 5, 6, 11], [0, 1, 2, 3, 5, 6, 11], [0, 1, 2, 4, 5, 6, 11]], 12)
+    """
+    parts, at = [torch.arange(lengths[0]).expand(3, -1)], lengths[0]
+    for length in lengths[1:]:
+        parts += [cell_3N + at, torch.arange(at + extent, at + extent + length).expand(3, -1)]
+        at += extent + length
+    return torch.cat(parts, dim=1), at

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from taro.features import VideoFeatures
-from taro.mllm.family import Family
+from taro.mllm.family import Family, qwen_split_name
 from taro.mllm.positions import prompt_positions
 from taro.mllm.tower import encode_patches
 
@@ -32,24 +33,17 @@ def _build_tower(config: Any) -> torch.nn.Module:
     return tower
 
 
-def _split_name(name: str) -> tuple[str, str] | None:
-    """Both layouts on disk: released files (`visual.`, `model.layers.`) and those saved by transformers 5
-    (`model.visual.`, `model.language_model.`)."""
-    for part, prefixes in (("tower", ("model.visual.", "visual.")), ("head", ("lm_head.",))):
-        for prefix in prefixes:
-            if name.startswith(prefix):
-                return part, name.removeprefix(prefix)
-    for prefix in ("model.language_model.", "language_model.model.", "model."):
-        if name.startswith(prefix):
-            return "lm", name.removeprefix(prefix)
-    return None
-
-
 def _encode(tower: Any, pixels_SPC: torch.Tensor, hw: tuple[int, int]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     return encode_patches(tower, pixels_SPC, hw), ()
 
 
-def _positions(config: Any, before: int, after: int, features: VideoFeatures) -> tuple[torch.Tensor, int]:
+def _video_text(features: VideoFeatures) -> tuple[str, ...]:
+    """One run of tokens, nothing around it: the chat template has the start and end tokens."""
+    return "", ""
+
+
+def _positions(config: Any, lengths: Sequence[int], features: VideoFeatures) -> tuple[torch.Tensor, int]:
+    before, after = lengths
     vision = config.vision_config
     return prompt_positions(
         before,
@@ -71,8 +65,11 @@ QWEN2_5_VL = Family(
     model_type="qwen2_5_vl",
     build_lm=_build_lm,
     build_tower=_build_tower,
-    split_name=_split_name,
+    split_name=qwen_split_name,
     encode=_encode,
+    placeholder="<|video_pad|>",
+    video_token="<|video_pad|>",
+    video_text=_video_text,
     positions=_positions,
     size_label=_size_label,
     vision_tokens=("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),

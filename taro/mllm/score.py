@@ -16,10 +16,10 @@ import torch
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint as recompute
 
-from taro.mllm.decoder import hidden_states, masked
+from taro.mllm.decoder import Deepstack, hidden_states, masked
 from taro.mllm.policy import Policy, Prompt
 
-__all__ = ["embed_prompt", "packed_mask", "packed_positions", "score", "token_logprobs"]
+__all__ = ["embed_prompt", "packed_mask", "packed_positions", "prompt_deepstack", "score", "token_logprobs"]
 
 TOKENS_AT_ONCE = 2048
 """bounds the fp32 logits [tokens, V] that exist at a time"""
@@ -61,7 +61,8 @@ def _score_group(
     P = len(prompt.ids_P)
     positions = packed_positions(prompt, G, R).to(device)[:, None]
     attend = masked(packed_mask(P, G, R, device)[None, None])
-    hidden = hidden_states(policy.lm, embeds, positions, attend, checkpoint=checkpoint)[0]
+    deepstack = prompt_deepstack(prompt)
+    hidden = hidden_states(policy.lm, embeds, positions, attend, checkpoint=checkpoint, deepstack=deepstack)[0]
     before = hidden[P - 1 : P].expand(G, 1, -1)  # predicts the first token of every response
     hidden_GRD = torch.cat([before, hidden[P:].view(G, R, -1)[:, :-1]], dim=1)
     logprobs = hidden.new_zeros((G, full_R), dtype=torch.float32)
@@ -72,10 +73,15 @@ def _score_group(
 def embed_prompt(policy: Policy, prompt: Prompt) -> torch.Tensor:
     """[P, D] embeddings of the prompt; the video's tokens are its features, placed by prompt position, never by
     token id (a response may not, but a hostile checkpoint could, hold the placeholder)."""
-    embeds = policy.lm.embed_tokens(prompt.ids_P.to(policy.device))
+    embeds: torch.Tensor = policy.lm.embed_tokens(prompt.ids_P.to(policy.device))
     features = prompt.features.main_SND.to(device=embeds.device, dtype=embeds.dtype).flatten(0, 1)
-    start = prompt.video_start
-    return torch.cat([embeds[:start], features, embeds[start + len(features) :]])
+    return embeds.index_copy(0, prompt.places_M.to(embeds.device), features)
+
+
+def prompt_deepstack(prompt: Prompt) -> Deepstack | None:
+    """The further levels of the prompt's video at its tokens; None where the family has none."""
+    levels = prompt.features.deepstack_LSND
+    return Deepstack(prompt.places_M, tuple(level.flatten(0, 1) for level in levels)) if levels else None
 
 
 def packed_positions(prompt: Prompt, G: int, R: int) -> torch.Tensor:

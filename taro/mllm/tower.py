@@ -1,4 +1,4 @@
-"""The Qwen2.5-VL vision tower over many temporal patches at once.
+"""The Qwen2.5-VL vision tower over many temporal patches at once, and the parts that other Qwen towers share with it.
 
 The stock forward calls attention once per window and per temporal patch, in a Python loop. In this tower a temporal
 patch is encoded on its own, so all S of them share one window layout: tokens are laid out as the stock tower lays
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["encode_patches"]
+__all__ = ["Layout", "axial_rotary", "encode_patches", "patch_attention", "patch_layout"]
 
 
 def encode_patches(visual: Any, pixels_SPC: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
@@ -29,22 +29,22 @@ def encode_patches(visual: Any, pixels_SPC: torch.Tensor, grid_hw: tuple[int, in
     S, P, _ = pixels_SPC.shape
     merge = visual.spatial_merge_size
     side = visual.window_size // merge // visual.patch_size
-    layout = _layout(*grid_hw, merge, side)
+    layout = patch_layout(*grid_hw, merge, side)
     device = pixels_SPC.device
     order_P = torch.tensor(layout.order, device=device)
     x = visual.patch_embed(pixels_SPC.reshape(S * P, -1)).view(S, P, -1)[:, order_P]
-    cos, sin = _rotary(visual, layout, device)
+    cos, sin = axial_rotary(visual, layout, device)
     windows = [torch.tensor(index, device=device) for index in layout.windows]
     whole = [torch.arange(P, device=device)[None]]
     for number, block in enumerate(visual.blocks):
         full = number in visual.fullatt_block_indexes
-        x = x + _attention(block.attn, block.norm1(x), cos, sin, whole if full else windows)
+        x = x + patch_attention(block.attn, block.norm1(x), cos, sin, whole if full else windows)
         x = x + block.mlp(block.norm2(x))
     merged: torch.Tensor = visual.merger(x.reshape(S * P, -1)).view(S, P // merge**2, -1)
     return merged[:, torch.tensor(layout.restore, device=device)]
 
 
-class _Layout:
+class Layout:
     """Window order of one temporal patch: `order` [P] patches, `windows` per window size [count, size] places in that
     order, `restore` [N] merged cells back to raster order, `rows` and `cols` of the ordered patches."""
 
@@ -70,11 +70,13 @@ class _Layout:
 
 
 @lru_cache(maxsize=64)
-def _layout(h: int, w: int, merge: int, side: int) -> _Layout:
-    return _Layout(h, w, merge, side)
+def patch_layout(h: int, w: int, merge: int, side: int) -> Layout:
+    """The layout of a temporal patch of h x w patches under windows of `side` merged cells; a side no smaller than the
+    frame's gives one window, in which the order is the pixels' own."""
+    return Layout(h, w, merge, side)
 
 
-def _rotary(visual: Any, layout: _Layout, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def axial_rotary(visual: Any, layout: Layout, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin [P, head width] of the ordered patches: half the width turns with the row, half with the column."""
     inverse = visual.rotary_pos_emb.inv_freq.to(device=device, dtype=torch.float32)
     places_P2 = torch.tensor([*zip(layout.rows.tolist(), layout.cols.tolist(), strict=True)], device=device)
@@ -83,9 +85,10 @@ def _rotary(visual: Any, layout: _Layout, device: torch.device) -> tuple[torch.T
     return angles.cos(), angles.sin()
 
 
-def _attention(
+def patch_attention(
     attn: Any, x_SPD: torch.Tensor, cos_Pd: torch.Tensor, sin_Pd: torch.Tensor, groups: list[torch.Tensor]
 ) -> torch.Tensor:
+    """Attention of a stock vision block inside each group of places ([count, size] a size), for all S at once."""
     S, P, _ = x_SPD.shape
     q, k, v = attn.qkv(x_SPD).view(S, P, 3, attn.num_heads, -1).unbind(2)
     q, k = _rotate(q, cos_Pd, sin_Pd), _rotate(k, cos_Pd, sin_Pd)

@@ -1,4 +1,5 @@
-"""Every numerical shortcut of taro.mllm against the plain computation it replaces, on stock transformers classes."""
+"""Every numerical shortcut of taro.mllm against the plain computation it replaces, on stock transformers classes, for
+every registered family: these are the checks that a new family must pass (docs/families.md)."""
 
 from __future__ import annotations
 
@@ -12,19 +13,21 @@ from taro.draws import uniforms
 from taro.features import FrameSampling, VideoFeatures
 from taro.mllm import Decoding, Policy, Prompt, export_checkpoint, generate, load_policy, score
 from taro.mllm.decoder import causal, hidden_states
+from taro.mllm.family import families
+from taro.mllm.folder import pixel_settings
 from taro.mllm.pixels import normalise, resize_frames, to_patches
 from taro.mllm.positions import video_positions
-from taro.mllm.score import embed_prompt
-from tests.helpers_models import tiny_qwen2_5_vl
+from taro.mllm.score import embed_prompt, prompt_deepstack
+from tests.helpers_models import TINY
 
 SAMPLING = FrameSampling()
 CASES = [(8, 120, 150, 4.0), (4, 56, 56, 2.0), (12, 84, 84, 7.3), (6, 200, 70, 30.0)]
 """frames, height, width, duration in seconds: several grids and rates"""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen2_5_vl(tmp_path_factory.mktemp("tiny"))
+@pytest.fixture(scope="module", params=sorted(families()))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return TINY[request.param](tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,11 @@ def processor(folder: Path):
     from transformers import AutoProcessor
 
     return AutoProcessor.from_pretrained(folder)
+
+
+def test_every_registered_family_is_checked_here() -> None:
+    assert set(TINY) == set(families())
+    assert all(family.name == family.model_type == key for key, family in families().items())
 
 
 def make_frames(T: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -77,14 +85,14 @@ def test_prompt_ids_and_patches_equal_the_stock_processor(policy: Policy, proces
     inputs = stock_inputs(processor, frames, case[3], text)
     assert inputs["input_ids"][0].tolist() == prompt.ids_P.tolist()
     assert tuple(inputs["video_grid_thw"][0].tolist()) == prompt.features.grid_thw
-    assert float(inputs["second_per_grid_ts"][0]) == pytest.approx(prompt.features.seconds_per_patch, rel=1e-6)
-    grid = prompt.features.grid_thw
+    if "second_per_grid_ts" in inputs:
+        assert float(inputs["second_per_grid_ts"][0]) == pytest.approx(prompt.features.seconds_per_patch, rel=1e-6)
+    assert prompt.places_M.tolist() == (prompt.ids_P == processor.video_token_id).nonzero()[:, 0].tolist()
+    _, h, w = prompt.features.grid_thw
+    pixels = pixel_settings(policy.folder)
+    resized = torch.from_numpy(resize_frames(frames, (h * pixels.patch_size, w * pixels.patch_size)))
     mine = to_patches(
-        normalise(
-            torch.from_numpy(resize_frames(frames, (grid[1] * 14, grid[2] * 14))),
-            mean=tuple(processor.video_processor.image_mean),
-            std=tuple(processor.video_processor.image_std),
-        )
+        normalise(resized, mean=pixels.mean, std=pixels.std), patch_size=pixels.patch_size, merge=pixels.merge
     )
     torch.testing.assert_close(mine.flatten(0, 1), inputs["pixel_values_videos"], atol=2e-5, rtol=0)
 
@@ -100,11 +108,35 @@ def test_cached_features_give_the_logits_of_pixels_through_the_stock_model(polic
             video_grid_thw=inputs["video_grid_thw"],
             position_ids=prompt.positions_3P[:, None],
         ).logits[0]
-        embeds = embed_prompt(policy, prompt)[None]
-        hidden = hidden_states(policy.lm, embeds, prompt.positions_3P[:, None], causal)
-        cached = policy.head(hidden)[0]
+        cached = cached_logits(policy, prompt)
     assert float(plain.std()) > 0.1
     torch.testing.assert_close(cached, plain, atol=1e-5, rtol=0)
+
+
+def cached_logits(policy: Policy, prompt: Prompt) -> torch.Tensor:
+    embeds = embed_prompt(policy, prompt)[None]
+    deepstack = prompt_deepstack(prompt)
+    hidden = hidden_states(policy.lm, embeds, prompt.positions_3P[:, None], causal, deepstack=deepstack)
+    return policy.head(hidden)[0]
+
+
+def test_disrupted_features_give_the_logits_of_disrupted_pixels(policy: Policy, stock, processor) -> None:
+    """Content moves, time does not: the stock model over moved pixels, at the undisturbed video's ids and positions."""
+    order = np.array([2, 0, 3, 1])
+    prompt, frames = make_prompt(policy, CASES[0], "when?")
+    moved = frames.reshape(4, 2, *frames.shape[1:])[order].reshape(frames.shape)
+    inputs = stock_inputs(processor, moved, CASES[0][3], "when?")
+    with torch.no_grad():
+        plain = stock(
+            input_ids=prompt.ids_P[None],
+            pixel_values_videos=inputs["pixel_values_videos"],
+            video_grid_thw=inputs["video_grid_thw"],
+            position_ids=prompt.positions_3P[:, None],
+        ).logits[0]
+        cached = cached_logits(policy, prompt.with_features(prompt.features.permuted(order)))
+        undisturbed = cached_logits(policy, prompt)
+    torch.testing.assert_close(cached, plain, atol=1e-5, rtol=0)
+    assert float((cached - undisturbed).abs().max()) > 0.01
 
 
 def test_tower_over_many_patches_equals_the_stock_tower(policy: Policy, stock, processor) -> None:
@@ -112,9 +144,13 @@ def test_tower_over_many_patches_equals_the_stock_tower(policy: Policy, stock, p
         frames = make_frames(T, height, width, seed=1)
         inputs = stock_inputs(processor, frames, duration_s, "x")
         with torch.no_grad():
-            plain = stock.model.visual(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"]).pooler_output
+            plain = stock.model.visual(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"])
         mine = policy.encode(frames, np.arange(T) * 1.0, SAMPLING, duration_s=duration_s)
-        torch.testing.assert_close(mine.main_SND.flatten(0, 1), plain, atol=1e-5, rtol=0)
+        torch.testing.assert_close(mine.main_SND.flatten(0, 1), plain.pooler_output, atol=1e-5, rtol=0)
+        levels = getattr(plain, "deepstack_features", None) or []
+        assert len(levels) == len(mine.deepstack_LSND)
+        for level, wanted in zip(mine.deepstack_LSND, levels, strict=True):
+            torch.testing.assert_close(level.flatten(0, 1), wanted, atol=1e-5, rtol=0)
 
 
 def test_permuting_patches_in_pixels_equals_permuting_features(policy: Policy) -> None:
@@ -125,6 +161,8 @@ def test_permuting_patches_in_pixels_equals_permuting_features(policy: Policy) -
     plain = policy.encode(moved, times, SAMPLING, duration_s=6.0)
     cached = policy.encode(frames, times, SAMPLING, duration_s=6.0).permuted(order)
     assert torch.equal(plain.main_SND, cached.main_SND)
+    for a, b in zip(plain.deepstack_LSND, cached.deepstack_LSND, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_positions_of_the_released_models() -> None:
@@ -149,7 +187,8 @@ def full_row_logprobs(policy: Policy, prompt: Prompt, ids_R: torch.Tensor) -> to
     tail = torch.arange(prompt.next_position, prompt.next_position + R).expand(3, R)
     positions = torch.cat([prompt.positions_3P, tail], 1)[:, None]
     embeds = torch.cat([embed_prompt(policy, prompt), policy.lm.embed_tokens(ids_R)])[None]
-    hidden = hidden_states(policy.lm, embeds, positions, causal)[0, len(prompt.ids_P) - 1 : -1]
+    deepstack = prompt_deepstack(prompt)
+    hidden = hidden_states(policy.lm, embeds, positions, causal, deepstack=deepstack)[0, len(prompt.ids_P) - 1 : -1]
     logits = policy.head(hidden).float().masked_fill(policy.banned_V, float("-inf"))
     return torch.log_softmax(logits, -1).gather(-1, ids_R[:, None])[:, 0]
 
@@ -258,8 +297,10 @@ def test_a_policy_without_tower_holds_none_of_it(folder: Path) -> None:
     assert lean.tower is None and not any("visual" in name for name, _ in lean.named_parameters())
 
 
-def test_features_move_to_where_they_are_told(policy: Policy) -> None:
-    features = VideoFeatures(torch.arange(12.0).view(3, 2, 2), np.arange(3.0), (3, 2, 4), 1.0)
+def test_features_move_to_where_they_are_told() -> None:
+    main = torch.arange(12.0).view(3, 2, 2)
+    features = VideoFeatures(main, np.arange(3.0), (3, 2, 4), 1.0, (main + 100, main + 200))
     moved = features.permuted(np.array([2, 0, 1]))
     assert moved.main_SND[:, 0, 0].tolist() == [8.0, 0.0, 4.0]
+    assert [level[:, 0, 0].tolist() for level in moved.deepstack_LSND] == [[108, 100, 104], [208, 200, 204]]
     assert moved.times_S.tolist() == [0.0, 1.0, 2.0]
