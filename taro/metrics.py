@@ -1,75 +1,50 @@
 """What a set of predictions is worth: R1@m, mIoU, trivial baselines, intervals, under a named protocol.
 
-Conventions differ between evaluations by more than methods do (docs/annotations.md has the table), so a score never
+Conventions differ between evaluations by more than methods do (docs/protocols.md has the table), so a score never
 travels without the name of its protocol, two baselines that looked at no video, a 95 % interval and the number of
 queries that were not answered. An unanswered query is a miss; it never leaves the denominator.
 
-The interval is a bootstrap over videos, not queries: queries of one video share its frames and are no independent
-draws. The best constant window is searched on the same queries that it is scored on, on a grid of 1/20 of the
+The best constant window is searched on the same queries that it is scored on, on a grid of 1/20 of the
 duration, so it is an upper bound for answers that ignore the video.
 
-Left out: mAP and highlight detection, and the protocols that need ranked predictions.
+Left out: mAP and highlight detection, which need ranked predictions (`taro.metrics_ranked`), and comparing two systems
+(`taro.metrics_compare`).
 Legend: Q queries, V videos, M metrics (mIoU, then R1 at each threshold).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from taro.draws import rng
-from taro.errors import AnnotationError, ConfigError
+from taro.errors import AnnotationError
+from taro.metrics_bootstrap import percentiles_M
+from taro.metrics_breakdown import Breakdown, breakdown, breakdown_table
+from taro.metrics_protocols import METRICS, PROTOCOLS, THRESHOLDS, Protocol, protocol_named
 from taro.moment import Moment, best_iou
 from taro.prompts import Reasoning, parse_reasoning, reasoning_stats
 
-__all__ = ["PROTOCOLS", "THRESHOLDS", "Prediction", "Protocol", "Scores", "evaluate_predictions", "first_span_hit"]
+__all__ = [
+    "METRICS",
+    "PROTOCOLS",
+    "THRESHOLDS",
+    "Prediction",
+    "Protocol",
+    "Scores",
+    "evaluate_predictions",
+    "first_span_hit",
+    "query_hits",
+]
 
-THRESHOLDS = (0.3, 0.5, 0.7)
-METRICS = ("miou", *(f"r1@{threshold}" for threshold in THRESHOLDS))
-RESAMPLES = 1000
 GRID = 20
 FIRST_SPAN_IOU = 0.5
 LISTED = 10
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How an IoU becomes a score. `strict`: a threshold must be exceeded, not reached; `truth`: which ground-truth
-    window counts; `clip`: ground truth is limited to the video first. How answers are read is the entry of the same
-    name in `taro.prompts.ANSWER_PARSERS`."""
-
-    name: str
-    strict: bool
-    truth: Literal["best", "first"]
-    clip: bool
-
-    def truths(self, windows: Sequence[Moment], duration_s: float | None) -> tuple[Moment, ...]:
-        """The windows that a prediction is compared with."""
-        kept = tuple(windows) if self.truth == "best" else tuple(windows[:1])
-        return tuple(w.clip(duration_s) for w in kept) if self.clip and duration_s is not None else kept
-
-    def hits_QM(self, ious_Q: Floats) -> Floats:
-        """[Q, M]: the IoU itself, then 1 where it passes each threshold."""
-        passes = [ious_Q > t if self.strict else ious_Q >= t for t in THRESHOLDS]
-        return np.stack([ious_Q, *(np.asarray(p, dtype=np.float64) for p in passes)], axis=1)
-
-
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol("taro", strict=False, truth="best", clip=True),
-        Protocol("time-r1", strict=True, truth="first", clip=False),
-        Protocol("taro-official", strict=False, truth="best", clip=False),
-        Protocol("timelens", strict=False, truth="first", clip=False),
-    )
-}
-"""Protocols by name; the names are those of `taro.prompts.ANSWER_PARSERS`."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +66,8 @@ class Prediction:
 class Scores:
     """Scores in [0, 1] of `queries` queries over `videos` videos. `intervals`: 95 %, None below two videos;
     `answered`: the same metrics over the queries that have a response, to compare with evaluations that drop the rest;
-    `timestamps`, `first_span`: shares of the responses, None where no response has a reasoning."""
+    `timestamps`, `first_span`: shares of the responses, None where no response has a reasoning; `breakdown`: by the
+    length and the place of the ground truth."""
 
     protocol: str
     queries: int
@@ -105,6 +81,7 @@ class Scores:
     first_span: float | None
     baselines: dict[str, dict[str, float]]
     constant_window: tuple[float, float] | None
+    breakdown: Breakdown = field(default_factory=dict)
 
     @property
     def miou(self) -> float:
@@ -133,6 +110,7 @@ class Scores:
             "first_span": self.first_span,
             "baselines": self.baselines,
             "constant_window": list(self.constant_window) if self.constant_window else None,
+            "breakdown": self.breakdown,
         }
 
     def table(self) -> str:
@@ -148,6 +126,10 @@ class Scores:
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
         lines.insert(0, f"protocol {self.protocol}: {self.queries} queries of {self.videos} videos, percent")
         return "\n".join(lines + self._notes())
+
+    def breakdown_table(self) -> str:
+        """Plain text, percents: the metrics by length and by place of what is sought."""
+        return breakdown_table(self.breakdown)
 
     def _notes(self) -> list[str]:
         notes = [
@@ -176,28 +158,23 @@ def evaluate_predictions(
     >>> evaluate_predictions([p], protocol="time-r1").r1
     {0.3: 1.0, 0.5: 0.0, 0.7: 0.0}
     """
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f"{protocol}: no such evaluation protocol; expected one of: {', '.join(PROTOCOLS)}")
+    rules = protocol_named(protocol)
     if not predictions:
         raise AnnotationError(
             "nothing to evaluate: expected at least one query, got none; check the split and the file"
         )
-    rules = PROTOCOLS[protocol]
     truths = [rules.truths(p.windows, p.duration_s) for p in predictions]
-    ious = [
-        best_iou(p.predicted, t) if p.predicted is not None else 0.0 for p, t in zip(predictions, truths, strict=True)
-    ]
-    hits_QM = rules.hits_QM(np.array(ious))
+    hits_QM = query_hits(predictions, protocol=protocol)
+    videos_Q = [p.video for p in predictions]
     responded = [not p.missing for p in predictions]
-    videos = list(dict.fromkeys(p.video for p in predictions))
     timestamps, first_span = _reasoning_shares(predictions)
     baselines, constant = _baselines(predictions, truths, rules)
     return Scores(
         protocol=protocol,
         queries=len(predictions),
-        videos=len(videos),
+        videos=len(set(videos_Q)),
         metrics=_means(hits_QM),
-        intervals=_intervals(hits_QM, [p.video for p in predictions], bootstrap_seed),
+        intervals=dict(zip(METRICS, percentiles_M(hits_QM, videos_Q, bootstrap_seed), strict=True)),
         answered=_means(hits_QM[responded]) if any(responded) else {},
         missing=tuple(p.query_id for p in predictions if p.missing),
         unparsable=tuple(p.query_id for p in predictions if p.predicted is None and not p.missing),
@@ -205,7 +182,15 @@ def evaluate_predictions(
         first_span=first_span,
         baselines=baselines,
         constant_window=constant,
+        breakdown=breakdown(hits_QM, [p.windows for p in predictions], [p.duration_s for p in predictions]),
     )
+
+
+def query_hits(predictions: Sequence[Prediction], *, protocol: str = "taro") -> Floats:
+    """[Q, M]: what each query is worth by itself; the scores are the means."""
+    rules = protocol_named(protocol)
+    ious = [rules.iou(p.predicted, rules.truths(p.windows, p.duration_s)) for p in predictions]
+    return rules.hits_QM(np.array(ious))
 
 
 def first_span_hit(reasoning: Reasoning, windows: Sequence[Moment]) -> bool:
@@ -234,22 +219,6 @@ def _stats(reasoning: str) -> Reasoning:
     return parse_reasoning(reasoning) if "<think>" in reasoning else reasoning_stats(reasoning)
 
 
-def _intervals(hits_QM: Floats, videos: list[str], seed: int) -> dict[str, tuple[float, float] | None]:
-    """Percentile bootstrap over videos: draw V videos with replacement, keep all their queries, take the mean."""
-    _, video_Q = np.unique(np.array(videos), return_inverse=True)
-    count_V = np.bincount(video_Q).astype(np.float64)
-    if len(count_V) < 2:
-        return dict.fromkeys(METRICS)
-    sums_VM = np.stack([np.bincount(video_Q, weights=column) for column in hits_QM.T], axis=1)
-    generator = rng("bootstrap", seed)
-    means = []
-    for _ in range(RESAMPLES):
-        times_V = np.bincount(generator.integers(len(count_V), size=len(count_V)), minlength=len(count_V))
-        means.append((times_V @ sums_VM) / (times_V @ count_V))
-    low_M, high_M = np.percentile(np.array(means), [2.5, 97.5], axis=0)
-    return {name: (float(low_M[i]), float(high_M[i])) for i, name in enumerate(METRICS)}
-
-
 def _baselines(
     predictions: Sequence[Prediction], truths: Sequence[tuple[Moment, ...]], rules: Protocol
 ) -> tuple[dict[str, dict[str, float]], tuple[float, float] | None]:
@@ -259,7 +228,7 @@ def _baselines(
         return {}, None
     duration_Q = np.array(durations)
     ends = [(i / GRID, j / GRID) for i in range(GRID) for j in range(i + 1, GRID + 1)]
-    ious = [_constant_ious(a * duration_Q, b * duration_Q, truths) for a, b in ends]
+    ious = [rules.constant_ious(a * duration_Q, b * duration_Q, truths) for a, b in ends]
     best = int(np.argmax([iou_Q.mean() for iou_Q in ious]))
     whole = ends.index((0.0, 1.0))
     scores = {
@@ -267,21 +236,6 @@ def _baselines(
         "best constant window": _means(rules.hits_QM(ious[best])),
     }
     return scores, ends[best]
-
-
-def _constant_ious(start_Q: Floats, end_Q: Floats, truths: Sequence[tuple[Moment, ...]]) -> Floats:
-    """Best IoU of one predicted window a query; the formula of `taro.moment.iou` over arrays."""
-    counts_Q = [len(windows) for windows in truths]
-    query = np.repeat(np.arange(len(truths)), counts_Q)
-    true_start = np.array([w.start_s for windows in truths for w in windows])
-    true_end = np.array([w.end_s for windows in truths for w in windows])
-    hull = np.maximum(end_Q[query], true_end) - np.minimum(start_Q[query], true_start)
-    overlap = np.minimum(end_Q[query], true_end) - np.maximum(start_Q[query], true_start)
-    ious = np.where(hull > 0, np.maximum(overlap, 0.0) / np.where(hull > 0, hull, 1.0), 0.0)
-    ious = np.where(true_end < true_start, 0.0, ious)
-    best_Q = np.zeros(len(truths))
-    np.maximum.at(best_Q, query, ious)
-    return best_Q
 
 
 def _interval_text(ends: tuple[float, float] | None) -> str:

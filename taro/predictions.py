@@ -3,63 +3,91 @@
 A line is `{"query_id": ID, "text": RESPONSE}` (the whole response of a model, read as the protocol reads it) or
 `{"query_id": ID, "predicted": [start, end]}` in seconds (null: no answer). Where both stand in a line the text counts:
 how it is read is the protocol's business, so one file can be scored under several. `qid` is taken for `query_id`; where
-neither is given `video` and `query` name the query; `reasoning` may stand beside `predicted`. The queries of the
-annotations are the denominator: one that the file does not answer is a miss, and is listed.
+neither is given `video` and `query` name the query; `reasoning` may stand beside `predicted`. A line in the form of
+Moment-DETR (`qid`, `pred_relevant_windows` [[s, e, score], ...], `pred_saliency_scores`) is read too: its best window
+answers under every protocol, all of it under `moment-detr`. The queries of the annotations are the denominator: one
+that the file does not answer is a miss, and is listed.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from taro.annotations import AnnotationRow, LintReport, import_annotations
-from taro.annotations.reading import LineReader
-from taro.errors import AnnotationError, ConfigError
-from taro.metrics import PROTOCOLS, Prediction, Scores, evaluate_predictions
+from taro.annotations.reading import LineReader, parse_json
+from taro.errors import AnnotationError
+from taro.metrics import Prediction, Scores, evaluate_predictions
+from taro.metrics_compare import Comparison, compare_predictions
+from taro.metrics_protocols import protocol_named
+from taro.metrics_ranked import RankedPrediction, RankedScores, evaluate_ranked
 from taro.moment import Moment
 from taro.prompts import normalise_query, parse_answer, parse_reasoning
 
-__all__ = ["FileEvaluation", "Response", "evaluate_file", "join_responses", "read_responses"]
+__all__ = ["FileComparison", "FileEvaluation", "Response", "compare_files", "evaluate_file", "join_ranked",
+           "join_responses", "read_responses"]  # fmt: skip
 
 SHOWN = 5
+MAX_RANKED = 1_000
+MAX_CLIPS = 100_000
 
 
 @dataclass(frozen=True)
 class Response:
-    """A line of a predictions file. `name` is what it says it answers: ("id", query id) or ("query", video, query)."""
+    """A line of a predictions file. `name` is what it says it answers: ("id", query id) or ("query", video, query);
+    `ranked` and `clip_scores`: of a line in the form of Moment-DETR, None elsewhere."""
 
     line: int
     name: tuple[str, ...]
     predicted: Moment | None
     reasoning: str | None
+    ranked: tuple[tuple[Moment, float], ...] | None = None
+    clip_scores: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class FileEvaluation:
     """Scores of a predictions file, the report on the annotations it was held against, and the names of responses
-    that answer no query of them."""
+    that answer no query of them. `ranked`: mAP and highlights, where the file and the protocol are of that kind."""
 
     scores: Scores
     lint: LintReport
     unknown: tuple[str, ...]
+    ranked: RankedScores | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the scores, `unknown` ids and the counts of the annotations."""
-        return self.scores.as_dict() | {"unknown_ids": list(self.unknown), "annotations": self.lint.counts}
+        scores = self.ranked or self.scores
+        return scores.as_dict() | {"unknown_ids": list(self.unknown), "annotations": self.lint.counts}
 
     def table(self) -> str:
         """Plain text: the table of the scores, then what did not fit together."""
         counts = self.lint.counts
         parts = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("kept", "repaired", "dropped"))
-        lines = [self.scores.table(), f"annotations: {counts['lines']:,} lines, {parts}"]
+        lines = [(self.ranked or self.scores).table(), f"annotations: {counts['lines']:,} lines, {parts}"]
         if self.unknown:
             shown = ", ".join(self.unknown[:SHOWN]) + (", ..." if len(self.unknown) > SHOWN else "")
             lines.append(f"{len(self.unknown):,} predictions answer no query of these annotations: {shown}")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class FileComparison:
+    """Two predictions files on the same queries."""
+
+    comparison: Comparison
+    lint: LintReport
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the comparison and the counts of the annotations."""
+        return self.comparison.as_dict() | {"annotations": self.lint.counts}
+
+    def table(self) -> str:
+        """Plain text."""
+        return self.comparison.table()
 
 
 def evaluate_file(
@@ -71,23 +99,63 @@ def evaluate_file(
     lengths: Path | None = None,
     protocol: str = "taro",
     bootstrap_seed: int = 0,
+    columns: Mapping[str, str] | None = None,
 ) -> FileEvaluation:
-    """Scores a predictions file against annotations; `split` limits both to the rows of that split."""
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f"{protocol}: no such evaluation protocol; expected one of: {', '.join(PROTOCOLS)}")
-    lint = import_annotations(annotations, dataset=dataset, split=split or "test", lengths=lengths)
+    """Scores a predictions file against annotations; `split` limits both to the rows of that split. `columns`: of the
+    format hf."""
+    protocol_named(protocol)
+    lint, rows = _queries(annotations, dataset=dataset, split=split, lengths=lengths, columns=columns)
+    responses = read_responses(predictions, protocol=protocol)
+    joined, unknown = _joined(responses, rows, predictions, annotations)
+    ranked = None
+    if protocol == "moment-detr" and any(response.ranked is not None for response in responses):
+        ranked = evaluate_ranked(join_ranked(responses, rows), bootstrap_seed=bootstrap_seed)
+        return FileEvaluation(ranked.top, lint, unknown, ranked)
+    return FileEvaluation(evaluate_predictions(joined, protocol=protocol, bootstrap_seed=bootstrap_seed), lint, unknown)
+
+
+def compare_files(
+    a: str | Path,
+    b: str | Path,
+    *,
+    dataset: str,
+    annotations: str | Path,
+    split: str | None = None,
+    lengths: Path | None = None,
+    protocol: str = "taro",
+    bootstrap_seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+) -> FileComparison:
+    """Compares two predictions files on the queries of the annotations, with a paired bootstrap; queries that a file
+    does not answer are misses of that file."""
+    protocol_named(protocol)
+    lint, rows = _queries(annotations, dataset=dataset, split=split, lengths=lengths, columns=columns)
+    sides = [_joined(read_responses(path, protocol=protocol), rows, path, annotations)[0] for path in (a, b)]
+    return FileComparison(compare_predictions(*sides, protocol=protocol, bootstrap_seed=bootstrap_seed), lint)
+
+
+def _queries(
+    annotations: str | Path, *, dataset: str, split: str | None, lengths: Path | None, columns: Mapping[str, str] | None
+) -> tuple[LintReport, list[AnnotationRow]]:
+    lint = import_annotations(annotations, dataset=dataset, split=split or "test", lengths=lengths, columns=columns)
     rows = [row for row in lint.rows if split is None or row.split == split]
     if not rows:
         raise AnnotationError(
             f"{annotations}: expected queries{f' of split {split}' if split else ''}, got none usable"
         )
-    joined, unknown = join_responses(read_responses(predictions, protocol=protocol), rows)
+    return lint, rows
+
+
+def _joined(
+    responses: Sequence[Response], rows: Sequence[AnnotationRow], predictions: str | Path, annotations: str | Path
+) -> tuple[list[Prediction], tuple[str, ...]]:
+    joined, unknown = join_responses(responses, rows)
     if len(unknown) and all(p.missing for p in joined):
         raise AnnotationError(
             f"{predictions}: none of its {len(unknown):,} predictions answers a query of {annotations}; expected ids "
             f"such as {rows[0].row_id}, got {unknown[0]}; check that both are of the same dataset and split"
         )
-    return FileEvaluation(evaluate_predictions(joined, protocol=protocol, bootstrap_seed=bootstrap_seed), lint, unknown)
+    return joined, unknown
 
 
 def read_responses(path: str | Path, *, protocol: str = "taro") -> list[Response]:
@@ -113,49 +181,100 @@ def join_responses(
 ) -> tuple[list[Prediction], tuple[str, ...]]:
     """One prediction a row, in the order of the rows (missing where nothing answers it), and the unknown names. An
     answer named by video and query serves every row with that video and that query."""
+    found, unknown = _answers(responses, rows)
+    return [_prediction(row, response) for row, response in zip(rows, found, strict=True)], unknown
+
+
+def join_ranked(responses: Sequence[Response], rows: Sequence[AnnotationRow]) -> list[RankedPrediction]:
+    """The same with all windows of each response, and its numbers for clips; an answer without a score is a list of
+    one."""
+    found, _ = _answers(responses, rows)
+    ranked = []
+    for row, response in zip(rows, found, strict=True):
+        windows = response.ranked if response else None
+        if windows is None:
+            windows = ((response.predicted, 1.0),) if response and response.predicted else ()
+        clip_scores = response.clip_scores if response else None
+        ranked.append(RankedPrediction(_prediction(row, response), windows, clip_scores, row.saliency))
+    return ranked
+
+
+def _answers(
+    responses: Sequence[Response], rows: Sequence[AnnotationRow]
+) -> tuple[list[Response | None], tuple[str, ...]]:
     by_name = {response.name: response for response in responses}
     used: set[tuple[str, ...]] = set()
-    predictions = []
+    found: list[Response | None] = []
     for row in rows:
         names = [("id", row.row_id), ("query", row.video, normalise_query(row.query))]
         name = next((name for name in names if name in by_name), None)
-        response = by_name[name] if name is not None else None
+        found.append(by_name[name] if name is not None else None)
         if name is not None:
             used.add(name)
-        predictions.append(
-            Prediction(
-                query_id=row.row_id,
-                video=row.video,
-                predicted=response.predicted if response else None,
-                windows=row.windows,
-                duration_s=row.duration_s,
-                reasoning=response.reasoning if response else None,
-                missing=response is None,
-            )
-        )
-    return predictions, tuple(" ".join(r.name[1:]) for r in responses if r.name not in used)
+    return found, tuple(" ".join(r.name[1:]) for r in responses if r.name not in used)
+
+
+def _prediction(row: AnnotationRow, response: Response | None) -> Prediction:
+    return Prediction(
+        query_id=row.row_id,
+        video=row.video,
+        predicted=response.predicted if response else None,
+        windows=row.windows,
+        duration_s=row.duration_s,
+        reasoning=response.reasoning if response else None,
+        missing=response is None,
+    )
 
 
 def _response(number: int, text: str, where: str, protocol: str) -> Response:
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(text)
+    except ValueError as error:
         raise AnnotationError(f"{where}: expected a JSON object, got: {error}") from None
     if not isinstance(data, dict):
         raise AnnotationError(f"{where}: expected a JSON object, got a {type(data).__name__}")
     name = _name(data, where)
     reasoning = data.get("reasoning")
+    ranked = _ranked(data["pred_relevant_windows"], where) if "pred_relevant_windows" in data else None
     if isinstance(data.get("text"), str):
         predicted = parse_answer(data["text"], protocol=protocol)
     elif "predicted" in data:
         predicted = _moment(data["predicted"], where)
+    elif ranked is not None:
+        predicted = max(ranked, key=lambda pair: pair[1])[0] if ranked else None
     else:
         raise AnnotationError(
-            f'{where}: expected "text" (a response) or "predicted" ([start, end] or null), got neither'
+            f'{where}: expected "text" (a response), "predicted" ([start, end] or null) or "pred_relevant_windows", '
+            "got none of them"
         )
     if reasoning is None and isinstance(data.get("text"), str):
         reasoning = parse_reasoning(data["text"]).text
-    return Response(number, name, predicted, reasoning if isinstance(reasoning, str) else None)
+    clip_scores = _clip_scores(data["pred_saliency_scores"], where) if "pred_saliency_scores" in data else None
+    return Response(number, name, predicted, reasoning if isinstance(reasoning, str) else None, ranked, clip_scores)
+
+
+def _ranked(value: Any, where: str) -> tuple[tuple[Moment, float], ...]:
+    """[[start, end, score], ...]; windows without a score keep their order behind each other."""
+    if isinstance(value, list) and len(value) <= MAX_RANKED and all(isinstance(w, list) for w in value):
+        triples = [(*window, -float(rank)) if len(window) == 2 else tuple(window) for rank, window in enumerate(value)]
+        if all(len(triple) == 3 and all(map(_is_number, triple)) for triple in triples):
+            return tuple((Moment(float(s), float(e)), float(score)) for s, e, score in triples)
+    raise AnnotationError(
+        f'{where}: expected "pred_relevant_windows" to be up to {MAX_RANKED:,} [start, end, score], all finite'
+    )
+
+
+def _clip_scores(value: Any, where: str) -> tuple[float, ...]:
+    """One finite number a clip."""
+    if isinstance(value, list) and len(value) <= MAX_CLIPS and all(map(_is_number, value)):
+        return tuple(map(float, value))
+    raise AnnotationError(
+        f'{where}: expected "pred_saliency_scores" to be a list of up to {MAX_CLIPS:,} finite numbers, one a clip'
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
 
 
 def _name(data: dict[str, Any], where: str) -> tuple[str, ...]:

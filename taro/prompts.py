@@ -223,8 +223,10 @@ ANSWER_PARSERS: dict[str, Callable[[str], Moment | None]] = {
     "time-r1": _parse_time_r1,
     "taro-official": _parse_taro_official,
     "timelens": _parse_timelens,
+    "union": _parse_taro,
+    "moment-detr": _parse_taro,
 }
-"""Protocol name -> how it reads a moment from a whole response (table in docs/annotations.md)."""
+"""Protocol name -> how it reads a moment from a whole response (table in docs/protocols.md)."""
 
 
 def parse_answer(text: str, *, protocol: str = "taro") -> Moment | None:

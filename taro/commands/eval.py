@@ -24,10 +24,12 @@ def evaluate(
     videos: Annotated[File, typer.Option(help="Folder of videos to answer instead (with --annotations).")] = None,
     predictions: Annotated[File, typer.Option(help="Predictions file (JSONL) to score instead of a policy.")] = None,
     annotations: Annotated[File, typer.Option(help="Annotations of --videos or --predictions.")] = None,
-    dataset: Annotated[str, typer.Option(help="Format of --annotations: jsonl, charades-sta, sandbox.")] = "jsonl",
+    dataset: Annotated[str, typer.Option(help="Format of --annotations, see docs/annotations.md.")] = "jsonl",
     lengths: Annotated[File, typer.Option(help="CSV of video lengths, where the annotations have none.")] = None,
     split: Annotated[Text, typer.Option(help="Only queries of this split.")] = None,
-    protocol: Annotated[str, typer.Option(help="How answers are read and scored: taro, time-r1, ...")] = "taro",
+    protocol: Annotated[str, typer.Option(help="How answers are read and scored, see docs/protocols.md.")] = "taro",
+    compare: Annotated[File, typer.Option(help="Second predictions file: is it better than --predictions?")] = None,
+    breakdown: Annotated[bool, typer.Option("--breakdown", help="Scores by length and place of the moment.")] = False,
     sampled: Annotated[bool, typer.Option("--sampled", help="Sample at temperature 1 instead of greedy.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Answer this many queries, drawn by --seed.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of --sampled, --limit and the bootstrap.")] = 0,
@@ -47,13 +49,15 @@ def evaluate(
     if shards is None and annotations is None:
         raise typer.BadParameter("--videos and --predictions need --annotations")
     if predictions is not None:
-        _score_file(predictions, annotations, dataset, split, lengths, protocol, seed, as_json)
+        _score_file(predictions, annotations, dataset, split, lengths, protocol, seed, as_json, compare, breakdown)
         return
+    if compare is not None:
+        raise typer.BadParameter("--compare needs --predictions: it compares two predictions files")
     if policy is None:
         raise typer.BadParameter("give --policy, the model that answers")
     how: dict[str, Any] = {
         "split": split, "protocol": protocol, "limit": limit, "seed": seed, "template": template,
-        "no_think": no_think, "batch": batch, "device": device, "out": out, "as_json": as_json,
+        "no_think": no_think, "batch": batch, "device": device, "out": out, "as_json": as_json, "breakdown": breakdown,
         "decoding": {"max_new_tokens": max_new_tokens, "temperature": 1.0 if sampled else 0.0,
                      "repetition_penalty": 1.0 if sampled else repetition_penalty}}
     if shards is not None:
@@ -69,18 +73,25 @@ def evaluate(
 
 
 def _score_file(predictions: Path, annotations: Path | None, dataset: str, split: str | None, lengths: Path | None,
-                protocol: str, seed: int, as_json: bool) -> None:
-    from taro.predictions import evaluate_file
+                protocol: str, seed: int, as_json: bool, compare: Path | None, breakdown: bool) -> None:
+    from taro.predictions import compare_files, evaluate_file
 
     assert annotations is not None
-    found = evaluate_file(predictions, dataset=dataset, annotations=annotations, split=split, lengths=lengths,
-                          protocol=protocol, bootstrap_seed=seed)
+    how: dict[str, Any] = {"dataset": dataset, "annotations": annotations, "split": split, "lengths": lengths,
+                           "protocol": protocol, "bootstrap_seed": seed}
+    if compare is not None:
+        compared = compare_files(predictions, compare, **how)
+        typer.echo(json.dumps(compared.as_dict()) if as_json else compared.table())
+        return
+    found = evaluate_file(predictions, **how)
     typer.echo(json.dumps(found.as_dict()) if as_json else found.table())
+    if breakdown and not as_json:
+        typer.echo(found.scores.breakdown_table())
 
 
 def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, limit: int | None, seed: int,
                   template: str | None, no_think: bool, batch: int, device: str, out: Path | None, as_json: bool,
-                  decoding: dict[str, Any]) -> None:
+                  breakdown: bool, decoding: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -113,3 +124,5 @@ def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, 
         typer.echo(json.dumps({**scores.as_dict(), "decoding": mode}))
     else:
         typer.echo(f"{mode} decoding\n{scores.table()}")
+        if breakdown:
+            typer.echo(scores.breakdown_table())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from taro.cli import main
 from taro.errors import AnnotationError, ConfigError
 from taro.predictions import FileEvaluation, evaluate_file
 
@@ -89,3 +90,22 @@ def test_a_wrong_file_is_one_message(tmp_path: Path, rows: list[Any], message: s
 def test_an_unknown_protocol_is_refused_first(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected one of"):
         evaluated(tmp_path, {"qid": "a", "predicted": [0, 5]}, protocol="best")
+
+
+def test_both_denominators_are_printed(tmp_path: Path) -> None:
+    """The published evaluation leaves unanswered queries out: one of two right answers is 100 % there, 50 % here."""
+    table = evaluated(tmp_path, {"qid": "a", "predicted": [0, 5]}, split="val", protocol="taro-official").table()
+    assert [line.split()[-1] for line in table.splitlines() if line.startswith(("prediction", "answered only"))] == [
+        "50.0", "100.0"
+    ]  # fmt: skip
+
+
+def test_the_command_compares_and_breaks_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluated(tmp_path, {"qid": "a", "predicted": [0, 5]})
+    other = written(tmp_path / "q.jsonl", {"qid": "a", "predicted": [0, 10]}, {"qid": "c", "predicted": [0, 5]})
+    words = ["eval", "--predictions", str(tmp_path / "p.jsonl"), "--annotations", str(tmp_path / "a.jsonl")]
+    for more, shown in [(["--compare", str(other)], "IoU higher with B in 1, equal in 1, lower in 1 queries"),
+                        (["--breakdown"], "short (0, 10] s")]:  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            main([*words, *more])
+        assert (ended.value.code or 0) == 0 and shown in capsys.readouterr().out
