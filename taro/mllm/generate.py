@@ -2,7 +2,9 @@
 
 Each rollout attends to its prompt's prefix and to its own tokens; the two parts share one softmax. Groups whose
 rollouts have all ended leave the batch. Sampling needs one uniform number per token (inverse CDF), handed in, so a
-draw depends on its name alone (taro.draws) and not on the batch, the device or the order of calls.
+draw depends on its name alone (taro.draws) and not on the batch, the device or the order of calls. On a GPU a token's
+forward pass is a CUDA graph, captured anew when prompts leave: hundreds of small kernels cost more to launch than to
+run.
 
 Legend: B prompts, G rollouts, P prefix tokens (padded), R response tokens, K key-value heads, Q queries per key-value
 head, d head width, V vocabulary. Rows are B * G, prompt-major.
@@ -183,6 +185,8 @@ class _Rows:
         _, K, _, d = prefix.keys[0].shape
         shape = (B * G, K, R, d)
         self.own = [(key.new_zeros(shape), key.new_zeros(shape)) for key in prefix.keys]
+        self.slots_R = torch.arange(R, device=device)
+        self.graph: _Graph | None = None
         self.seen = torch.zeros((B * G, policy.head.weight.shape[0]), dtype=torch.bool, device=device)
         for b, prompt in enumerate(prompts):
             self.seen[b * G : (b + 1) * G, prompt.ids_P.to(device)] = True
@@ -190,18 +194,30 @@ class _Rows:
     def step(self, token_N: torch.Tensor, t: int) -> torch.Tensor:
         """Feeds the t-th response tokens; returns their hidden states [N, D]."""
         self.seen.scatter_(1, token_N[:, None], True)
+        if token_N.device.type != "cuda":
+            return self._forward(token_N, torch.tensor([t]), seen=t + 1)
+        if self.graph is None:
+            self.graph = _Graph(self, token_N, t)
+        return self.graph.replay(token_N, t)
+
+    def _forward(self, token_N: torch.Tensor, at_1: torch.Tensor, *, seen: int) -> torch.Tensor:
+        """Hidden states [N, D] of the tokens at place `at_1`; own keys before `seen` are read, later ones masked."""
         embeds = self.policy.lm.embed_tokens(token_N)[:, None]
-        positions = (self.next_N + t)[None, :, None].expand(3, -1, 1)
+        positions = (self.next_N + at_1)[None, :, None].expand(3, -1, 1)
+        later = self.slots_R[:seen] > at_1
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             keys, values = self.own[layer]
-            keys[:, :, t], values[:, :, t] = k[:, :, 0], v[:, :, 0]
-            return self._mix(layer, q[:, :, 0], keys[:, :, : t + 1], values[:, :, : t + 1])
+            keys.index_copy_(2, at_1, k.to(keys.dtype))
+            values.index_copy_(2, at_1, v.to(values.dtype))
+            return self._mix(layer, q[:, :, 0], keys[:, :, :seen], values[:, :, :seen], later)
 
         return hidden_states(self.policy.lm, embeds, positions, attend)[:, 0]
 
-    def _mix(self, layer: int, q_NHd: torch.Tensor, own_k: torch.Tensor, own_v: torch.Tensor) -> torch.Tensor:
-        """One softmax over prefix and own tokens: [N, H, 1, d]."""
+    def _mix(
+        self, layer: int, q_NHd: torch.Tensor, own_k: torch.Tensor, own_v: torch.Tensor, later: torch.Tensor
+    ) -> torch.Tensor:
+        """One softmax over prefix and own tokens, those `later` left out: [N, H, 1, d]."""
         keys, values = self.prefix.keys[layer], self.prefix.values[layer]
         B, K, P, d = keys.shape
         N, H, _ = q_NHd.shape
@@ -210,7 +226,7 @@ class _Rows:
         grouped = q.view(B, self.G, K, Q, d).transpose(1, 2).reshape(B, K, self.G * Q, d)
         shared = (grouped @ keys.transpose(-1, -2)).masked_fill(~self.prefix.valid_BP[:, None, None], float("-inf"))
         shared = shared.view(B, K, self.G, Q, P).transpose(1, 2).reshape(N, K, Q, P)
-        own = q @ own_k.transpose(-1, -2)
+        own = (q @ own_k.transpose(-1, -2)).masked_fill(later, float("-inf"))
         weights = torch.softmax(torch.cat([shared, own], -1).float(), -1).to(q.dtype)
         on_prefix = weights[..., :P].view(B, self.G, K, Q, P).transpose(1, 2).reshape(B, K, self.G * Q, P) @ values
         on_prefix = on_prefix.view(B, K, self.G, Q, d).transpose(1, 2).reshape(N, K, Q, d)
@@ -223,6 +239,7 @@ class _Rows:
             return False
         if not bool(going_B.any()):
             return True
+        self.graph = None
         keep_N = going_B.repeat_interleave(self.G)
         self.rows, self.next_N, self.seen = self.rows[keep_N], self.next_N[keep_N], self.seen[keep_N]
         self.own = [(k[keep_N], v[keep_N]) for k, v in self.own]
@@ -231,3 +248,28 @@ class _Rows:
         prefix.values = [v[going_B] for v in prefix.values]
         prefix.valid_BP = prefix.valid_BP[going_B]
         return False
+
+
+class _Graph:
+    """One token's forward pass of `rows` as a CUDA graph. It lives inside one call of `generate`, and so inside one
+    autocast context: the cast weights that it was captured with stay where they are."""
+
+    def __init__(self, rows: _Rows, token_N: torch.Tensor, t: int) -> None:
+        self.token_N, self.at_1 = token_N.clone(), torch.tensor([t], device=token_N.device)
+        slots = len(rows.slots_R)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries set themselves up in the first passes, which a capture must not see
+            for _ in range(2):
+                rows._forward(self.token_N, self.at_1, seen=slots)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._hidden_ND = rows._forward(self.token_N, self.at_1, seen=slots)
+
+    def replay(self, token_N: torch.Tensor, t: int) -> torch.Tensor:
+        """Hidden states [N, D] after the t-th tokens."""
+        self.token_N.copy_(token_N)
+        self.at_1.fill_(t)
+        self._graph.replay()
+        return self._hidden_ND

@@ -83,3 +83,25 @@ def test_draws_and_tokens_are_those_of_the_cpu_in_fp32(folder: Path) -> None:
         results.append(made.ids_BGR.cpu())
     same = (results[0] == results[1]).all(-1).float().mean()
     assert float(same) >= 0.75, f"{float(same):.0%} of the rollouts are token for token the CPU's"
+
+
+def test_graphs_decode_as_the_packed_row_scores_while_prompts_leave(folder: Path) -> None:
+    """fp32: a token's graph against plain packed rows; short prompts leave early, so graphs are captured again."""
+    policy = load_policy(folder, tower=True, device="cuda", dtype=torch.float32)
+    prompts = []
+    for seed, (T, side) in enumerate(((8, 84), (4, 56), (16, 112))):
+        frames = np.random.default_rng(seed).integers(0, 256, (T, side, side, 3), dtype=np.uint8)
+        features = policy.encode(frames, np.arange(T) / 2, FrameSampling(), duration_s=T / 2)
+        prompts.append(policy.prompt(features, "when" + "?" * seed))
+    end = policy.eos_ids[0]
+    forced = [[[65, 66]] * 4, [[65, 66, 67]] * 4, [[]] * 4]
+    draws = np.stack([[uniforms(96, "graph", b, g) for g in range(4)] for b in range(3)])
+    with torch.no_grad():  # make the end token likely, so that rollouts end at different times
+        policy.head.weight[end] = policy.head.weight.mean(0) * 4
+    made = generate(policy, prompts, G=4, decoding=Decoding(96), forced=forced, uniforms_BGR=draws)
+    lengths = made.mask_BGR.sum(-1)
+    assert int(lengths.min()) < int(lengths.max())
+    scored = score(policy, prompts, made.ids_BGR, made.mask_BGR)
+    torch.testing.assert_close(scored, made.logprobs_BGR, atol=1e-3, rtol=0)
+    alone = generate(policy, prompts[:1], G=4, decoding=Decoding(96), forced=forced[:1], uniforms_BGR=draws[:1])
+    assert float((alone.ids_BGR[0] == made.ids_BGR[0]).float().mean()) > 0.9
