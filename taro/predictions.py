@@ -22,6 +22,7 @@ from taro.annotations.reading import LineReader, parse_json
 from taro.errors import AnnotationError
 from taro.metrics import Prediction, Scores, evaluate_predictions
 from taro.metrics_compare import Comparison, compare_predictions
+from taro.metrics_page import Example
 from taro.metrics_protocols import protocol_named
 from taro.metrics_ranked import RankedPrediction, RankedScores, evaluate_ranked
 from taro.moment import Moment
@@ -38,7 +39,7 @@ MAX_CLIPS = 100_000
 @dataclass(frozen=True)
 class Response:
     """A line of a predictions file. `name` is what it says it answers: ("id", query id) or ("query", video, query);
-    `ranked` and `clip_scores`: of a line in the form of Moment-DETR, None elsewhere."""
+    `ranked` and `clip_scores`: of a line in the form of Moment-DETR, None elsewhere; `text`: the whole response."""
 
     line: int
     name: tuple[str, ...]
@@ -46,28 +47,39 @@ class Response:
     reasoning: str | None
     ranked: tuple[tuple[Moment, float], ...] | None = None
     clip_scores: tuple[float, ...] | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True)
 class FileEvaluation:
     """Scores of a predictions file, the report on the annotations it was held against, and the names of responses
-    that answer no query of them. `ranked`: mAP and highlights, where the file and the protocol are of that kind."""
+    that answer no query of them. `ranked`: mAP and highlights, where the file and the protocol are of that kind;
+    `examples`: every answer with its words; `with_dropped`: the metrics where queries that the linter dropped count as
+    misses, as evaluations do that keep windows without length in; None where none was dropped or a split was asked
+    for (a dropped line has none)."""
 
     scores: Scores
     lint: LintReport
     unknown: tuple[str, ...]
     ranked: RankedScores | None = None
+    examples: tuple[Example, ...] = ()
+    with_dropped: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the scores, `unknown` ids and the counts of the annotations."""
         scores = self.ranked or self.scores
-        return scores.as_dict() | {"unknown_ids": list(self.unknown), "annotations": self.lint.counts}
+        return scores.as_dict() | {
+            "unknown_ids": list(self.unknown), "annotations": self.lint.counts, "with_dropped": self.with_dropped
+        }  # fmt: skip
 
     def table(self) -> str:
         """Plain text: the table of the scores, then what did not fit together."""
         counts = self.lint.counts
         parts = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("kept", "repaired", "dropped"))
         lines = [(self.ranked or self.scores).table(), f"annotations: {counts['lines']:,} lines, {parts}"]
+        if self.with_dropped is not None:
+            shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in self.with_dropped.items())
+            lines.append(f"with the dropped lines as misses: {shown}")
         if self.unknown:
             shown = ", ".join(self.unknown[:SHOWN]) + (", ..." if len(self.unknown) > SHOWN else "")
             lines.append(f"{len(self.unknown):,} predictions answer no query of these annotations: {shown}")
@@ -110,8 +122,13 @@ def evaluate_file(
     ranked = None
     if protocol == "moment-detr" and any(response.ranked is not None for response in responses):
         ranked = evaluate_ranked(join_ranked(responses, rows), bootstrap_seed=bootstrap_seed)
-        return FileEvaluation(ranked.top, lint, unknown, ranked)
-    return FileEvaluation(evaluate_predictions(joined, protocol=protocol, bootstrap_seed=bootstrap_seed), lint, unknown)
+    scores = evaluate_predictions(joined, protocol=protocol, bootstrap_seed=bootstrap_seed)
+    texts = [response.text if response else None for response in _answers(responses, rows)[0]]
+    examples = tuple(Example(p, row.query, text) for p, row, text in zip(joined, rows, texts, strict=True))
+    dropped = len(lint.outcomes) - len(lint.rows)
+    share = len(rows) / (len(rows) + dropped)
+    with_dropped = {n: value * share for n, value in scores.metrics.items()} if dropped and split is None else None
+    return FileEvaluation(scores, lint, unknown, ranked, examples, with_dropped)
 
 
 def compare_files(
@@ -250,7 +267,8 @@ def _response(number: int, text: str, where: str, protocol: str) -> Response:
     if reasoning is None and isinstance(data.get("text"), str):
         reasoning = parse_reasoning(data["text"]).text
     clip_scores = _clip_scores(data["pred_saliency_scores"], where) if "pred_saliency_scores" in data else None
-    return Response(number, name, predicted, reasoning if isinstance(reasoning, str) else None, ranked, clip_scores)
+    return Response(number, name, predicted, reasoning if isinstance(reasoning, str) else None, ranked, clip_scores,
+                    data["text"] if isinstance(data.get("text"), str) else None)  # fmt: skip
 
 
 def _ranked(value: Any, where: str) -> tuple[tuple[Moment, float], ...]:

@@ -40,6 +40,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(min=1, help="Prompts decoded at once.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[File, typer.Option(help="Write every answer to this JSONL file.")] = None,
+    html: Annotated[File, typer.Option(help="Page of the worst, the best and random --predictions.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
 ) -> None:
     """Score a checkpoint on shards (--policy, --shards) or on videos (--policy, --videos, --annotations), or a
@@ -49,10 +50,11 @@ def evaluate(
     if shards is None and annotations is None:
         raise typer.BadParameter("--videos and --predictions need --annotations")
     if predictions is not None:
-        _score_file(predictions, annotations, dataset, split, lengths, protocol, seed, as_json, compare, breakdown)
+        _score_file(predictions, annotations, dataset, split, lengths, protocol, seed, as_json, compare, breakdown,
+                    html)
         return
-    if compare is not None:
-        raise typer.BadParameter("--compare needs --predictions: it compares two predictions files")
+    if compare is not None or html is not None:
+        raise typer.BadParameter("--compare and --html need --predictions")
     if policy is None:
         raise typer.BadParameter("give --policy, the model that answers")
     how: dict[str, Any] = {
@@ -73,7 +75,9 @@ def evaluate(
 
 
 def _score_file(predictions: Path, annotations: Path | None, dataset: str, split: str | None, lengths: Path | None,
-                protocol: str, seed: int, as_json: bool, compare: Path | None, breakdown: bool) -> None:
+                protocol: str, seed: int, as_json: bool, compare: Path | None, breakdown: bool,
+                html: Path | None) -> None:
+    from taro.metrics_page import examples_page, write_page
     from taro.predictions import compare_files, evaluate_file
 
     assert annotations is not None
@@ -84,6 +88,8 @@ def _score_file(predictions: Path, annotations: Path | None, dataset: str, split
         typer.echo(json.dumps(compared.as_dict()) if as_json else compared.table())
         return
     found = evaluate_file(predictions, **how)
+    if html is not None:
+        write_page(html, examples_page(found.examples, table=found.table(), protocol=protocol, seed=seed))
     typer.echo(json.dumps(found.as_dict()) if as_json else found.table())
     if breakdown and not as_json:
         typer.echo(found.scores.breakdown_table())

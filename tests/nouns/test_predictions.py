@@ -10,6 +10,9 @@ import pytest
 
 from taro.cli import main
 from taro.errors import AnnotationError, ConfigError
+from taro.metrics import Prediction
+from taro.metrics_page import Example, choose, examples_page, write_page
+from taro.moment import Moment
 from taro.predictions import FileEvaluation, evaluate_file
 
 RESPONSE = "<think>From 0.0s to 5.0s, here</think><answer>{}</answer>"
@@ -105,7 +108,47 @@ def test_the_command_compares_and_breaks_down(tmp_path: Path, capsys: pytest.Cap
     other = written(tmp_path / "q.jsonl", {"qid": "a", "predicted": [0, 10]}, {"qid": "c", "predicted": [0, 5]})
     words = ["eval", "--predictions", str(tmp_path / "p.jsonl"), "--annotations", str(tmp_path / "a.jsonl")]
     for more, shown in [(["--compare", str(other)], "IoU higher with B in 1, equal in 1, lower in 1 queries"),
-                        (["--breakdown"], "short (0, 10] s")]:  # fmt: skip
+                        (["--breakdown", "--html", str(tmp_path / "new" / "x.html")], "short (0, 10] s")]:  # fmt: skip
         with pytest.raises(SystemExit) as ended:
             main([*words, *more])
         assert (ended.value.code or 0) == 0 and shown in capsys.readouterr().out
+    assert "Answers under taro" in (tmp_path / "new" / "x.html").read_text(encoding="utf-8")
+
+
+def test_dropped_lines_as_misses(tmp_path: Path) -> None:
+    """Four annotations, one of them without a query: two of three right, or two of four."""
+    rows = [{"qid": "a", "predicted": [0, 5]}, {"qid": 2, "predicted": [0, 5]}]
+    found = evaluated(tmp_path, *rows)
+    assert found.scores.miou == pytest.approx(2 / 3) and found.with_dropped is not None
+    assert found.with_dropped["miou"] == pytest.approx(2 / 4) and "as misses: miou 50.0, r1@0.3 50.0" in found.table()
+    assert evaluated(tmp_path, *rows, split="val").with_dropped is None
+
+
+def examples(count: int) -> list[Example]:
+    """IoU i / 10 for the answer of query i."""
+    return [
+        Example(Prediction(f"q{i}", "v", Moment(0, i), (Moment(0, 10),), 20.0), f"query {i}", "<think>x</think>")
+        for i in range(count)
+    ]
+
+
+def test_worst_best_and_random_are_apart() -> None:
+    chosen = choose(examples(10), protocol="taro", each=3)
+    names = {name: [example.query for example in found] for name, found in chosen.items()}
+    assert names["worst"] == ["query 0", "query 1", "query 2"] and names["best"] == ["query 9", "query 8", "query 7"]
+    assert len(names["at random"]) == 3 and len({query for found in names.values() for query in found}) == 9
+    assert [len(found) for found in choose(examples(3), protocol="taro", each=5).values()] == [1, 1, 1]
+    assert choose(examples(10), protocol="taro", each=3) == chosen
+    assert choose(examples(10), protocol="taro", each=3, seed=1) != chosen
+
+
+def test_the_page_is_safe_and_whole(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>" + chr(0x202E)
+    prediction = Prediction(hostile, hostile, Moment(9, float("inf")), (Moment(0, 5),), None)
+    silent = Prediction("m", "v", None, (), 0.0, missing=True)
+    text = examples_page([Example(prediction, hostile, hostile), Example(silent, "q")], table=hostile, each=1)
+    assert "<script" not in text and chr(0x202E) not in text and "no answer" in text and "[U+202E]" in text
+    write_page(tmp_path / "a" / "b.html", text)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.html"]
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_page(tmp_path / "a", text)

@@ -1,0 +1,90 @@
+"""Answers to look at, as one page: the worst, the best and some drawn at random, each on the time axis of its video.
+
+Numbers do not say why. Worst and best are by IoU under the page's protocol; among equals, and at random, the draw is a
+function of the seed, so that a page can be made again and the worst are not simply the first of the file. Static and
+self-contained; every text of a stranger is escaped in taro/timeline.py's way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from taro.draws import rng
+from taro.errors import ConfigError
+from taro.metrics import Prediction
+from taro.metrics_protocols import Protocol, protocol_named
+from taro.timeline import Lane, Span, page, safe_text, timeline_svg
+
+__all__ = ["Example", "choose", "examples_page", "write_page"]
+
+MAX_TEXT = 4000
+CSS = "section { border-top: 1px solid var(--rule); margin-top: 18px; } summary { cursor: pointer; color: var(--dim); }"
+
+
+@dataclass(frozen=True)
+class Example:
+    """An answer with the words around it: the query as annotated, and the whole response where there is one."""
+
+    prediction: Prediction
+    query: str
+    text: str | None = None
+
+
+def choose(examples: Sequence[Example], *, protocol: str, each: int, seed: int = 0) -> dict[str, list[Example]]:
+    """Up to `each` of the worst, the best and the rest at random; no query is shown twice."""
+    rules = protocol_named(protocol)
+    order = [examples[int(index)] for index in rng("examples", seed).permutation(len(examples))]
+    ranked = sorted(order, key=lambda example: _iou(example, rules))
+    half = min(each, len(ranked) // 2)
+    worst, best = ranked[:half], ranked[::-1][:half]
+    shown = {id(example) for example in (*worst, *best)}
+    rest = [example for example in order if id(example) not in shown]
+    return {"worst": worst, "best": best, "at random": rest[:each]}
+
+
+def examples_page(
+    examples: Sequence[Example], *, table: str, protocol: str = "taro", each: int = 10, seed: int = 0
+) -> str:
+    """The page; `table` is the plain text of the scores, shown above."""
+    rules = protocol_named(protocol)
+    parts = [f"<h1>Answers under {safe_text(protocol)}</h1><pre>{safe_text(table)}</pre>"]
+    for name, chosen in choose(examples, protocol=protocol, each=each, seed=seed).items():
+        if chosen:
+            parts.append(f"<h2>{name}: {len(chosen)} of {len(examples)}</h2>")
+            parts += [_section(example, rules) for example in chosen]
+    return page(f"Answers under {protocol}", "\n".join(parts), CSS)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Writes a page, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another file") from None
+
+
+def _iou(example: Example, rules: Protocol) -> float:
+    prediction = example.prediction
+    return rules.iou(prediction.predicted, rules.truths(prediction.windows, prediction.duration_s))
+
+
+def _section(example: Example, rules: Protocol) -> str:
+    prediction = example.prediction
+    lanes = [Lane("truth", [Span(w.start_s, w.end_s, "", "truth") for w in prediction.windows])]
+    answer = "no answer" if prediction.missing else "no moment in the response"
+    if prediction.predicted is not None:
+        start_s, end_s = prediction.predicted.start_s, prediction.predicted.end_s
+        lanes.append(Lane("answer", [Span(start_s, end_s, "", "after")]))
+        answer = f"{start_s:.2f}s to {end_s:.2f}s"
+    ends = [w.end_s for w in prediction.windows] + ([prediction.predicted.end_s] if prediction.predicted else [])
+    axis_s = prediction.duration_s or max(ends, default=1.0)
+    told = f"{prediction.query_id}, {prediction.video}: IoU {_iou(example, rules):.2f}, {answer}"
+    response = "" if example.text is None else (
+        f"<details><summary>response</summary><pre>{safe_text(example.text[:MAX_TEXT])}</pre></details>")  # fmt: skip
+    return (f"<section><h3>{safe_text(example.query[:MAX_TEXT])}</h3><p class=\"dim\">{safe_text(told)}</p>"
+            f"{timeline_svg(axis_s, lanes)}{response}</section>")  # fmt: skip
