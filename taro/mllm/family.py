@@ -42,6 +42,7 @@ class Family:
     build_lm / build_tower: (config) -> stock modules, without weights.
     split_name: checkpoint tensor name -> ("lm" | "head" | "tower", name inside the module), or None to ignore.
     encode: (tower, pixels [S, P, C], (h, w)) -> (main [S, N, D], deepstack levels, each [S, N, D]; none is fine).
+    levels: (config) -> how many deepstack levels `encode` gives.
     placeholder: what the chat template writes where a video goes, and the prompt replaces.
     video_token: the token that each feature of the video stands at.
     video_text: (features) -> the texts around the video's tokens: n + 1 texts for n runs of equal length, in order.
@@ -57,6 +58,7 @@ class Family:
     build_tower: Callable[[Any], torch.nn.Module]
     split_name: Callable[[str], tuple[str, str] | None]
     encode: Callable[[Any, torch.Tensor, tuple[int, int]], tuple[torch.Tensor, tuple[torch.Tensor, ...]]]
+    levels: Callable[[Any], int]
     placeholder: str
     video_token: str
     video_text: Callable[[VideoFeatures], tuple[str, ...]]

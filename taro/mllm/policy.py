@@ -198,7 +198,17 @@ class Policy:
         )
 
     def prompt(self, features: VideoFeatures, user_text: str) -> Prompt:
-        """The prompt of one user turn, video first: the stock processor's token ids, our positions."""
+        """The prompt of one user turn, video first: the stock processor's token ids, our positions.
+
+        Raises ModelError where the features are not of this family and width."""
+        shape = (features.main_SND.shape[-1], len(features.deepstack_LSND))
+        wanted = (self.config.text_config.hidden_size, self.family.levels(self.config))
+        if shape != wanted:
+            raise ModelError(
+                f"{self.folder}: features of width {shape[0]} with {shape[1]} deepstack levels; this "
+                f"{self.family.name} takes width {wanted[0]} with {wanted[1]}. Encode the videos with its own tower "
+                "(taro preprocess)."
+            )
         texts = self._texts(self.family.video_text(features), user_text)
         run = features.tokens // (len(texts) - 1)
         assert run * (len(texts) - 1) == features.tokens, f"{features.tokens} tokens in {len(texts) - 1} runs"

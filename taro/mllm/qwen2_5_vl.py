@@ -37,6 +37,10 @@ def _encode(tower: Any, pixels_SPC: torch.Tensor, hw: tuple[int, int]) -> tuple[
     return encode_patches(tower, pixels_SPC, hw), ()
 
 
+def _levels(config: Any) -> int:
+    return 0
+
+
 def _video_text(features: VideoFeatures) -> tuple[str, ...]:
     """One run of tokens, nothing around it: the chat template has the start and end tokens."""
     return "", ""
@@ -67,6 +71,7 @@ QWEN2_5_VL = Family(
     build_tower=_build_tower,
     split_name=qwen_split_name,
     encode=_encode,
+    levels=_levels,
     placeholder="<|video_pad|>",
     video_token="<|video_pad|>",
     video_text=_video_text,

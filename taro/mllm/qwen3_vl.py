@@ -86,6 +86,10 @@ def _place_embeddings(visual: Any, layout: Layout, grid_hw: tuple[int, int]) -> 
     return (table[corners_P4] * weights_P4[:, :, None]).sum(1)
 
 
+def _levels(config: Any) -> int:
+    return len(config.vision_config.deepstack_visual_indexes)
+
+
 def _video_text(features: VideoFeatures) -> tuple[str, ...]:
     """A timestamp and a start token before each patch's run, an end token after it."""
     stamps = [f"<{time:.1f} seconds><|vision_start|>" for time in features.times_S.tolist()]
@@ -111,6 +115,7 @@ QWEN3_VL = Family(
     build_tower=_build_tower,
     split_name=qwen_split_name,
     encode=encode_with_levels,
+    levels=_levels,
     placeholder="<|video_pad|>",
     video_token="<|video_pad|>",
     video_text=_video_text,

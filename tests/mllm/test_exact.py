@@ -3,6 +3,7 @@ every registered family: these are the checks that a new family must pass (docs/
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from taro.draws import uniforms
+from taro.errors import ModelError
 from taro.features import FrameSampling, VideoFeatures
 from taro.mllm import Decoding, Policy, Prompt, export_checkpoint, generate, load_policy, score
 from taro.mllm.decoder import causal, hidden_states
@@ -148,7 +150,7 @@ def test_tower_over_many_patches_equals_the_stock_tower(policy: Policy, stock, p
         mine = policy.encode(frames, np.arange(T) * 1.0, SAMPLING, duration_s=duration_s)
         torch.testing.assert_close(mine.main_SND.flatten(0, 1), plain.pooler_output, atol=1e-5, rtol=0)
         levels = getattr(plain, "deepstack_features", None) or []
-        assert len(levels) == len(mine.deepstack_LSND)
+        assert len(levels) == len(mine.deepstack_LSND) == policy.family.levels(policy.config)
         for level, wanted in zip(mine.deepstack_LSND, levels, strict=True):
             torch.testing.assert_close(level.flatten(0, 1), wanted, atol=1e-5, rtol=0)
 
@@ -290,6 +292,18 @@ def test_export_loads_unedited_and_keeps_the_tower(policy: Policy, folder: Path,
         else:
             torch.testing.assert_close(tensor, before + 0.01, msg=name)
     assert policy.fingerprint(SAMPLING, "float32") == trained.fingerprint(SAMPLING, "float32")
+
+
+def test_features_of_another_model_are_refused(policy: Policy) -> None:
+    features = make_prompt(policy, CASES[1], "when?")[0].features
+    deep = features.deepstack_LSND
+    with pytest.raises(ModelError, match=r"deepstack levels; this .* takes width 32 with"):
+        policy.prompt(replace(features, deepstack_LSND=(*deep, features.main_SND)), "when?")
+    with pytest.raises(ModelError, match="features of width 16 with"):
+        narrow = replace(
+            features, main_SND=features.main_SND[..., :16], deepstack_LSND=tuple(level[..., :16] for level in deep)
+        )
+        policy.prompt(narrow, "when?")
 
 
 def test_a_policy_without_tower_holds_none_of_it(folder: Path) -> None:
