@@ -51,7 +51,8 @@ Floats = NDArray[np.float64]
 class Prediction:
     """One query and what was answered. `predicted` None: nothing (`missing`), or a response that holds no moment.
     `reasoning`: what stood between the think tags, None where responses have none; `duration_s`: of the clip, None
-    where unknown (baselines are then not computed, ground truth is not clipped)."""
+    where unknown (baselines are then not computed, ground truth is not clipped); `unclipped`: the windows as annotated,
+    where `windows` were clipped to the clip already, for protocols that do not clip."""
 
     query_id: str
     video: str
@@ -60,6 +61,12 @@ class Prediction:
     duration_s: float | None
     reasoning: str | None = None
     missing: bool = False
+    unclipped: tuple[Moment, ...] | None = None
+
+    def truths(self, rules: Protocol) -> tuple[Moment, ...]:
+        """The windows that a protocol compares the answer with."""
+        windows = self.windows if rules.clip or self.unclipped is None else self.unclipped
+        return rules.truths(windows, self.duration_s)
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,7 @@ def evaluate_predictions(
         raise AnnotationError(
             "nothing to evaluate: expected at least one query, got none; check the split and the file"
         )
-    truths = [rules.truths(p.windows, p.duration_s) for p in predictions]
+    truths = [p.truths(rules) for p in predictions]
     hits_QM = query_hits(predictions, protocol=protocol)
     videos_Q = [p.video for p in predictions]
     responded = [not p.missing for p in predictions]
@@ -189,7 +196,7 @@ def evaluate_predictions(
 def query_hits(predictions: Sequence[Prediction], *, protocol: str = "taro") -> Floats:
     """[Q, M]: what each query is worth by itself; the scores are the means."""
     rules = protocol_named(protocol)
-    ious = [rules.iou(p.predicted, rules.truths(p.windows, p.duration_s)) for p in predictions]
+    ious = [rules.iou(p.predicted, p.truths(rules)) for p in predictions]
     return rules.hits_QM(np.array(ious))
 
 

@@ -69,8 +69,7 @@ def write_page(path: Path, text: str) -> None:
 
 
 def _iou(example: Example, rules: Protocol) -> float:
-    prediction = example.prediction
-    return rules.iou(prediction.predicted, rules.truths(prediction.windows, prediction.duration_s))
+    return rules.iou(example.prediction.predicted, example.prediction.truths(rules))
 
 
 def _section(example: Example, rules: Protocol) -> str:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from taro.annotations.rows import Saliency
 from taro.metrics import Prediction, Scores, evaluate_predictions
 from taro.metrics_bootstrap import percentiles_M
+from taro.metrics_protocols import PROTOCOLS
 from taro.moment import Moment, iou
 
 __all__ = ["HIGHLIGHT_MARKS", "MAP_THRESHOLDS", "RankedPrediction", "RankedScores", "average_precisions",
@@ -97,9 +98,10 @@ def evaluate_ranked(predictions: Sequence[RankedPrediction], *, bootstrap_seed: 
     """Scores ranked predictions, one a query, under `moment-detr`."""
     answers = [p.answer for p in predictions]
     top = evaluate_predictions(answers, protocol="moment-detr", bootstrap_seed=bootstrap_seed)
-    columns = _map_columns([p.top for p in predictions], [a.windows for a in answers])
+    truths = [a.truths(PROTOCOLS["moment-detr"]) for a in answers]
+    columns = _map_columns([p.top for p in predictions], truths)
     baselines = {
-        name: {metric: _mean(values) for metric, values in _map_columns(windows, [a.windows for a in answers]).items()}
+        name: {metric: _mean(values) for metric, values in _map_columns(windows, truths).items()}
         for name, windows in _constant_answers(answers, top).items()
     }
     highlights = _highlight_columns(predictions)

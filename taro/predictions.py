@@ -240,6 +240,7 @@ def _prediction(row: AnnotationRow, response: Response | None) -> Prediction:
         duration_s=row.duration_s,
         reasoning=response.reasoning if response else None,
         missing=response is None,
+        unclipped=row.unclipped,
     )
 
 

@@ -97,12 +97,14 @@ def lint(raw: RawRow) -> Outcome:
         query = _query(raw.query, found)
         clip = _clip(raw.clip, found)
         duration_s = _duration_s(raw.duration_s, clip, found)
+        unclipped = _windows(raw.windows, duration_s, found)
+        windows = tuple(w.clip(duration_s if duration_s is not None else math.inf) for w in unclipped)
         row = AnnotationRow(
             row_id=row_id,
             line=raw.line,
             video=video,
             query=query,
-            windows=_windows(raw.windows, duration_s, found),
+            windows=windows,
             duration_s=duration_s,
             clip=clip,
             split=split,
@@ -110,6 +112,7 @@ def lint(raw: RawRow) -> Outcome:
             captions=_captions(raw.captions, duration_s, found),
             may_be_cut=raw.may_be_cut and clip is not None,
             saliency=_saliency(raw.saliency, found),
+            unclipped=unclipped if unclipped != windows else None,
         )
     except _UnusableError as reason:
         return Dropped(raw.line, row_id, str(reason), tuple(found.repairs))
@@ -222,7 +225,7 @@ def _pair(value: Any) -> Moment | None:
 
 
 def _windows(value: Any, duration_s: float | None, found: _Findings) -> tuple[Moment, ...]:
-    """Windows that cannot be used are left out; the row falls with its last one, for that one's reason."""
+    """Not clipped yet. Windows that cannot be used are left out; the row falls with its last one, for its reason."""
     if not isinstance(value, list | tuple) or not value:
         raise _UnusableError(f"no window: expected a list of [start, end], got {_shown(value)}")
     if len(value) > MAX_WINDOWS:
@@ -241,6 +244,7 @@ def _windows(value: Any, duration_s: float | None, found: _Findings) -> tuple[Mo
 
 
 def _window(value: Any, duration_s: float | None, found: _Findings) -> Moment:
+    """A window that reaches into the clip, in order; what clipping it will do is noted."""
     window = _pair(value)
     if window is None:
         raise _UnusableError(f"window is not two numbers: {_shown(value)}")
@@ -262,7 +266,7 @@ def _window(value: Any, duration_s: float | None, found: _Findings) -> Moment:
         found.note(CLIPPED_START)
     if duration_s is not None and window.end_s > duration_s:
         found.note(CLIPPED_END_FAR if window.end_s - duration_s > FAR_OVER_S else CLIPPED_END)
-    return window.clip(duration_s if duration_s is not None else math.inf)
+    return window
 
 
 def _difficulty(value: Any, found: _Findings) -> float | None:
@@ -304,6 +308,7 @@ def _caption(item: Any, duration_s: float | None) -> DenseCaption | None:
     try:
         text = _text(item["text"], "caption").strip()
         moment = _window([item.get("start_s"), item.get("end_s")], duration_s, _Findings())
+        moment = moment.clip(duration_s if duration_s is not None else math.inf)
     except _UnusableError:
         return None
     if not 0 < len(text) <= MAX_QUERY_CHARACTERS:

@@ -7,7 +7,7 @@ that `lines == kept + repaired + dropped` can be checked by whoever goes on with
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from taro.moment import Moment
@@ -32,7 +32,9 @@ class AnnotationRow:
     """One query of one clip. `row_id` is unique in its file (its qid, else its line number); `line` counts from 1;
     `video` is the name as annotated; `windows` are seconds from the start of the clip; `duration_s` is the clip's, None
     where the annotation does not say; `clip` is the part of the file that was annotated, None for all of it;
-    `may_be_cut`: the file at hand may be that part already, see `clip_in`; `saliency`: of highlight detection."""
+    `may_be_cut`: the file at hand may be that part already, see `clip_in`; `saliency`: of highlight detection;
+    `unclipped`: the windows before they were clipped to the clip, None where that changed none (some evaluations score
+    against them; how a row came to be is no part of what it is, so rows compare without)."""
 
     row_id: str
     line: int
@@ -46,6 +48,7 @@ class AnnotationRow:
     captions: tuple[DenseCaption, ...] | None
     may_be_cut: bool = False
     saliency: Saliency | None = None
+    unclipped: tuple[Moment, ...] | None = field(default=None, compare=False)
 
     def clip_in(self, probed_s: float) -> Moment | None:
         """The part to cut out of a file that is `probed_s` long. Some datasets are shared as cut files with the times

@@ -132,6 +132,15 @@ def test_whatever_a_row_holds_a_usable_row_can_be_relied_on(
         assert 0 <= window.start_s < window.end_s <= (outcome.row.duration_s or 1e6)
 
 
+def test_what_was_clipped_is_remembered() -> None:
+    outcome = lint(raw(((9, 2), (-1, 4)), duration_s=8.5))
+    assert isinstance(outcome, Repaired)
+    assert outcome.row.windows == (Moment(2, 8.5), Moment(0, 4))
+    assert outcome.row.unclipped == (Moment(2, 9), Moment(-1, 4))
+    kept = lint(raw(((2, 9),), duration_s=9.0))
+    assert isinstance(kept, Kept) and kept.row.unclipped is None
+
+
 def test_linting_what_was_linted_changes_nothing() -> None:
     first = lint(raw(((9, 2), (4, 12)), query=" a ", duration_s=8.5))
     assert isinstance(first, Repaired)

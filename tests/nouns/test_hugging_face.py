@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,19 @@ def test_wrong_use_is_one_message(tmp_path: Path) -> None:
             import_annotations(source, dataset="hf", columns=columns)
     with pytest.raises(AnnotationError, match="only the format hf"):
         import_annotations(path, dataset="jsonl", columns=COLUMNS)
+
+
+def test_without_datasets_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, "json")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(AnnotationError, match="pip install datasets"):
+        import_annotations(path, dataset="hf", columns=COLUMNS)
+
+
+def test_a_hub_id_that_cannot_be_reached_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(AnnotationError, match="owner/name:config@main: cannot be read by datasets"):
+        import_annotations("owner/name:config@main", dataset="hf")

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from taro.cli import main
 from taro.errors import AnnotationError, ConfigError
-from taro.metrics import Prediction
+from taro.metrics import PROTOCOLS, Prediction
 from taro.metrics_page import Example, choose, examples_page, write_page
 from taro.moment import Moment
 from taro.predictions import FileEvaluation, evaluate_file
@@ -95,6 +97,18 @@ def test_an_unknown_protocol_is_refused_first(tmp_path: Path) -> None:
         evaluated(tmp_path, {"qid": "a", "predicted": [0, 5]}, protocol="best")
 
 
+@pytest.mark.parametrize(
+    ("protocol", "miou"), [("taro", 1.0), ("time-r1", 0.8), ("taro-official", 0.8), ("timelens", 0.8), ("union", 0.8)]
+)
+def test_ground_truth_is_clipped_by_taro_alone(tmp_path: Path, protocol: str, miou: float) -> None:
+    """The window [0, 10] of an 8 s video, answered by [0, 8]."""
+    row = {"qid": "a", "video": "v", "query": "q", "windows": [[0, 10]], "duration": 8}
+    annotations = written(tmp_path / "b.jsonl", row)
+    answers = written(tmp_path / "p.jsonl", {"qid": "a", "predicted": [0, 8]})
+    scores = evaluate_file(answers, dataset="jsonl", annotations=annotations, protocol=protocol).scores
+    assert scores.miou == pytest.approx(miou) == pytest.approx(scores.baselines["whole video"]["miou"])
+
+
 def test_both_denominators_are_printed(tmp_path: Path) -> None:
     """The published evaluation leaves unanswered queries out: one of two right answers is 100 % there, 50 % here."""
     table = evaluated(tmp_path, {"qid": "a", "predicted": [0, 5]}, split="val", protocol="taro-official").table()
@@ -152,3 +166,23 @@ def test_the_page_is_safe_and_whole(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.html"]
     with pytest.raises(ConfigError, match="cannot be written"):
         write_page(tmp_path / "a", text)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from("text predicted reasoning video query pred_relevant_windows pred_saliency_scores".split())
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.dictionaries(KEYS, VALUES, max_size=5), st.sampled_from(sorted(PROTOCOLS)))
+def test_whatever_a_line_holds_it_is_scored_or_named(tmp_path: Path, row: dict[str, Any], protocol: str) -> None:
+    try:
+        found = evaluated(tmp_path, {"qid": "a"} | row, protocol=protocol)
+    except AnnotationError as error:
+        assert "line 1" in str(error)
+    else:
+        assert 0 <= found.scores.miou <= 1 and json.dumps(found.as_dict()) and found.table()
+        examples_page(found.examples, table=found.table(), protocol=protocol)

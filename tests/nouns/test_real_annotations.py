@@ -5,6 +5,7 @@ They are not part of the project: the folder is named by TARO_REAL_DATA.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from taro.annotations import Dropped, LintReport, Repaired, import_annotations
 from taro.metrics import Prediction, evaluate_predictions
 from taro.moment import Moment
+from taro.predictions import evaluate_file
 
 ROOT = os.environ.get("TARO_REAL_DATA")
 pytestmark = pytest.mark.skipif(not ROOT, reason="TARO_REAL_DATA is not set: real annotations are not here")
@@ -107,3 +109,24 @@ def test_time_r1_train() -> None:
     assert len([row for row in report.rows if row.clip is not None]) == 665 - 509
     assert all(row.may_be_cut == (row.clip is not None) for row in report.rows)
     assert all(0 <= (row.difficulty or 0.0) <= 100 for row in report.rows)
+
+
+def test_answering_qvhighlights_with_its_own_truth(tmp_path: Path) -> None:
+    """Ten windows may be given, and some queries have more: a query with n windows reaches min(10, n) / n. Numbers that
+    are the first annotator's marks put a clip of that annotator's highest mark first."""
+    path = Path(ROOT or "") / "annotations" / "highlight_val_release.jsonl"
+    lines = []
+    for truth in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        marks = [0.0] * int(truth["duration"] / 2)
+        for clip, scores in zip(truth["relevant_clip_ids"], truth["saliency_scores"], strict=True):
+            marks[clip] = scores[0]
+        windows = [[*window, 1 / (1 + rank)] for rank, window in enumerate(truth["relevant_windows"])]
+        lines.append(json.dumps({"qid": truth["qid"], "pred_relevant_windows": windows, "pred_saliency_scores": marks}))
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    found = evaluate_file(tmp_path / "p.jsonl", dataset="qvhighlights", annotations=path, protocol="moment-detr")
+    assert found.ranked is not None and found.scores.miou == 1.0
+    reached = [min(10, len(row.windows)) / len(row.windows) for row in found.lint.rows]
+    assert found.ranked.maps["mAP"] == pytest.approx(sum(reached) / 1_550) and min(reached) == 10 / 25
+    assert 1 > found.ranked.maps["long"] > found.ranked.maps["short"], "windows of other lengths are wrong there"
+    best = [max(marks[0] for marks in row.saliency.scores) for row in found.lint.rows if row.saliency]
+    assert found.ranked.highlights["HL Hit@1 >= 4"] >= sum(mark == 4 for mark in best) / 1_550
