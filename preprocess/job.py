@@ -37,6 +37,7 @@ class Job:
     dtype: str
     encoder: EncoderFingerprint
     width: int
+    """numbers that a video token takes in a shard, deepstack levels included"""
     factor: int
 
     @property

@@ -85,7 +85,7 @@ def load_tower_policy(folder: Path, device: torch.device, dtype: str) -> Policy:
 
 
 def encoder_fingerprint(folder: Path, sampling: FrameSampling, dtype: str) -> tuple[EncoderFingerprint, int]:
-    """(fingerprint of a model folder's tower, width of its features), from its files alone."""
+    """(fingerprint of a model folder's tower, numbers a video token takes, all its levels), from its files alone."""
     from transformers import AutoConfig
 
     from taro.mllm.family import family_of
@@ -100,7 +100,7 @@ def encoder_fingerprint(folder: Path, sampling: FrameSampling, dtype: str) -> tu
         family=family.name, model_id=folder.name, dtype=dtype, sampling=sampling,
         tower_sha256=tower_sha256(folder, family), size=family.size_label(config),
     )  # fmt: skip
-    return fingerprint, int(config.text_config.hidden_size)
+    return fingerprint, int(config.text_config.hidden_size) * (1 + family.levels(config))
 
 
 def folder_sha256(folder: Path) -> str:
