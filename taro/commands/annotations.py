@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["app", "lint"]
+__all__ = ["app", "column_mapping", "lint"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -45,7 +45,7 @@ def lint(
     from taro.annotations import import_annotations
 
     report = import_annotations(
-        file, dataset=dataset, split=split, lengths=lengths, policy=policy.value, columns=_mapping(column or [])
+        file, dataset=dataset, split=split, lengths=lengths, policy=policy.value, columns=column_mapping(column or [])
     )
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
@@ -60,7 +60,7 @@ def lint(
         raise typer.Exit(1)
 
 
-def _mapping(pairs: list[str]) -> dict[str, str]:
+def column_mapping(pairs: list[str]) -> dict[str, str]:
     """FIELD=COLUMN words as a mapping."""
     split = [pair.partition("=") for pair in pairs]
     wrong = [pair for pair, (field, _, column) in zip(pairs, split, strict=True) if not field or not column]

@@ -26,6 +26,7 @@ def evaluate(
     annotations: Annotated[File, typer.Option(help="Annotations of --videos or --predictions.")] = None,
     dataset: Annotated[str, typer.Option(help="Format of --annotations, see docs/annotations.md.")] = "jsonl",
     lengths: Annotated[File, typer.Option(help="CSV of video lengths, where the annotations have none.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Of --dataset hf, for --predictions: FIELD=COLUMN.")] = None,
     split: Annotated[Text, typer.Option(help="Only queries of this split.")] = None,
     protocol: Annotated[str, typer.Option(help="How answers are read and scored, see docs/protocols.md.")] = "taro",
     compare: Annotated[File, typer.Option(help="Second predictions file: is it better than --predictions?")] = None,
@@ -51,7 +52,7 @@ def evaluate(
         raise typer.BadParameter("--videos and --predictions need --annotations")
     if predictions is not None:
         _score_file(predictions, annotations, dataset, split, lengths, protocol, seed, as_json, compare, breakdown,
-                    html)
+                    html, column or [])
         return
     if compare is not None or html is not None:
         raise typer.BadParameter("--compare and --html need --predictions")
@@ -76,13 +77,14 @@ def evaluate(
 
 def _score_file(predictions: Path, annotations: Path | None, dataset: str, split: str | None, lengths: Path | None,
                 protocol: str, seed: int, as_json: bool, compare: Path | None, breakdown: bool,
-                html: Path | None) -> None:
+                html: Path | None, column: list[str]) -> None:
+    from taro.commands.annotations import column_mapping
     from taro.metrics_page import examples_page, write_page
     from taro.predictions import compare_files, evaluate_file
 
     assert annotations is not None
     how: dict[str, Any] = {"dataset": dataset, "annotations": annotations, "split": split, "lengths": lengths,
-                           "protocol": protocol, "bootstrap_seed": seed}
+                           "protocol": protocol, "bootstrap_seed": seed, "columns": column_mapping(column)}
     if compare is not None:
         compared = compare_files(predictions, compare, **how)
         typer.echo(json.dumps(compared.as_dict()) if as_json else compared.table())

@@ -138,6 +138,16 @@ def test_dropped_lines_as_misses(tmp_path: Path) -> None:
     assert evaluated(tmp_path, *rows, split="val").with_dropped is None
 
 
+def test_annotations_of_any_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "a.csv").write_text("video,sentence,start,end,duration,qid\nv,a dog,0,5,10,a\n")
+    answers = written(tmp_path / "p.jsonl", {"qid": "a", "predicted": [0, 10]})
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "--predictions", str(answers), "--annotations", str(tmp_path / "a.csv"), "--dataset", "hf",
+              "--column", "query=sentence", "--json"])  # fmt: skip
+    assert (ended.value.code or 0) == 0 and json.loads(capsys.readouterr().out)["miou"] == 0.5
+
+
 def examples(count: int) -> list[Example]:
     """IoU i / 10 for the answer of query i."""
     return [
