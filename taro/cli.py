@@ -115,6 +115,8 @@ class _Lazy(typer.core.TyperGroup):
         except Exception as error:  # the last place that can answer with a message
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort | EOFError) or _closed_pipe(error):
                 raise  # typer's own: wrong use, Exit, Abort, `taro ... | head`
+            if isinstance(error, OSError) and error.errno is not None:
+                _fail(_system_says(error), debug=ctx.params["debug"])
             _fail(f"error: {type(error).__name__}: {error}\nThis may be a defect of taro: run the command again with "
                   f"--debug and report what it prints.", debug=ctx.params["debug"])
 
@@ -143,6 +145,13 @@ def _fail(message: str, *, debug: bool) -> None:
         traceback.print_exc()
     typer.echo(message, err=True)
     raise typer.Exit(1) from None
+
+
+def _system_says(error: OSError) -> str:
+    """A file or folder that cannot be made, read or written: the user's machine to mend, no defect of taro."""
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return (f"error: {where}{error.strerror}; expected files and folders that taro can read and write: check the path, "
+            "its permissions and the free space")
 
 
 def _closed_pipe(error: Exception) -> bool:

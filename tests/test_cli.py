@@ -86,7 +86,8 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ("error", "code", "said"),
     [
         (ShardError("paths-000001.tar: cut"), 1, "error: paths-000001.tar: cut"),
-        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device; expected"),
+        (NotADirectoryError(20, "Not a directory", "run/checkpoints"), 1, "error: run/checkpoints: Not a directory; "),
         (KeyError("lost"), 1, "--debug"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
@@ -100,6 +101,16 @@ def test_errors_are_messages(failing: ModuleType, error: BaseException, code: in
     assert result.exit_code == code
     assert said in result.stderr and "Traceback" not in result.output
     assert "Traceback" in run("--debug", "fails").stderr or isinstance(error, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("words", [
+    ("sandbox", "make", "{file}", "--videos", "1"), ("sandbox", "make", "{file}/x", "--videos", "1"),
+    ("quickstart", "--out", "{file}"), ("quickstart", "--out", "{file}/x")])
+def test_a_file_where_a_folder_should_be_is_said_and_is_no_defect(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "file").touch()
+    result = run(*(word.format(file=tmp_path / "file") for word in words))
+    assert result.exit_code == 1 and str(tmp_path / "file") in result.output, result.output
+    assert "Traceback" not in result.output and "defect" not in result.output, result.output
 
 
 def test_debug_counts_anywhere_on_the_line() -> None:
