@@ -128,6 +128,16 @@ def test_steps_lower_the_loss_and_leave_the_model_stock(videos: Videos, tmp_path
     torch.testing.assert_close(saved.lm.layers[0].mlp.up_proj.weight, kept.bfloat16().float())
 
 
+def test_a_seed_repeats_its_weights_to_the_bit_on_a_cpu(videos: Videos) -> None:
+    made = []
+    for seed in (0, 0, 1):
+        model = build_model(seed)
+        train_model(model, videos.frames_FHWC, videos.mixed.to(torch.device("cpu")), Schedule(2, 2, seed=seed, every=9),
+                    compiled=False, say=lambda **_: None, evaluate=lambda _: None)  # fmt: skip
+        made.append(model.model.language_model.embed_tokens.weight.detach().clone())
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+
+
 def test_the_schedule_warms_up_and_falls_by_step_count() -> None:
     schedule = Schedule(100, rate=1.0, warmup=10, floor=0.02)
     rates = [schedule.rate_at(step) for step in range(1, 101)]
