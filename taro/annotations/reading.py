@@ -20,7 +20,8 @@ __all__ = ["MAX_DOCUMENT_BYTES", "MAX_FILE_BYTES", "MAX_LINE_BYTES", "Line", "Li
 
 MAX_LINE_BYTES = 4 << 20
 MAX_FILE_BYTES = 4 << 30
-MAX_DOCUMENT_BYTES = 128 << 20
+MAX_DOCUMENT_BYTES = 64 << 20
+MAX_CONTAINERS = 4_000_000
 MAX_DEPTH = 64
 BOM = b"\xef\xbb\xbf"
 
@@ -67,6 +68,11 @@ class LineReader:
         except OSError as error:
             raise AnnotationError(f"{self.path}: cannot be read: {error.strerror}; check its permissions") from None
         self._hash.update(data)
+        containers = data.count(b"[") + data.count(b"{")  # an empty list takes 2 bytes here and 64 in memory
+        if containers > MAX_CONTAINERS:
+            raise AnnotationError(
+                f"{self.path}: expected at most {MAX_CONTAINERS:,} lists and objects, got {containers:,}; split it"
+            )
         try:
             return parse_json(data.removeprefix(BOM).decode("utf-8"))
         except ValueError as error:

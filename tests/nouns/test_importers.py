@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from taro import annotations as package
 from taro.annotations import AnnotationRow, Dropped, LintReport, dataset_names, import_annotations, reading
 from taro.annotations.rows import Saliency
 from taro.errors import AnnotationError
@@ -192,6 +192,10 @@ def test_another_document_is_one_message(tmp_path: Path, dataset: str, monkeypat
     path.write_bytes(b"\xff")
     with pytest.raises(AnnotationError, match="expected one JSON document"):
         import_annotations(path, dataset=dataset)
+    monkeypatch.setattr(reading, "MAX_CONTAINERS", 5)
+    path.write_text("[[],[],[],[],{}]")
+    with pytest.raises(AnnotationError, match="at most 5 lists and objects"):
+        import_annotations(path, dataset=dataset)
     monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 10)
     path.write_text("[0, 0, 0, 0, 0]")
     with pytest.raises(AnnotationError, match="at most 10 bytes"):
@@ -199,7 +203,7 @@ def test_another_document_is_one_message(tmp_path: Path, dataset: str, monkeypat
 
 
 def test_the_number_of_rows_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package, "MAX_ROWS", 3)
+    monkeypatch.setattr(importlib.import_module("taro.annotations"), "MAX_ROWS", 3)
     with pytest.raises(AnnotationError, match="at most 3 lines"):
         read(tmp_path, "tvgbench", [0] * 4)
     assert read(tmp_path, "tvgbench", [0] * 3).counts["dropped"] == 3
