@@ -21,7 +21,7 @@ from taro.moment import Moment
 from taro.prompts import normalise_query
 from taro.records import DenseCaption
 
-__all__ = ["RawRow", "lint", "lint_captions", "make_unique"]
+__all__ = ["RawRow", "as_float", "lint", "lint_captions", "make_unique"]
 
 MAX_QUERY_CHARACTERS = 20_000
 MAX_NAME_CHARACTERS = 500
@@ -141,7 +141,7 @@ def make_unique(outcomes: Iterable[Outcome]) -> list[Outcome]:
     return unique
 
 
-def _number(value: Any) -> float | None:
+def as_float(value: Any) -> float | None:
     """A JSON number as a float (it may be nan); None where it is none, or too large for a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -205,7 +205,7 @@ def _clip(value: Any, found: _Findings) -> Moment | None:
 
 
 def _duration_s(value: Any, clip: Moment | None, found: _Findings) -> float | None:
-    duration_s = _number(value)
+    duration_s = as_float(value)
     if value is not None and (duration_s is None or not 0 < duration_s <= MAX_TIME_S):
         found.note(NO_DURATION)
         duration_s = None
@@ -220,7 +220,7 @@ def _duration_s(value: Any, clip: Moment | None, found: _Findings) -> float | No
 def _pair(value: Any) -> Moment | None:
     if not isinstance(value, list | tuple) or len(value) != 2:
         return None
-    start_s, end_s = _number(value[0]), _number(value[1])
+    start_s, end_s = as_float(value[0]), as_float(value[1])
     return None if start_s is None or end_s is None else Moment(start_s, end_s)
 
 
@@ -270,7 +270,7 @@ def _window(value: Any, duration_s: float | None, found: _Findings) -> Moment:
 
 
 def _difficulty(value: Any, found: _Findings) -> float | None:
-    difficulty = _number(value)
+    difficulty = as_float(value)
     if value is not None and (difficulty is None or not math.isfinite(difficulty)):
         found.note(NO_DIFFICULTY)
         return None
@@ -325,7 +325,7 @@ def _saliency(value: Any, found: _Findings) -> Saliency | None:
     if usable:
         usable = all(isinstance(c, int) and not isinstance(c, bool) and 0 <= c < MAX_TIME_S for c in clips)
         usable = usable and all(isinstance(s, list) and 0 < len(s) <= 16 and len(s) == len(scores[0]) for s in scores)
-        usable = usable and all((n := _number(mark)) is not None and math.isfinite(n) for s in scores for mark in s)
+        usable = usable and all((n := as_float(mark)) is not None and math.isfinite(n) for s in scores for mark in s)
         usable = usable and len(set(clips)) == len(clips)
     if not usable:
         found.note(SALIENCY_LEFT_OUT)

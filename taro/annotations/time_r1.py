@@ -14,7 +14,7 @@ import re
 from typing import Any
 
 from taro.annotations.generic import checked_object
-from taro.annotations.lint import RawRow
+from taro.annotations.lint import RawRow, as_float
 from taro.annotations.qvhighlights import cut_of
 from taro.annotations.rows import Dropped
 
@@ -52,10 +52,11 @@ def named_cut(video: Any, clip: list[Any]) -> bool:
     (True, False)
     """
     match = NAMED_CUT.search(video[-200:]) if isinstance(video, str) else None
-    if match is None or not all(isinstance(end, int | float) for end in clip):
+    told = [as_float(end) for end in clip]
+    if match is None or None in told:
         return False
     named = [_seconds(*match.groups()[:4]), _seconds(*match.groups()[4:])]
-    return all(abs(told - said) <= SAME_S for told, said in zip(clip, named, strict=True))
+    return all(end is not None and abs(end - said) <= SAME_S for end, said in zip(told, named, strict=True))
 
 
 def _seconds(hours: str, minutes: str, seconds: str, milliseconds: str) -> float:
