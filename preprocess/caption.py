@@ -98,11 +98,11 @@ def captioner_facts(config: PreprocessConfig, dtype: str) -> dict[str, Any]:
         return {"method": "file", "sha256": hashlib.sha256(_bytes(caption.file)).hexdigest()}
     if caption.method == "annotations":
         return {"method": "annotations"}
-    from taro.mllm.folder import read_json
+    from taro.mllm.folder import template_name
 
     assert caption.model is not None
     folder = model_folder(caption.model)
-    template = load_template(caption.template or read_json(folder / "taro.json").get("template") or "taro")
+    template = load_template(caption.template or template_name(folder) or "taro")
     whole = config.segment.method == "captioner"
     prompt = caption.prompt or (template.caption_prompt if whole else template.segment_prompt)
     said = caption.model_dump(mode="json", include={"max_new_tokens", "repetition_penalty", "sampling"})

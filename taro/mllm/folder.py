@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from taro.errors import ModelError
 from taro.mllm.family import Family, PixelSettings
 
-__all__ = ["chat_template", "pixel_settings", "read_json", "tensor_files", "tensors", "tower_sha256"]
+__all__ = ["chat_template", "check_tokenizer", "pixel_settings", "read_json", "template_name", "tensor_files",
+           "tensors", "tower_sha256"]
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
@@ -121,6 +122,31 @@ def pixel_settings(folder: Path) -> PixelSettings:
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder}: the processor file lacks {error}; expected image_mean, image_std, patch_size, "
                          "merge_size") from None  # fmt: skip
+
+
+def check_tokenizer(folder: Path, tokenizer: Any, family: Family, config: Any) -> None:
+    """Raises ModelError for a tokenizer that is not this model's. Where a folder has none, transformers makes one up
+    without vocabulary, with which a policy reads and writes nothing."""
+    found = tokenizer.get_vocab().get(family.video_token)
+    if found != config.video_token_id or len(tokenizer) > config.text_config.vocab_size:
+        raise ModelError(
+            f"{folder}: expected this model's tokenizer, with {family.video_token} as id {config.video_token_id} and "
+            f"at most {config.text_config.vocab_size:,} tokens; got {found} and {len(tokenizer):,}. Copy "
+            "tokenizer.json and tokenizer_config.json (or vocab.json and merges.txt) from the base model"
+        )
+
+
+def template_name(folder: Path) -> str | None:
+    """The prompt template that a folder's taro.json names, by name or as a path of the .yaml file beside it; None where
+    it names none. Raises ModelError where that is no name."""
+    name = read_json(folder / "taro.json").get("template")
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"{folder / 'taro.json'}: template is {name!r}; expected the name of a prompt template, or of "
+                         "a .yaml file in this folder")  # fmt: skip
+    beside = folder / Path(name).name
+    return str(beside) if beside.suffix in {".yaml", ".yml"} and beside.is_file() else name
 
 
 def chat_template(folder: Path, tokenizer: Any) -> str:

@@ -22,7 +22,16 @@ import torch
 from taro.errors import ModelError
 from taro.features import EncoderFingerprint, FrameSampling, VideoFeatures, patch_times_s, resized_hw
 from taro.mllm.family import Family, PixelSettings, family_of
-from taro.mllm.folder import chat_template, pixel_settings, read_json, tensor_files, tensors, tower_sha256
+from taro.mllm.folder import (
+    chat_template,
+    check_tokenizer,
+    pixel_settings,
+    read_json,
+    template_name,
+    tensor_files,
+    tensors,
+    tower_sha256,
+)
 from taro.mllm.pixels import normalise, resize_frames, to_patches
 
 __all__ = ["Policy", "Prompt", "export_checkpoint", "load_policy"]
@@ -81,9 +90,8 @@ class Policy:
 
     @property
     def template_name(self) -> str | None:
-        """Name of the prompt template that the checkpoint was trained with, from its taro.json; None if unnamed."""
-        name = read_json(self.folder / "taro.json").get("template")
-        return name if isinstance(name, str) else None
+        """The prompt template that the checkpoint was trained with, by name or file; None if its folder names none."""
+        return template_name(self.folder)
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Language model and head (once, where tied); never the tower."""
@@ -270,6 +278,7 @@ def load_policy(
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: not a usable model folder: {str(error)[:300]}") from None
+    check_tokenizer(folder, tokenizer, family, config)
     with torch.device("meta"):
         text = config.text_config
         modules: dict[str, Any] = {

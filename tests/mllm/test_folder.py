@@ -44,6 +44,37 @@ def test_a_folder_without_processor_trains_but_cannot_encode(copy: Path) -> None
         encode(load_policy(copy, tower=True))
 
 
+def test_a_folder_without_tokenizer_is_refused(copy: Path) -> None:
+    """transformers makes up an empty one, with which training goes on and learns nothing."""
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match=r"expected this model's tokenizer, .*Copy tokenizer\.json"):
+        load_policy(copy)
+
+
+def test_the_tokenizer_of_another_model_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["video_token_id"] += 1
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="expected this model's tokenizer"):
+        load_policy(copy)
+
+
+@pytest.mark.parametrize("named", [5, "", ["sandbox"]])
+def test_a_prompt_template_that_is_no_name_is_refused(copy: Path, named: object) -> None:
+    (copy / "taro.json").write_text(json.dumps({"template": named}))
+    with pytest.raises(ModelError, match=r"taro\.json: template is .*; expected the name of a prompt template"):
+        load_policy(copy).template_name  # noqa: B018
+
+
+def test_a_prompt_template_beside_the_weights_is_named_by_its_path(copy: Path) -> None:
+    assert load_policy(copy).template_name is None
+    (copy / "taro.json").write_text('{"template": "mine.yaml"}')
+    assert load_policy(copy).template_name == "mine.yaml"
+    (copy / "mine.yaml").touch()
+    assert load_policy(copy).template_name == str(copy / "mine.yaml")
+
+
 def test_damaged_weights_are_named(copy: Path) -> None:
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-7])
