@@ -26,7 +26,7 @@ from preprocess.report import PreprocessReport, Progress
 from preprocess.slices import Tools, make_slice
 from shards.format import MANIFEST, Manifest, Provenance, shard_path, sidecar_path
 from shards.writer import build_manifest, slice_done, write_card, write_manifest, write_skipped
-from taro.errors import ConfigError, TaroError
+from taro.errors import ConfigError, ShardError, TaroError
 
 __all__ = ["PreprocessReport", "Progress", "preprocess"]
 
@@ -192,7 +192,12 @@ def _encoders(job: Job) -> list[Any]:
 
     known = {job.plan.encoder.name: job.plan.encoder, job.encoder.name: job.encoder}
     if (job.config.out / MANIFEST).is_file():
-        known = {**{e.name: e for e in read_manifest(LocalStore(job.config.out)).encoders}, **known}
+        try:
+            earlier = read_manifest(LocalStore(job.config.out)).encoders
+        except ShardError as error:
+            raise ShardError(f"{error}. To have it made again, remove {job.config.out / MANIFEST} and run this command "
+                             "again: slices that are whole are kept") from None
+        known = {**{e.name: e for e in earlier}, **known}
     return [known[name] for name in sorted(known)]
 
 

@@ -29,7 +29,7 @@ from shards.reader import open_shards
 from shards.verify import verify
 from taro.annotations import AnnotationRow, Kept, LintReport
 from taro.config import load_config, recipe_names
-from taro.errors import ConfigError, TaroError
+from taro.errors import ConfigError, ShardError, TaroError
 from taro.mllm import load_policy
 from taro.moment import Moment
 from tests.helpers_models import tiny_qwen2_5_vl
@@ -163,6 +163,18 @@ def test_too_many_skipped_rows_fail_the_job_after_all_is_written(job: Make, rows
 def test_a_set_without_any_query_is_an_error(job: Make) -> None:
     with pytest.raises(TaroError, match="none of 1 rows"):
         preprocess(job([{"video": "gone.mp4", "query": "x", "windows": [[0, 1]]}], max_skipped=1.0))
+
+
+def test_a_damaged_manifest_is_named_with_the_way_out(job: Make) -> None:
+    config = job()
+    preprocess(config)
+    manifest = config.out / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:500])
+    with pytest.raises(ShardError, match=r"manifest\.json: not valid JSON.*remove .*manifest\.json and run this"):
+        preprocess(config)
+    manifest.unlink()
+    assert preprocess(config).made == 0 and manifest.read_bytes() == whole
 
 
 def test_other_settings_on_a_begun_folder_are_refused_with_the_difference(
