@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taro import draws
-from taro.errors import ConfigError
+from taro.errors import ConfigError, ShardError
 from taro.metrics import Prediction, Scores, evaluate_predictions
 from taro.moment import Moment
 from taro.prompts import parse_answer, parse_reasoning
@@ -118,9 +118,14 @@ def missing_predictions(shard_set: ShardSet, split: str | None) -> list[Predicti
     if importlib.util.find_spec("pyarrow") is None:
         raise ConfigError(f"{shard_set.store.root}: {manifest.counts.skipped} rows are in its skipped.parquet, which "
                           "must be read to count misses; pip install pyarrow")
+    rows = read_skipped(shard_set.store.root)
+    if len(rows) != manifest.counts.skipped:
+        raise ShardError(f"{shard_set.store.root}: skipped.parquet holds {len(rows)} rows, the manifest counts "
+                         f"{manifest.counts.skipped}; misses cannot be counted: fetch the file again, or run `taro "
+                         "preprocess` again")
     return [Prediction(query_id=str(row["row_id"]), video=str(row["video"]), predicted=None, windows=(), duration_s=0.0,
                        missing=True)
-            for row in read_skipped(shard_set.store.root) if row["stage"] not in ANNOTATION_STAGES]
+            for row in rows if row["stage"] not in ANNOTATION_STAGES]
 
 
 def predictions(rows: Iterable[EvalRow]) -> list[Prediction]:

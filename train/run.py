@@ -2,12 +2,15 @@
 
 `open_run` does everything that happens once, and refuses what does not fit before anything is loaded: a folder that
 holds another run, a shard set of another vision tower, an empty split. Left out: the loop (`train.grpo`).
-Run folder: config.yaml, metrics.jsonl, rollouts/step-N.jsonl, checkpoints/step-N/, export/.
+One process at a time trains in a folder. Run folder: config.yaml, metrics.jsonl, rollouts/step-N.jsonl,
+checkpoints/step-N/, export/.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +21,15 @@ import yaml
 
 from shards.order import QueryOrder
 from shards.reader import QueryRef, Sample, ShardSet, check_encoder, open_shards
-from taro.config import Config
 from taro.errors import ConfigError
 from taro.features import FrameSampling
 from taro.mllm import Policy, load_policy
+from taro.mllm.folder import pixel_settings
 from taro.prompts import PromptTemplate, load_template
 from train.checkpoint import RunState, load_checkpoint, newest_checkpoint, write_text
 from train.config import TrainConfig
 from train.rollouts import uses_bf16
-from train.trackers import Tracker, cut_back, open_trackers
+from train.trackers import Tracker, check_trackers, cut_back, open_trackers
 from train.update import make_optimizer
 
 __all__ = ["Run", "compute_device", "load_frozen", "open_encoded_shards", "open_run", "policy_folder",
@@ -38,6 +41,22 @@ RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "device"}
 """settings that a resumed run may change: none of them reaches the numbers of a step that both runs have"""
 
 OnStep = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class _Lock:
+    """The run folder's lock; the system drops it when its holder dies, `kill -9` included."""
+
+    descriptor: int
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drops the lock; a second time does nothing."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
 
 
 @dataclass
@@ -54,6 +73,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     state: RunState
     trackers: list[Tracker]
+    lock: _Lock
     on_step: OnStep | None = None
     resumed_at: int | None = None
     last: dict[str, Any] = field(default_factory=dict)
@@ -86,26 +106,32 @@ class Run:
             self.on_step({"step": step, "steps": self.steps, **values})
 
     def close(self) -> None:
-        """Closes the trackers."""
+        """Closes the trackers, then leaves the folder to others."""
         for tracker in self.trackers:
             tracker.close()
+        self.lock.close()
 
 
 def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None) -> Run:
     """Opens a new run, or an interrupted one from its newest checkpoint. Raises TaroError where something does not
     fit, before any weight is read where that can be told."""
-    _claim_folder(config, resume=resume)
+    _check_folder(config, resume=resume)
+    check_trackers(config.trackers)
     folder, device = policy_folder(config.policy), compute_device(config.device)
     policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
+    pixel_settings(folder)  # training needs no processor, but whoever loads the export does
     shard_set = open_encoded_shards(config.shards, policy, encoder=config.data.encoder)
     refs = list(shard_set.queries(split=config.data.split, difficulty=config.data.difficulty))
     if len(refs) < config.rollout.prompts:
-        raise ConfigError(f"{config.shards}: split {config.data.split!r} has {len(refs)} queries, a step takes "
-                          f"rollout.prompts={config.rollout.prompts}; choose another split or fewer prompts")
+        wanted = f"split {config.data.split!r}"
+        wanted += "" if config.data.difficulty is None else f" and difficulty {list(config.data.difficulty)}"
+        raise ConfigError(f"{config.shards}: {wanted} has {len(refs)} queries, a step takes rollout.prompts="
+                          f"{config.rollout.prompts}; choose other queries or fewer prompts")
     if config.validation.split is not None and not shard_set.queries(split=config.validation.split):
         raise ConfigError(f"{config.shards}: no query has the split {config.validation.split!r} of validation.split; "
                           "name one that exists, or null")
     template = policy_template(policy, config.template)
+    lock = _lock(config, resume=resume)
     for name in ("checkpoints", "rollouts"):
         (config.out / name).mkdir(parents=True, exist_ok=True)
     optimizer = make_optimizer(policy, config.optimizer)
@@ -118,10 +144,25 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     return Run(config, policy, _reference(config, folder, device), template, shard_set, refs,
                QueryOrder(len(refs), seed=config.seed), optimizer, state,
                open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
-               on_step, state.step if checkpoint is not None else None)
+               lock, on_step, state.step if checkpoint is not None else None)
 
 
-def _claim_folder(config: TrainConfig, *, resume: bool) -> None:
+def _lock(config: TrainConfig, *, resume: bool) -> _Lock:
+    """Keeps the run folder to this process: two that wrote into one would leave a mixture of both."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    lock = _Lock(os.open(config.out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    try:
+        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"{config.out}: another process trains in this folder now; wait for it, end it, or choose "
+                          "another folder with --set out=DIR") from None
+    except OSError as error:  # a file system without locks
+        log.warning("%s: no lock (%s); see that no other process trains in it", config.out, error)
+    _check_folder(config, resume=resume)  # again: the folder may have been begun since
+    return lock
+
+
+def _check_folder(config: TrainConfig, *, resume: bool) -> None:
     old = config.out / "config.yaml"
     if old.is_file() and not resume:
         raise ConfigError(f"{config.out} holds a run already; go on with it (--resume), or choose another folder with "
@@ -185,20 +226,9 @@ def policy_folder(name: str) -> Path:
     return Path(name)
 
 
-class _FolderTemplate(Config):
-    """The part of a model folder's taro.json that names its prompt."""
-
-    template: str = "taro"
-
-
 def policy_template(policy: Policy, name: str | None = None) -> PromptTemplate:
     """The prompt template asked for; else the one that the policy's folder names; else "taro"."""
-    if name is None:
-        name = _FolderTemplate(template=policy.template_name or "taro").template
-        beside = policy.folder / Path(name).name
-        if Path(name).suffix in {".yaml", ".yml"} and beside.is_file():
-            return load_template(beside)
-    return load_template(name)
+    return load_template(name or policy.template_name or "taro")
 
 
 def open_encoded_shards(path: str | Path, policy: Policy, *, encoder: str | None = None) -> ShardSet:

@@ -7,6 +7,8 @@ command line's.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import math
 import os
@@ -17,7 +19,7 @@ from typing import Any, Protocol
 from taro.errors import ConfigError
 from train.checkpoint import write_text
 
-__all__ = ["JsonlTracker", "Tracker", "cut_back", "open_trackers", "read_jsonl"]
+__all__ = ["JsonlTracker", "Tracker", "check_trackers", "cut_back", "open_trackers", "read_jsonl"]
 
 
 class Tracker(Protocol):
@@ -66,8 +68,6 @@ class _Hosted:
     """wandb, and trackio, which has the same functions."""
 
     def __init__(self, name: str, run: Path, config: Mapping[str, Any]) -> None:
-        import importlib
-
         self._module: Any = importlib.import_module(name)
         self._module.init(project="taro", name=run.name, config=dict(config))
 
@@ -78,15 +78,19 @@ class _Hosted:
         self._module.finish()
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises ConfigError where one is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"trackers names {name}, which is not installed; pip install {name}, or leave it out "
+                              "(metrics.jsonl is always written)")
+
+
 def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any], *, resumed_at: int) -> list[Tracker]:
-    """The JSONL of a run folder and the trackers named. Raises ConfigError where one is not installed."""
+    """The JSONL of a run folder and the trackers named."""
     opened: list[Tracker] = [JsonlTracker(run / "metrics.jsonl")]
     for name in names:
-        try:
-            opened.append(_Tensorboard(run, resumed_at) if name == "tensorboard" else _Hosted(name, run, config))
-        except ImportError:
-            raise ConfigError(f"trackers names {name}, which is not installed; pip install {name}, or leave it out "
-                              "(metrics.jsonl is always written)") from None
+        opened.append(_Tensorboard(run, resumed_at) if name == "tensorboard" else _Hosted(name, run, config))
     return opened
 
 

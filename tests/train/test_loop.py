@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,15 +15,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from taro.errors import ConfigError, ShardError, TaroError
+from taro.errors import ConfigError, ModelError, ShardError, TaroError
 from taro.mllm import Decoding, load_policy
 from tests.helpers_models import tiny_qwen2_5_vl
 from tests.train.conftest import Tiny
 from train.checkpoint import checkpoints, read_state
 from train.config import TrainConfig
-from train.evaluate import evaluate_policy, score_rows, write_predictions
+from train.evaluate import evaluate_policy, missing_predictions, score_rows, write_predictions
 from train.grpo import train
-from train.run import open_encoded_shards, policy_template
+from train.run import open_encoded_shards, open_run, policy_template
 from train.trackers import read_jsonl
 
 SPEED = {"tokens_per_s", "memory_gib", "seconds"}
@@ -127,6 +128,16 @@ def test_a_limit_draws_the_same_queries_each_time(tiny: Tiny) -> None:
     assert keys[0] == keys[1] != keys[2] and len(keys[0]) == 3
 
 
+def test_a_ledger_that_is_lost_is_no_set_without_misses(tiny: Tiny, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(tiny.shards, tmp_path / "shards"))
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["counts"] |= {"skipped": 1, "inputs": manifest["counts"]["inputs"] + 1}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    shard_set = open_encoded_shards(root, load_policy(tiny.policy))
+    with pytest.raises(ShardError, match=r"skipped\.parquet holds 0 rows, the manifest counts 1"):
+        missing_predictions(shard_set, None)
+
+
 def test_three_non_finite_steps_in_a_row_stop_the_run(make_config: Callable[..., TrainConfig]) -> None:
     config = make_config(optimizer={"lr": 1e30})
     with pytest.raises(TaroError, match=r"not finite in 3 steps in a row.*step-000003"):
@@ -189,15 +200,33 @@ def test_a_run_folder_is_never_overwritten_nor_resumed_with_other_settings(
     assert train(longer, resume=True).steps == 2
 
 
+def test_two_processes_never_train_in_one_folder(make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(length={"amount": 1})
+    for resume in (False, True):
+        run = open_run(config, resume=resume)
+        for again in (False, True):
+            with pytest.raises(ConfigError, match=r"holds a run already|another process trains in this folder now"):
+                open_run(config, resume=again)
+        run.close()
+    assert train(config, resume=True).steps == 1
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(
-        make_config: Callable[..., TrainConfig], tiny: Tiny, tmp_path: Path) -> None:
+        make_config: Callable[..., TrainConfig], tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
     other = tiny_qwen2_5_vl(tmp_path / "other", seed=5)
+    without_processor = Path(shutil.copytree(tiny.policy, tmp_path / "without"))
+    for file in without_processor.glob("*processor_config.json"):
+        file.unlink()
     for changes, error, message in [
         ({"policy": str(other)}, ShardError, "not made by this policy's vision tower"),
         ({"data": {"split": "nowhere"}}, ConfigError, "split 'nowhere' has 0 queries"),
         ({"rollout": {"prompts": 99}}, ConfigError, "rollout.prompts=99"),
         ({"validation": {"split": "nowhere"}}, ConfigError, "validation.split"),
         ({"template": "nowhere"}, ConfigError, "no such prompt template"),
+        ({"data": {"difficulty": (1, 2)}}, ConfigError, r"split 'train' and difficulty \[1.0, 2.0\] has 0 queries"),
+        ({"trackers": ("trackio",)}, ConfigError, "trackio, which is not installed"),
+        ({"policy": str(without_processor)}, ModelError, "no processor files"),
     ]:
         config = make_config(**changes)
         with pytest.raises(error, match=message):
