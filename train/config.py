@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from taro.config import Config
 from train.curriculum import Curriculum
+from train.disruption import Kind
 
 __all__ = ["CheckpointConfig", "DataConfig", "Length", "LossConfig", "OptimizerConfig", "RewardConfig",
            "RolloutConfig", "TrainConfig", "ValidationConfig"]
@@ -63,10 +64,11 @@ class RewardConfig(Config):
     """IoU gate of the bonus: the released code's ">=" or the paper's ">" (METHOD 4, row 3)"""
     margin: float = Field(0.0, ge=0)
     dt_s: float = Field(3.0, gt=0)
-    """patches within this many seconds of a boundary are shuffled"""
+    """patches within this many seconds of a boundary are disrupted"""
     drop_over: Literal["reasoning", "response"] = "reasoning"
     """tokens whose log-probability drop counts (METHOD 4, row 2)"""
-    disruption: Literal["patch"] = "patch"
+    disruption: Kind = "patch"
+    """what is done to the video; all but patch (the method's) are for comparison, see train/disruption.py"""
     no_think: bool = False
     """accept `<answer>` alone"""
     protocol: Literal["taro"] = "taro"

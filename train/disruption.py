@@ -1,28 +1,50 @@
-"""Where a video's order is broken for the log-probability drop: the `patch` disruption of METHOD 5.
+"""Where a video's order is broken for the log-probability drop: METHOD 5's `patch`, and what to hold it against.
 
-The temporal patches within `dt_s` of each ground-truth boundary are permuted. A patch is encoded on its own by the
-frozen tower, so permuting features equals permuting pixels and no video is needed. One disruption per (seed, epoch,
-sample), shared by the group. Left out: shuffling single frames (`frame`), which needs variants encoded offline.
+A temporal patch is encoded on its own by the frozen tower, so moving features equals moving pixels and no video is
+needed. Every kind is an order [S] for `VideoFeatures.permuted`: patch i gets the content of patch order[i].
+
+- `patch`: the patches within `dt_s` of each boundary are permuted. The method's own.
+- `reverse`: they stand in reverse order. Nothing is drawn; neighbours stay neighbours, only the arrow of time turns.
+- `elsewhere`: stretches of the same numbers of patches away from every boundary are permuted. The control: what drops
+  here too is not about the boundaries.
+- `noise`: each patch near a boundary shows one drawn, with replacement, from those away from every boundary: the event's
+  edges are gone, not out of order. Patches of the clip itself and no Gaussian: a feature that no frame has would also
+  measure how the policy takes what it never saw.
+
+One disruption per (seed, epoch, sample), shared by the group; never the identity. None, which callers count, where a
+video has no room for it. Left out: shuffling single frames (`frame`), which needs variants encoded offline.
 Legend: S temporal patches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
 from taro import draws
 from taro.moment import Moment
 
-__all__ = ["boundary_windows", "patch_disruption"]
+__all__ = ["BOUNDARIES", "KINDS", "Boundary", "Kind", "boundary_windows", "disruption", "patch_disruption"]
+
+Kind = Literal["patch", "reverse", "elsewhere", "noise"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Boundary = Literal["both", "start", "end"]
+BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
+
+PLACING_TRIES = 32
+"""random placements of `elsewhere` before its stretches are packed to the left"""
 
 
-def boundary_windows(times_S: np.ndarray, windows: Sequence[Moment], *, dt_s: float = 3.0) -> list[np.ndarray]:
+def boundary_windows(times_S: np.ndarray, windows: Sequence[Moment], *, dt_s: float = 3.0,
+                     boundary: Boundary = "both") -> list[np.ndarray]:
     """Ascending patch indices of each stretch to shuffle: a patch belongs iff `|time - boundary| <= dt_s`.
 
-    Every boundary of every window counts; a stretch of fewer than 2 patches is widened to the 2 nearest; stretches
-    that share a patch merge. Empty where the video has fewer than 2 patches.
+    Every boundary of every window counts, or with `boundary` their starts or their ends alone; a stretch of fewer than 2
+    patches is widened to the 2 nearest; stretches that share a patch merge. Empty where the video has fewer than 2
+    patches.
 
     >>> [w.tolist() for w in boundary_windows(np.arange(12) + 0.5, [Moment(2, 8)], dt_s=1.0)]
     [[1, 2], [7, 8]]
@@ -32,7 +54,7 @@ def boundary_windows(times_S: np.ndarray, windows: Sequence[Moment], *, dt_s: fl
     if len(times_S) < 2:
         return []
     spans: list[tuple[int, int]] = []  # first and last index; times ascend, so every stretch is contiguous
-    for boundary_s in sorted({edge for window in windows for edge in (window.start_s, window.end_s)}):
+    for boundary_s in sorted({edge for window in windows for edge in _edges(window, boundary)}):
         distance_S = np.abs(times_S - boundary_s)
         inside = np.flatnonzero(distance_S <= dt_s)
         if len(inside) < 2:
@@ -47,6 +69,10 @@ def boundary_windows(times_S: np.ndarray, windows: Sequence[Moment], *, dt_s: fl
     return [np.arange(first, last + 1) for first, last in merged]
 
 
+def _edges(window: Moment, boundary: Boundary) -> tuple[float, ...]:
+    return {"start": (window.start_s,), "end": (window.end_s,)}.get(boundary, (window.start_s, window.end_s))
+
+
 def patch_disruption(times_S: np.ndarray, windows: Sequence[Moment], *, seed: int, epoch: int, sample: str,
                      dt_s: float = 3.0) -> np.ndarray | None:
     """Order [S] for `VideoFeatures.permuted`: each stretch of `boundary_windows` under a permutation drawn uniformly
@@ -56,14 +82,70 @@ def patch_disruption(times_S: np.ndarray, windows: Sequence[Moment], *, seed: in
     >>> order.tolist()
     [1, 0, 2, 3, 4, 5, 7, 6]
     """
-    stretches = boundary_windows(times_S, windows, dt_s=dt_s)
+    return disruption("patch", times_S, windows, seed=seed, epoch=epoch, sample=sample, dt_s=dt_s)
+
+
+def disruption(kind: Kind, times_S: np.ndarray, windows: Sequence[Moment], *, seed: int, epoch: int, sample: str,
+               dt_s: float = 3.0, boundary: Boundary = "both") -> np.ndarray | None:
+    """Order [S] of a disruption of any kind; see the module for what each does.
+
+    None for all kinds where the video has fewer than 2 patches or the query no window; for `elsewhere` where its
+    stretches do not fit between the boundaries'; for `noise` where every patch is near a boundary. Both keep away from
+    all boundaries, whichever of them `boundary` names.
+
+    >>> where = {"seed": 0, "epoch": 0, "sample": "v:1", "dt_s": 1.0}
+    >>> disruption("reverse", np.arange(8.0), [Moment(1, 6)], **where).tolist()
+    [2, 1, 0, 3, 4, 7, 6, 5]
+    >>> disruption("elsewhere", np.arange(8.0), [Moment(0, 7)], **where).tolist()
+    [0, 1, 3, 2, 5, 4, 6, 7]
+    >>> disruption("noise", np.arange(5.0), [Moment(0, 4)], **where).tolist()
+    [2, 2, 2, 2, 2]
+    """
+    stretches = boundary_windows(times_S, windows, dt_s=dt_s, boundary=boundary)
     if not stretches:
         return None
-    generator = draws.rng("disruption", seed, epoch, sample)
     order_S = np.arange(len(times_S))
+    if kind == "reverse":
+        for stretch in stretches:
+            order_S[stretch] = stretch[::-1]
+        return order_S
+    if kind == "patch":
+        return _permute(order_S, stretches, draws.rng("disruption", seed, epoch, sample))
+    generator = draws.rng("disruption", kind, seed, epoch, sample)
+    away_S = np.ones(len(times_S), dtype=bool)
+    away_S[np.concatenate(boundary_windows(times_S, windows, dt_s=dt_s))] = False
+    if kind == "noise":
+        near = np.concatenate(stretches)
+        if not away_S.any():
+            return None
+        order_S[near] = generator.choice(np.flatnonzero(away_S), size=len(near))
+        return order_S
+    placed = _place([len(stretch) for stretch in stretches], away_S, generator)
+    return None if placed is None else _permute(order_S, placed, generator)
+
+
+def _permute(order_S: np.ndarray, stretches: Sequence[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+    """`order_S` with each stretch under a permutation drawn uniformly from all but the identity."""
     for stretch in stretches:
         drawn = stretch
         while np.array_equal(drawn, stretch):
             drawn = generator.permutation(stretch)
         order_S[stretch] = drawn
     return order_S
+
+
+def _place(lengths: Sequence[int], free_S: np.ndarray, generator: np.random.Generator) -> list[np.ndarray] | None:
+    """Disjoint stretches of these lengths where `free_S`, longest first, each at a start drawn uniformly from those
+    where it fits. Where no try places all, each goes as far left as it fits; None where that fails too."""
+    for attempt in range(PLACING_TRIES + 1):
+        left_S, placed = free_S.copy(), []
+        for length in sorted(lengths, reverse=True):
+            fits = np.flatnonzero(np.convolve(left_S, np.ones(length), "valid") == length)
+            if not len(fits):
+                break
+            start = int(fits[0] if attempt == PLACING_TRIES else generator.choice(fits))
+            left_S[start : start + length] = False
+            placed.append(np.arange(start, start + length))
+        if len(placed) == len(lengths):
+            return placed
+    return None

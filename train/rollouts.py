@@ -21,15 +21,15 @@ from taro.features import VideoFeatures
 from taro.mllm import Decoding, Policy, Prompt, generate, score
 from train.config import TrainConfig
 from train.curriculum import guided_rollouts
-from train.disruption import patch_disruption
+from train.disruption import Boundary, disruption
 from train.prefixes import draw_paths, prefix_ids
 
 if TYPE_CHECKING:
     from shards.reader import Sample
     from taro.prompts import PromptTemplate
 
-__all__ = ["RolloutBatch", "Scores", "autocast", "disrupt", "roll_out", "sample_name", "score_batch",
-           "uses_bf16"]
+__all__ = ["RolloutBatch", "Scores", "autocast", "counted_tokens", "disrupt", "roll_out", "sample_name",
+           "score_batch", "score_prompts", "uses_bf16"]
 
 
 @dataclass(frozen=True)
@@ -142,32 +142,39 @@ def _decode(policy: Policy, prompts: list[Prompt], forced_BG: list[list[list[int
     return ids[..., :R], mask[..., :R], logprobs[..., :R], finished
 
 
-def disrupt(batch: RolloutBatch, config: TrainConfig) -> tuple[list[Prompt], np.ndarray]:
-    """The same prompts over features whose boundary patches are permuted, and which of them [B] could be."""
+def disrupt(batch: RolloutBatch, config: TrainConfig, *,
+            boundary: Boundary = "both") -> tuple[list[Prompt], np.ndarray]:
+    """The same prompts over features disrupted by `reward.disruption`, and which of them [B] could be."""
     prompts, changed = [], []
     for sample, prompt in zip(batch.samples, batch.prompts, strict=True):
         windows = [window.clip(sample.clip.duration_s) for window in sample.query.windows]
-        order_S = patch_disruption(prompt.features.times_S, windows, seed=config.seed, epoch=batch.epoch,
-                                   sample=sample_name(sample), dt_s=config.reward.dt_s)
+        order_S = disruption(config.reward.disruption, prompt.features.times_S, windows, seed=config.seed,
+                             epoch=batch.epoch, sample=sample_name(sample), dt_s=config.reward.dt_s, boundary=boundary)
         changed.append(order_S is not None)
         prompts.append(prompt if order_S is None else prompt.with_features(prompt.features.permuted(order_S)))
     return prompts, np.array(changed)
 
 
 @torch.no_grad()
-def score_batch(policy: Policy, reference: Policy | None, batch: RolloutBatch, config: TrainConfig) -> Scores:
-    """Scores a batch under the current policy, the reference, and the disrupted videos."""
-    disrupted, changed_B = disrupt(batch, config)
+def score_prompts(policy: Policy, prompts: Sequence[Prompt], batch: RolloutBatch, config: TrainConfig) -> torch.Tensor:
+    """Log-probs [B, G, R] of a batch's responses under a policy, after these prompts, on the CPU."""
+    with autocast(config, policy.device):
+        return score(policy, prompts, batch.ids_BGR, batch.mask_BGR, temperature=config.rollout.temperature).cpu()
 
-    def run(model: Policy, prompts: Sequence[Prompt]) -> torch.Tensor:
-        with autocast(config, model.device):
-            return score(model, prompts, batch.ids_BGR, batch.mask_BGR,
-                         temperature=config.rollout.temperature).cpu()
 
+def counted_tokens(policy: Policy, batch: RolloutBatch, config: TrainConfig) -> np.ndarray:
+    """bool [B, G, R]: tokens over which the drop is a mean (`reward.drop_over`)."""
     over_BGR = batch.mask_BGR.clone()
     if config.reward.drop_over == "reasoning":
         over_BGR = torch.stack([torch.stack([policy.reasoning_mask(ids) for ids in ids_GR])
                                 for ids_GR in batch.ids_BGR]) & batch.mask_BGR
-    return Scores(old_BGR=run(policy, batch.prompts),
-                  reference_BGR=None if reference is None else run(reference, batch.prompts),
-                  disrupted_BGR=run(policy, disrupted), disrupted_B=changed_B, over_BGR=over_BGR.numpy())
+    return np.asarray(over_BGR.numpy())
+
+
+def score_batch(policy: Policy, reference: Policy | None, batch: RolloutBatch, config: TrainConfig) -> Scores:
+    """Scores a batch under the current policy, the reference, and the disrupted videos."""
+    disrupted, changed_B = disrupt(batch, config)
+    return Scores(old_BGR=score_prompts(policy, batch.prompts, batch, config),
+                  reference_BGR=None if reference is None else score_prompts(reference, batch.prompts, batch, config),
+                  disrupted_BGR=score_prompts(policy, disrupted, batch, config), disrupted_B=changed_B,
+                  over_BGR=counted_tokens(policy, batch, config))
