@@ -7,9 +7,9 @@ needed. Every kind is an order [S] for `VideoFeatures.permuted`: patch i gets th
 - `reverse`: they stand in reverse order. Nothing is drawn; neighbours stay neighbours, only the arrow of time turns.
 - `elsewhere`: stretches of the same numbers of patches away from every boundary are permuted. The control: what drops
   here too is not about the boundaries.
-- `noise`: each patch near a boundary shows one drawn, with replacement, from those away from every boundary: the event's
-  edges are gone, not out of order. Patches of the clip itself and no Gaussian: a feature that no frame has would also
-  measure how the policy takes what it never saw.
+- `noise`: each patch near a boundary shows one drawn, with replacement, from those away from every boundary: the
+  event's edges are gone, not out of order. Patches of the clip itself and no Gaussian: a feature that no frame has
+  would also measure how the policy takes what it never saw.
 
 One disruption per (seed, epoch, sample), shared by the group; never the identity. None, which callers count, where a
 video has no room for it. Left out: shuffling single frames (`frame`), which needs variants encoded offline.
@@ -42,9 +42,9 @@ def boundary_windows(times_S: np.ndarray, windows: Sequence[Moment], *, dt_s: fl
                      boundary: Boundary = "both") -> list[np.ndarray]:
     """Ascending patch indices of each stretch to shuffle: a patch belongs iff `|time - boundary| <= dt_s`.
 
-    Every boundary of every window counts, or with `boundary` their starts or their ends alone; a stretch of fewer than 2
-    patches is widened to the 2 nearest; stretches that share a patch merge. Empty where the video has fewer than 2
-    patches.
+    Every boundary of every window counts, or with `boundary` their starts or their ends alone; a stretch of fewer
+    than 2 patches is widened to the 2 nearest; stretches that share a patch merge. Empty where the video has fewer
+    than 2 patches.
 
     >>> [w.tolist() for w in boundary_windows(np.arange(12) + 0.5, [Moment(2, 8)], dt_s=1.0)]
     [[1, 2], [7, 8]]

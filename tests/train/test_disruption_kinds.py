@@ -83,7 +83,8 @@ def test_a_placement_that_exists_by_packing_is_found() -> None:
 
 def test_start_and_end_alone_are_disrupted_alone() -> None:
     times_S = np.arange(20) + 0.5
-    found = {b: [w.tolist() for w in boundary_windows(times_S, [Moment(5, 15)], dt_s=1, boundary=b)] for b in BOUNDARIES}
+    windows = [Moment(5, 15)]
+    found = {b: [w.tolist() for w in boundary_windows(times_S, windows, dt_s=1, boundary=b)] for b in BOUNDARIES}
     assert found == {"both": [[4, 5], [14, 15]], "start": [[4, 5]], "end": [[14, 15]]}
 
 
