@@ -28,6 +28,7 @@ from shards.format import (
     Member,
     ShardEntry,
     Sidecar,
+    SidecarRecord,
     check_version,
     shard_path,
     sidecar_path,
@@ -233,6 +234,15 @@ class ShardSet:
         shard = self.store.where(shard_path(kind, self._place(kind, ref.key)[0]))
         check_times(clip, features, f"{shard}: record {ref.key}")
         return Sample(ref, clip, ref.query, features)
+
+    def listed(self, kind: str, key: str) -> SidecarRecord | None:
+        """What the sidecars say of a record (members, sizes, digests), none of it read; None where it is not there."""
+        place = self._places.get(kind, {}).get(key)
+        return None if place is None else self._sidecars[kind][place[0]].records[place[1]]
+
+    def raw(self, kind: str, key: str, ext: str) -> bytes:
+        """The bytes of a member as they lie in the shard, held against the sidecar's digest and not parsed."""
+        return self._member(kind, key, ext)[0]
 
     def _place(self, kind: str, key: str) -> tuple[int, int]:
         places = self._places.get(kind, {})

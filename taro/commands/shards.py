@@ -1,4 +1,4 @@
-"""`taro shards info | verify | view`: look into a shard set. Thin: the work is in shards/."""
+"""`taro shards ...`: look into shard sets. Thin: the work is in shards/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from shards.reader import ShardSet
 
-__all__ = ["app", "info", "verify", "view"]
+__all__ = ["app", "info", "sample", "stats", "verify", "view"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -21,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 @app.callback()
 def _shards() -> None:
-    """Look at, verify and view a shard set."""
+    """Look at, verify, view and count a shard set."""
 
 
 @app.command()
@@ -101,3 +101,36 @@ def view(
     from shards.view import view as write_view
 
     typer.echo(str(write_view(path, out, run=run, limit=limit, keys=key or ())))
+
+
+@app.command()
+def stats(path: Root, as_json: Json = False) -> None:
+    """Count a set: clips, queries, windows by length and place, captions, paths, skipped rows, bytes."""
+    from shards.reader import open_shards
+    from shards.stats import stats as count
+
+    found = count(open_shards(path))
+    if as_json:
+        typer.echo(json.dumps(found.as_dict()))
+        return
+    for line in found.lines():
+        _say(line)
+
+
+@app.command()
+def sample(
+    path: Root,
+    n: Annotated[int, typer.Option("--n", min=1, help="Queries to show.")] = 5,
+    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of text.")] = False,
+) -> None:
+    """Show queries drawn at random, with their clip, windows, captions and paths."""
+    from shards.reader import open_shards
+    from shards.stats import sample as draw
+
+    for one in draw(open_shards(path), n, seed=seed):
+        if as_json:
+            typer.echo(json.dumps(one.as_dict()))
+            continue
+        for line in one.lines():
+            _say(line)
