@@ -90,7 +90,9 @@ class PreprocessConfig(Config):
     """folder of the video files"""
     annotations: Path
     dataset: str
-    """format of the annotations: charades-sta, jsonl, sandbox"""
+    """format of the annotations: jsonl, charades-sta, activitynet, ... (docs/annotations.md), or hf with `columns`"""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """of the format hf: which column holds which field, such as {query: sentence}"""
     split: str = "train"
     """of rows that name none"""
     lengths: Path | None = None

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from preprocess.probe import VideoProbe, opened, probe, why
+from taro.annotations.rows import part_of_file
 from taro.errors import VideoError
 from taro.features import FrameSampling, resized_hw, sample_frames
 from taro.moment import Moment
@@ -57,6 +58,8 @@ class DecodeJob:
     size: int | None = None
     factor: int = 28
     max_frame_bytes: int = MAX_FRAME_BYTES
+    may_be_cut: bool = False
+    """the file may hold the clip alone already; its length tells"""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def decode_clip(job: DecodeJob) -> Frames:
     if job.size is not None and size != job.size:
         raise VideoError(f"{job.path.name}: {size:,} bytes, {job.size:,} when the plan was made; restore the file",
                          reason="changed since the plan", transient=True)
-    first, last, span = _shown(look, job.clip)
+    clip = part_of_file(job.clip, look.duration_s) if job.clip is not None and job.may_be_cut else job.clip
+    first, last, span = _shown(look, clip)
     picked_T = sample_frames(last - first, span.end_s - span.start_s, job.sampling) + first
     unique, back_T = np.unique(picked_T, return_inverse=True)
     sink = _Sink(job, look, len(picked_T))

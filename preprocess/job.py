@@ -6,6 +6,7 @@ meets an existing folder and is refused with the difference.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,7 +70,7 @@ def open_job(config: PreprocessConfig, *, only: Literal["features"] | None = Non
     device = device_of(config.device)
     dtype = dtype_of(config.dtype, device)
     encoder, width = encoder_fingerprint(model_folder(config.policy), config.sampling, dtype)
-    if not config.annotations.exists():
+    if not config.annotations.exists() and config.dataset != "hf":  # which may be a hub id
         raise AnnotationError(f"annotations {config.annotations}: no such file; give the annotation file")
     facts = captioner_facts(config, dtype)
     clip = None if config.clip_model is None else clip_encoder(config.clip_model)
@@ -114,6 +115,8 @@ def _comparable(shaping: dict[str, Any]) -> dict[str, Any]:
 
 def _annotations_sha256(config: PreprocessConfig) -> str:
     path = config.annotations
+    if config.dataset == "hf" and not path.exists():
+        return hashlib.sha256(str(path).encode()).hexdigest()  # a hub id: the rows' own digest is in the plan
     path = path / "annotations.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise AnnotationError(f"annotations {path}: no such file; give the annotation file")

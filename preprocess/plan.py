@@ -59,6 +59,8 @@ class PlannedClip(Config):
     size: int
     mtime_ns: int
     clip_s: tuple[float, float] | None
+    may_be_cut: bool = False
+    """the file may hold the clip alone already (taro.annotations.rows.part_of_file)"""
     rows: list[PlannedRow]
 
     @property
@@ -121,7 +123,7 @@ def make_plan(
         bytes_per_clip: most that a clip's features can take, for the slices.
     """
     report = import_annotations(config.annotations, dataset=config.dataset, split=config.split,
-                                lengths=config.lengths, policy=config.lint)  # fmt: skip
+                                lengths=config.lengths, policy=config.lint, columns=config.columns)  # fmt: skip
     clips, skipped = _group(report, _Finder(list_videos(config.videos)))
     skipped = [*_dropped(report), *skipped]
     per_slice = max(1, min(config.slice_clips, config.slice_bytes // max(bytes_per_clip, 1)))
@@ -196,6 +198,9 @@ class _Finder:
         if plain in self.videos:
             return plain
         found = self._by_name.get(plain, [])
+        bare = plain.rpartition("/")[2]
+        if not found and bare in self.videos:
+            return bare  # annotated with the folder that its authors had; here the videos lie side by side
         if len(found) == 1:
             return found[0]
         if not found:
@@ -228,7 +233,8 @@ def _clip(path: str, clip: Moment | None, rows: list[AnnotationRow], stat: os.st
     ]  # fmt: skip
     span = None if clip is None else (clip.start_s, clip.end_s)
     return PlannedClip(key=clip_key(path, clip), video=rows[0].video, path=path, size=stat.st_size,
-                       mtime_ns=stat.st_mtime_ns, clip_s=span, rows=planned)  # fmt: skip
+                       mtime_ns=stat.st_mtime_ns, clip_s=span, rows=planned,
+                       may_be_cut=any(row.may_be_cut for row in rows))  # fmt: skip
 
 
 def _dropped(report: LintReport) -> list[SkippedRow]:

@@ -64,7 +64,7 @@ def decode_jobs(job: Job, clips: Sequence[PlannedClip]) -> Iterator[DecodeJob]:
     """What the decoding processes are asked for these clips."""
     for clip in clips:
         yield DecodeJob(Path(job.config.videos, clip.path).absolute(), job.config.sampling, clip.clip,
-                        job.config.decode.decoder, clip.size, job.factor)  # fmt: skip
+                        job.config.decode.decoder, clip.size, job.factor, may_be_cut=clip.may_be_cut)  # fmt: skip
 
 
 def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Callable[[str], None]) -> SliceLedger:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+del annotations  # the future feature's name would hide the package taro.annotations
+
 # name -> (module, attribute); an empty attribute is the module itself. The block above says the same to type checkers.
 _LAZY: dict[str, tuple[str, str]] = {
     "FrameSampling": ("taro.features", "FrameSampling"),

@@ -131,3 +131,9 @@ def test_decord_is_asked_for_only_where_it_has_a_wheel(system: str, machine: str
              if item.marker is None or item.marker.evaluate({"platform_system": system, "platform_machine": machine})}
     assert ("decord" in asked) is wanted
     assert {"av", "torch", "transformers", "open_clip_torch", "webdataset", "datasets"} <= asked
+
+
+def test_the_package_annotations_is_not_hidden_by_the_future_feature_of_that_name() -> None:
+    from taro import annotations
+
+    assert annotations.import_annotations is taro.import_annotations

@@ -23,7 +23,7 @@ import yaml
 from taro import draws
 from taro.errors import ConfigError
 from taro.metrics import PROTOCOLS, Scores
-from taro.moment import Moment, best_iou
+from taro.moment import Moment
 from train.evaluate import EvalRow, score_rows
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def read_predictions(path: str | Path) -> list[EvalRow]:
 def row_iou(row: EvalRow, protocol: str) -> float:
     """IoU of an answer with the ground truth, as the protocol counts it; a missing answer has 0."""
     truths = PROTOCOLS[protocol].truths(row.windows, row.duration_s)
-    return 0.0 if row.predicted is None else best_iou(row.predicted, truths)
+    return PROTOCOLS[protocol].iou(row.predicted, truths)
 
 
 def examples(evaluation: Evaluation) -> list[Example]:

@@ -13,7 +13,7 @@ from typing import Any
 from taro.moment import Moment
 from taro.records import DenseCaption
 
-__all__ = ["AnnotationRow", "Dropped", "Kept", "LintReport", "Outcome", "Repaired", "Saliency"]
+__all__ = ["AnnotationRow", "Dropped", "Kept", "LintReport", "Outcome", "Repaired", "Saliency", "part_of_file"]
 
 CUT_TOLERANCE_S = 1.0
 
@@ -51,17 +51,21 @@ class AnnotationRow:
     unclipped: tuple[Moment, ...] | None = field(default=None, compare=False)
 
     def clip_in(self, probed_s: float) -> Moment | None:
-        """The part to cut out of a file that is `probed_s` long. Some datasets are shared as cut files with the times
-        of the whole ones: a file too short to hold the clip, and as long as the clip, is the clip.
+        """The part to cut out of a file that is `probed_s` long, see `part_of_file`.
 
         >>> row = AnnotationRow("1", 1, "v", "q", (), 45.0, Moment(39, 84), "train", None, None, may_be_cut=True)
         >>> row.clip_in(300.0), row.clip_in(45.2)
         (Moment(start_s=39, end_s=84), None)
         """
-        if self.clip is None or not self.may_be_cut:
-            return self.clip
-        too_short = self.clip.end_s > probed_s + CUT_TOLERANCE_S
-        return None if too_short and abs(probed_s - self.clip.duration_s) <= CUT_TOLERANCE_S else self.clip
+        return part_of_file(self.clip, probed_s) if self.clip is not None and self.may_be_cut else self.clip
+
+
+def part_of_file(clip: Moment, probed_s: float) -> Moment | None:
+    """The part to cut out of a file that is `probed_s` long and may have been cut already, None for all of it. Some
+    datasets are shared as cut files with the times of the whole ones: a file too short to hold the clip, and as long
+    as the clip, is the clip."""
+    too_short = clip.end_s > probed_s + CUT_TOLERANCE_S
+    return None if too_short and abs(probed_s - clip.duration_s) <= CUT_TOLERANCE_S else clip
 
 
 @dataclass(frozen=True)
