@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from shards.reader import ShardSet
 
-__all__ = ["app", "info", "sample", "stats", "verify", "view"]
+__all__ = ["app", "diff", "info", "sample", "stats", "verify", "view"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -21,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 @app.callback()
 def _shards() -> None:
-    """Look at, verify, view and count a shard set."""
+    """Look at, verify, view, count and compare shard sets."""
 
 
 @app.command()
@@ -134,3 +134,23 @@ def sample(
             continue
         for line in one.lines():
             _say(line)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="Folder of a shard set.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="Folder of another.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Compare two sets by their digests: clips, queries, windows, captions, features; exit code 1 where they differ."""
+    from shards.diff import diff as compare
+    from shards.reader import open_shards
+
+    found = compare(open_shards(a), open_shards(b))
+    if as_json:
+        typer.echo(json.dumps(found.as_dict()))
+    else:
+        for line in found.lines():
+            _say(line)
+    if not found.ok:
+        raise typer.Exit(1)
