@@ -34,6 +34,7 @@ from shards.format import (
     kind_ok,
     shard_path,
     sidecar_path,
+    split_kind,
 )
 from shards.manifest import build_manifest, read_entries, write_atomically, write_card, write_manifest, write_skipped
 from shards.store import LocalStore, file_sha256, fsync_folder
@@ -46,6 +47,8 @@ from taro.records import ClipRecord
 
 if TYPE_CHECKING:
     import torch
+
+    from shards.reader import ShardSet
 
 __all__ = [
     "SliceWriter", "build_manifest", "pack_features", "read_entries", "slice_done", "unpack_features", "write_card",
@@ -71,7 +74,7 @@ class _Shard:
         self.records: list[SidecarRecord] = []
         self.sha256 = ""
 
-    def add(self, key: str, queries: int, parts: Sequence[tuple[str, bytes]]) -> None:
+    def add(self, key: str, queries: int, parts: Iterable[tuple[str, bytes]]) -> None:
         members = []
         for ext, data in parts:
             at = self.tar.add(key, ext, data)
@@ -135,6 +138,22 @@ class SliceWriter:
             raise ShardError(f"key {record.key[:120]!r}: use shards.format.clip_key")
         for kind, shard in self._shards.items():
             shard.add(record.key, len(record.queries), parts[kind])
+
+    def copy_clip(self, record: ClipRecord, source: ShardSet) -> None:
+        """Adds `record` with everything else of its key copied from `source`, as bytes, one member at a time.
+
+        A kind of the slice that the source lacks for this key is an error, but for variants: not every clip has some.
+        """
+        for kind, shard in self._shards.items():
+            listed = source.listed(kind, record.key)
+            if listed is None and split_kind(kind)[0] == "variants":
+                continue
+            if listed is None:
+                raise ShardError(f"{source.store.root}: no record {record.key} in {kind}; `taro shards verify` lists "
+                                 "what is wrong with the set")
+            parts = ((member.ext, canonical_json(record) if member.ext == "json" else
+                      source.raw(kind, record.key, member.ext)) for member in listed.members)
+            shard.add(record.key, len(record.queries), parts)
 
     def commit(self) -> list[ShardEntry]:
         """Makes the slice real; returns what the manifest says of its shards."""

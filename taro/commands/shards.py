@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from shards.derive import Derived
     from shards.reader import ShardSet
 
-__all__ = ["app", "diff", "info", "sample", "stats", "verify", "view"]
+__all__ = ["app", "diff", "filter_", "info", "sample", "split", "stats", "verify", "view"]
 
+By = Literal["split", "fraction"]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 Root = Annotated[str, typer.Argument(metavar="PATH", help="Folder of the shard set.", show_default=False)]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; must not exist.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 @app.callback()
 def _shards() -> None:
-    """Look at, verify, view, count and compare shard sets."""
+    """Look at, verify, view, count, compare, cut and join shard sets."""
 
 
 @app.command()
@@ -154,3 +157,88 @@ def diff(
             _say(line)
     if not found.ok:
         raise typer.Exit(1)
+
+
+@app.command("filter")
+def filter_(
+    path: Root,
+    out: Out,
+    split: Annotated[str | None, typer.Option(help="Keep queries of this split.")] = None,
+    difficulty: Annotated[str | None, typer.Option(metavar="LOW:HIGH", help="Keep queries in between; an end may be "
+                                                   "left out.")] = None,
+    query: Annotated[list[str] | None, typer.Option(help="Keep this query id (several times; @FILE: one a line)."
+                                                    )] = None,
+    keys: Annotated[list[str] | None, typer.Option(help="Keep this clip's key (several times; @FILE: one a line)."
+                                                   )] = None,
+) -> None:
+    """Copy the queries that all options let through, with their clips, to a set of its own."""
+    from shards.filter import Selection, filter_set
+    from shards.reader import open_shards
+
+    selection = Selection(split, _range(difficulty), _names(query), _names(keys))
+    _made(filter_set(open_shards(path), out, selection))
+
+
+@app.command()
+def split(
+    path: Root,
+    out: Out,
+    by: Annotated[By, typer.Option(help="split: one set for each split that queries name; fraction: by video.")],
+    fractions: Annotated[str, typer.Option(help="Name and share of each part, with --by fraction."
+                                           )] = "train=0.9,val=0.1",
+    seed: Annotated[int, typer.Option(help="Draws which video goes where, with --by fraction.")] = 0,
+) -> None:
+    """Cut a set into named parts, OUT/NAME each, no video in two parts where fractions are cut."""
+    from shards.filter import split_by_fraction, split_by_split
+    from shards.reader import open_shards
+
+    shard_set = open_shards(path)
+    if by == "split":
+        parts = split_by_split(shard_set, out)
+    else:
+        parts = split_by_fraction(shard_set, out, _shares(fractions), seed=seed)
+    for part in parts.values():
+        _made(part)
+
+
+def _made(derived: Derived) -> None:
+    _say(f"{derived.root}: {derived.inputs} rows = {derived.queries} queries + {derived.skipped} skipped, "
+         f"{derived.clips} clips")
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    from taro.errors import ConfigError
+
+    if text is None:
+        return None
+    low, colon, high = text.partition(":")
+    try:
+        found = float(low or "-inf"), float(high or "inf")
+    except ValueError:
+        colon = ""
+    if not colon or not found[0] <= found[1]:
+        raise ConfigError(f"--difficulty {text!r}: expected LOW:HIGH, such as 20:80, 20: or :80")
+    return found
+
+
+def _names(given: list[str] | None) -> frozenset[str] | None:
+    if given is None:
+        return None
+    names: list[str] = []
+    for word in given:
+        listed = Path(word[1:]).read_text(encoding="utf-8", errors="replace") if word.startswith("@") else word
+        names += listed.split("\n")
+    return frozenset(name.rstrip("\r") for name in names if name.strip())
+
+
+def _shares(text: str) -> dict[str, float]:
+    from taro.errors import ConfigError
+
+    try:
+        pairs = [(name, float(share)) for name, _, share in (part.partition("=") for part in text.split(","))]
+    except ValueError:
+        pairs = []
+    if not pairs or len(dict(pairs)) != len(pairs):
+        raise ConfigError(f"--fractions {text!r}: expected NAME=SHARE,NAME=SHARE, such as train=0.9,val=0.1, no name "
+                          "twice")
+    return dict(pairs)
