@@ -83,6 +83,11 @@ COMMANDS: dict[str, Command] = {
         "The embedded synthetic world: make videos, rebuild the tiny models.",
         ("taro sandbox make world --videos 20 --seed 7",),
     ),
+    "probe": Command(
+        "taro.commands.probe", "probe",
+        "Measure how a policy's reasonings depend on the order of a video.",
+        ("taro probe --policy run/export --shards shards --split val --limit 32 --out probe.html",),
+    ),
     "report": Command(
         "taro.commands.report", "report",
         "Write the HTML report of a training run.",

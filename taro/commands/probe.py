@@ -1,0 +1,79 @@
+"""`taro probe`: how a policy's reasonings depend on the order of a video, by kind, radius and boundary of disruption.
+
+Thin: `train.probe` samples and scores, `train.probe_report` says what came out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["probe"]
+
+
+def probe(
+    policy: Annotated[str, typer.Option(help="Model folder, or sandbox:NAME.")],
+    shards: Annotated[Path, typer.Option(help="Shard set whose queries are asked.")],
+    split: Annotated[str | None, typer.Option(help="Only queries of this split.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask this many queries, drawn by --seed.")] = None,
+    kinds: Annotated[str, typer.Option(help="Disruptions, comma-separated.")] = "patch,reverse,elsewhere,noise",
+    radius: Annotated[str, typer.Option(help="Seconds around a boundary, comma-separated.")] = "1,3,5",
+    boundary: Annotated[str, typer.Option(help="Which boundaries, comma-separated.")] = "both,start,end",
+    group: Annotated[int, typer.Option(min=2, help="Rollouts a query.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of rollouts, disruptions, --limit and the intervals.")] = 0,
+    over: Annotated[str, typer.Option(help="Tokens that count: reasoning or response.")] = "reasoning",
+    template: Annotated[str | None, typer.Option(help="Prompt template; default: the policy's own.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=32_768, help="Longest response.")] = 1024,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts decoded at once.")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write a page with charts to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure the log-probability drop of a policy's sampled reasonings under broken videos."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from taro.errors import ConfigError
+    from taro.metrics_page import write_page
+    from train.probe import conditions, probe_policy
+    from train.probe_report import probe_page, probe_table, summarise
+    from train.run import compute_device, load_frozen, open_encoded_shards, policy_folder, policy_template
+
+    if over not in ("reasoning", "response"):
+        raise ConfigError(f"--over {over}: expected reasoning or response")
+    asked = conditions(_words(kinds), _seconds(radius), _words(boundary))
+    where = compute_device(device)
+    loaded = load_frozen(policy_folder(policy), where, bf16=where.type == "cuda")
+    shard_set = open_encoded_shards(shards, loaded)
+    with Progress(console=Console(stderr=True, quiet=as_json), transient=True) as bar:
+        task = bar.add_task("probing", total=None)
+        found = probe_policy(
+            loaded, shard_set, template=policy_template(loaded, template), asked=asked, split=split, limit=limit,
+            group=group, seed=seed, over="response" if over == "response" else "reasoning",
+            max_new_tokens=max_new_tokens, batch_prompts=batch,
+            progress=lambda done, total: bar.update(task, completed=done, total=total))
+    summary = {"policy": policy, "shards": str(shards), "split": split, "seed": seed, "group": group, "over": over,
+               **summarise(found, seed=seed)}
+    if out is not None:
+        made_by = " ".join([
+            f"taro probe --policy {policy} --shards {shards}", *([f"--split {split}"] if split else []),
+            *([f"--limit {limit}"] if limit else []), f"--kinds {kinds} --radius {radius} --boundary {boundary}",
+            f"--group {group} --seed {seed} --over {over} --max-new-tokens {max_new_tokens}"])
+        write_page(out, probe_page(found, summary, title=f"Probe of {policy}", made_by=made_by))
+    typer.echo(json.dumps(summary) if as_json else probe_table(summary))
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _seconds(text: str) -> list[float]:
+    from taro.errors import ConfigError
+
+    try:
+        return [float(word) for word in _words(text)]
+    except ValueError:
+        raise ConfigError(f"--radius {text}: expected seconds, comma-separated, such as 1,3,5") from None
