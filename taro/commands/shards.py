@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from shards.derive import Derived
     from shards.reader import ShardSet
 
-__all__ = ["app", "diff", "filter_", "info", "sample", "split", "stats", "verify", "view"]
+__all__ = ["app", "diff", "filter_", "info", "merge", "sample", "split", "stats", "verify", "view"]
 
 By = Literal["split", "fraction"]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -199,6 +199,22 @@ def split(
         parts = split_by_fraction(shard_set, out, _shares(fractions), seed=seed)
     for part in parts.values():
         _made(part)
+
+
+@app.command()
+def merge(
+    paths: Annotated[list[str], typer.Argument(metavar="SET SET ... OUT", show_default=False,
+                                               help="Folders of two or more sets, then the folder to make.")],
+) -> None:
+    """Join sets of the same encoders; a clip in several is written once, its queries united, contradictions refused."""
+    from shards.merge import merge_sets
+    from shards.reader import open_shards
+
+    *sources, out = paths
+    merged = merge_sets([open_shards(path) for path in sources], out)
+    _made(merged.made)
+    _say(f"  {merged.source_inputs} rows in {len(sources)} sets, {merged.repeated} of them repeated; "
+         f"{merged.clips_twice} clips in more than one")
 
 
 def _made(derived: Derived) -> None:
