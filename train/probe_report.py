@@ -18,7 +18,7 @@ import numpy as np
 
 from taro.timeline import Lane, Span, page, safe_text, timeline_svg
 from train.probe import Condition, Probe, Probed
-from train.probe_stats import auc, auc_within, centred, spearman, video_interval
+from train.probe_stats import auc, auc_within, centred, pairs_within, spearman, video_interval
 from train.report_charts import CHART_CSS, number
 
 __all__ = ["CORRECT_IOU", "probe_page", "probe_table", "summarise"]
@@ -58,7 +58,8 @@ def _condition(probe: Probe, c: int, right_N: np.ndarray, seed: int) -> dict[str
     condition, drop_N = probe.conditions[c], probe.drops_CN[c]
     known = np.flatnonzero(np.isfinite(drop_N))
     drops, right = drop_N[known], right_N[known]
-    videos = [probe.rollouts[n].video for n in known]
+    videos, groups = ([getattr(probe.rollouts[n], name) for n in known] for name in ("video", "group"))
+    wins, pairs, of = pairs_within(drops, right, groups)
     return {
         "kind": condition.kind, "radius_s": condition.radius_s, "boundary": condition.boundary,
         "rollouts": len(known), "undisrupted": int((~probe.disrupted_CN[c]).sum()),
@@ -69,7 +70,9 @@ def _condition(probe: Probe, c: int, right_N: np.ndarray, seed: int) -> dict[str
         **_against_elsewhere(probe, c, seed),
         "auc": _known(auc(drops, right)),
         "auc_interval": video_interval(lambda at: auc(drops[at], right[at]), videos, seed),
-        "auc_within": _known(auc_within(drops, right, [probe.rollouts[n].group for n in known])),
+        "auc_within": _known(auc_within(drops, right, groups)), "auc_within_pairs": int(pairs.sum()),
+        "auc_within_interval": video_interval(lambda at: float(wins[at].sum() / pairs[at].sum()),
+                                              [videos[n] for n in of], seed),
         "by_position": [_known(value) for value in _position_means(probe.positions_CNK[c])],
     }
 
@@ -119,13 +122,13 @@ def _position_means(positions_NK: np.ndarray) -> list[float]:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    def span(pair: tuple[float, float] | None) -> str:
-        return "" if pair is None else f" [{number(pair[0])}, {number(pair[1])}]"
+    def told(name: str, digits: int) -> str:
+        pair = row[f"{name}_interval"]
+        return number(row[name], digits) + (
+            "" if pair is None else f" [{number(pair[0], digits)}, {number(pair[1], digits)}]")
 
     return [row["kind"], f"{row['radius_s']:g}", row["boundary"], str(row["rollouts"]), str(row["undisrupted"]),
-            number(row["drop"]) + span(row["drop_interval"]), number(row["positive"], 2),
-            number(row["vs_elsewhere"]) + span(row["vs_elsewhere_interval"]),
-            number(row["auc"], 2) + span(row["auc_interval"]), number(row["auc_within"], 2)]
+            told("drop", 3), number(row["positive"], 2), told("vs_elsewhere", 3), told("auc", 2), told("auc_within", 2)]
 
 
 HEAD = ["kind", "radius s", "boundary", "rollouts", "no room", "drop, nats a token", "> 0", "vs elsewhere", "AUC",
@@ -203,7 +206,7 @@ def _chart(rows: Sequence[dict[str, Any]], low: float, high: float) -> str:
         return top + (height - top - bottom) * (high - value) / (high - low)
 
     parts = []
-    for tick in sorted({low, 0.0, high}):
+    for tick in (t for t in (low, 0.0, high) if t == 0 or abs(y(t) - y(0.0)) > 10):  # labels must not touch
         css = "zero" if tick == 0 else "rule"
         parts.append(f'<line class="{css}" x1="{left}" x2="{width - 8}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
                      f'<text x="{left - 4}" y="{y(tick) + 3:.1f}" text-anchor="end">{number(tick, 2)}</text>')

@@ -14,7 +14,8 @@ import numpy as np
 from taro.draws import rng
 from taro.metrics_bootstrap import RESAMPLES
 
-__all__ = ["auc", "auc_within", "centred", "means_by_position", "ranks", "spearman", "video_interval"]
+__all__ = ["auc", "auc_within", "centred", "means_by_position", "pairs_within", "ranks", "spearman",
+           "video_interval"]
 
 
 def ranks(values_N: np.ndarray) -> np.ndarray:
@@ -43,6 +44,21 @@ def auc(values_N: np.ndarray, positive_N: np.ndarray) -> float:
     return float((ranks(values_N)[positive_N].sum() - most * (most + 1) / 2) / (most * least))
 
 
+def pairs_within(values_N: np.ndarray, positive_N: np.ndarray,
+                 groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each group that has a pair of a positive and a negative: pairs won (ties half), pairs, a rollout of it."""
+    _, first, group_N = np.unique(np.array(groups), return_index=True, return_inverse=True)
+    positive_N = positive_N.astype(bool)
+    rows = []
+    for index, rollout in enumerate(first):
+        mine = group_N == index
+        count = int(positive_N[mine].sum()) * int((~positive_N[mine]).sum())
+        if count:
+            rows.append((auc(values_N[mine], positive_N[mine]) * count, count, int(rollout)))
+    table = np.array(rows, dtype=np.float64).reshape(-1, 3)
+    return table[:, 0], table[:, 1], table[:, 2].astype(np.int64)
+
+
 def auc_within(values_N: np.ndarray, positive_N: np.ndarray, groups: Sequence[str]) -> float:
     """As `auc`, over pairs of one group alone: what a bonus that compares inside the group can see. nan without any.
 
@@ -51,14 +67,8 @@ def auc_within(values_N: np.ndarray, positive_N: np.ndarray, groups: Sequence[st
     >>> auc_within(np.array([4., 5., 1., 2.]), np.array([0, 1, 0, 1]), ["a", "a", "b", "b"])
     1.0
     """
-    names, wins, pairs = np.array(groups), 0.0, 0
-    for name in np.unique(names):
-        mine = names == name
-        count = int(positive_N[mine].sum()) * int((~positive_N[mine].astype(bool)).sum())
-        if count:
-            wins += auc(values_N[mine], positive_N[mine]) * count
-            pairs += count
-    return wins / pairs if pairs else float("nan")
+    wins, pairs, _ = pairs_within(values_N, positive_N, groups)
+    return float(wins.sum() / pairs.sum()) if len(pairs) else float("nan")
 
 
 def spearman(a_N: np.ndarray, b_N: np.ndarray) -> float:

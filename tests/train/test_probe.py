@@ -17,7 +17,16 @@ from taro.moment import Moment
 from tests.train.conftest import Tiny
 from train.probe import Condition, Probe, Probed, conditions, probe_policy
 from train.probe_report import probe_page, probe_table, summarise
-from train.probe_stats import auc, auc_within, centred, means_by_position, ranks, spearman, video_interval
+from train.probe_stats import (
+    auc,
+    auc_within,
+    centred,
+    means_by_position,
+    pairs_within,
+    ranks,
+    spearman,
+    video_interval,
+)
 from train.rewards import log_prob_drop
 from train.rollouts import roll_out, score_batch
 from train.run import open_encoded_shards, policy_template
@@ -51,6 +60,8 @@ def test_auc_of_the_separable_is_1_and_of_ties_a_half() -> None:
     values, right = np.array([9.0, 8.0, 2.0, 1.0]), np.array([True, False, True, False])
     assert auc(values, right) == 0.75 and auc_within(values, right, ["a", "a", "b", "b"]) == 1.0
     assert np.isnan(auc_within(values, right, list("abcd")))
+    wins, pairs, of = pairs_within(np.append(values, 5.0), np.append(right, True), ["a", "a", "b", "b", "c"])
+    assert (wins.tolist(), pairs.tolist(), of.tolist()) == ([1.0, 1.0], [1.0, 1.0], [0, 2])  # c has no pair
 
 
 def test_rank_correlation_by_hand() -> None:
