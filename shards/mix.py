@@ -1,0 +1,122 @@
+"""Which queries a step takes from several sets, mixed by weight: like `QueryOrder`, a pure function of (seed, step).
+
+An epoch is a fixed number of draws. Each set gets its share of them exactly (largest remainders), so a mixture is not
+only right on average; where its draws fall in the epoch is a shuffle that depends on (seed, epoch) alone. A set is
+drawn from in its own `QueryOrder`, one permutation after the other, and goes on in the next epoch where it stopped: no
+query of a set comes a second time before all of them came once, whether the set is drawn from twice an epoch or a
+tenth of one. Batches and ranks are as in order.py; with one set the order is that of `QueryOrder`.
+
+Indices count through all sets, the second set's queries after the first's. Left out: weights that change over time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from shards.order import QueryOrder
+from taro.draws import rng
+from taro.errors import ConfigError
+
+__all__ = ["MixedOrder"]
+
+
+class MixedOrder:
+    """The order of the queries of several sets over epochs of `n` draws.
+
+    >>> order = MixedOrder([6, 30], [2, 1], seed=0, draws=12)
+    >>> order.shares
+    [8, 4]
+    >>> epoch, whole = order.step(4, 4)
+    >>> halves = [order.step(4, 4, rank=rank, world=2)[1] for rank in (0, 1)]
+    >>> epoch, halves[0] + halves[1] == whole
+    (1, True)
+    >>> order.place(5), order.place(6)
+    ((0, 5), (1, 0))
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], *, seed: int, draws: int | None = None) -> None:
+        """`sizes`: queries of each set after its filters; `weights`: of each set, in any unit; `draws`: an epoch's,
+        as many as all sets have queries where it is None."""
+        if not sizes or len(sizes) != len(weights):
+            raise ConfigError(f"{len(sizes)} sets and {len(weights)} weights; expected one weight for each of one or "
+                              "more sets")
+        if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+            raise ConfigError(f"weights {list(weights)}: expected finite numbers over 0; leave a set out to draw "
+                              "nothing from it")
+        self.sizes = list(sizes)
+        self.seed = seed
+        self.n = sum(sizes) if draws is None else draws
+        if self.n < 1:
+            raise ConfigError(f"{self.n} draws an epoch from sets of {list(sizes)} queries; expected at least one draw; "
+                              "check the sets, the split and the filters")
+        self.shares = _shares(weights, self.n)
+        if not all(self.shares):
+            raise ConfigError(f"weights {list(weights)}: of {self.n} draws an epoch set {self.shares.index(0) + 1} "
+                              "gets none; raise its weight or the draws an epoch")
+        # The first set has the seed itself, so that one set is drawn from as QueryOrder does.
+        self._orders = [QueryOrder(size, seed=seed if at == 0 else int(rng("mixed-order", seed, at).integers(2**62)))
+                        for at, size in enumerate(sizes)]
+        self._starts = np.cumsum([0, *sizes[:-1]])
+        self._epoch = lru_cache(maxsize=2)(self._drawn)
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """The draws [n] of one epoch."""
+        return self._epoch(epoch)
+
+    def place(self, index: int) -> tuple[int, int]:
+        """(set, query in the set) of an index."""
+        at = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return at, index - int(self._starts[at])
+
+    def steps_per_epoch(self, batch: int) -> int:
+        """Whole batches in an epoch."""
+        if not 1 <= batch <= self.n:
+            raise ConfigError(f"a batch of {batch} queries from {self.n} draws an epoch: lower the prompts per step to "
+                              f"1..{self.n}, or raise the draws")
+        return self.n // batch
+
+    def left_out(self, batch: int) -> int:
+        """Draws of an epoch that its steps do not take."""
+        return self.n - self.steps_per_epoch(batch) * batch
+
+    def step(self, step: int, batch: int, rank: int = 0, world: int = 1) -> tuple[int, list[int]]:
+        """(epoch, indices of the queries) that `rank` of `world` takes at `step`; `batch` counts all ranks together."""
+        if batch % world or not 0 <= rank < world:
+            raise ConfigError(f"a batch of {batch} queries cannot be split evenly over {world} ranks (rank {rank}); "
+                              f"make the prompts per step a multiple of {world}")
+        epoch, within = divmod(step, self.steps_per_epoch(batch))
+        share = batch // world
+        start = within * batch + rank * share
+        return epoch, [int(index) for index in self.epoch(epoch)[start : start + share]]
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        labels = np.repeat(np.arange(len(self.sizes)), self.shares)
+        if len(self.sizes) > 1:
+            labels = rng("mixed-labels", self.seed, epoch).permutation(labels)
+        drawn = np.empty(self.n, dtype=np.int64)
+        for at, (order, share) in enumerate(zip(self._orders, self.shares, strict=True)):
+            drawn[labels == at] = self._starts[at] + _stretch(order, epoch * share, share)
+        drawn.flags.writeable = False
+        return drawn
+
+
+def _stretch(order: QueryOrder, start: int, count: int) -> np.ndarray:
+    """`count` indices from place `start` of a set's permutations, laid end to end."""
+    first, last = start // order.n, (start + count - 1) // order.n
+    whole = np.concatenate([order.epoch(own) for own in range(first, last + 1)])
+    return np.asarray(whole[start - first * order.n :][:count])
+
+
+def _shares(weights: Sequence[float], draws: int) -> list[int]:
+    """Draws of each set: `draws` in proportion to the weights, what rounding leaves to the largest remainders."""
+    relative = [weight / max(weights) for weight in weights]  # so that no sum overflows
+    exact = [weight / math.fsum(relative) * draws for weight in relative]
+    shares = [math.floor(share) for share in exact]
+    order = sorted(range(len(weights)), key=lambda at: (shares[at] - exact[at], at))
+    for at in order[: draws - sum(shares)]:
+        shares[at] += 1
+    return shares
