@@ -66,7 +66,7 @@ class Derived:
 @contextlib.contextmanager
 def new_folder(out: str | Path, sources: Iterable[ShardSet]) -> Iterator[Path]:
     """An empty folder beside `out` that becomes `out` where the block ends well, and is removed where it does not."""
-    final = Path(out)
+    final = Path(os.path.abspath(out))
     for source in sources:
         root = Path(source.store.root).resolve()
         if final.resolve() == root or root in final.resolve().parents:

@@ -51,8 +51,8 @@ class MixedOrder:
         self.seed = seed
         self.n = sum(sizes) if draws is None else draws
         if self.n < 1:
-            raise ConfigError(f"{self.n} draws an epoch from sets of {list(sizes)} queries; expected at least one draw; "
-                              "check the sets, the split and the filters")
+            raise ConfigError(f"{self.n} draws an epoch from sets of {list(sizes)} queries; expected at least one "
+                              "draw: check the sets, the split and the filters")
         self.shares = _shares(weights, self.n)
         if not all(self.shares):
             raise ConfigError(f"weights {list(weights)}: of {self.n} draws an epoch set {self.shares.index(0) + 1} "

@@ -4,7 +4,7 @@ A record is one ranged read at the offset that its sidecar gives, header include
 data must have the sidecar's sha256, the JSON and the tensors must keep the format's bounds. Whatever is wrong is a
 ShardError that names shard, key and offset. A set is light (no open files) and can be pickled to workers.
 
-Left out for now: URLs (store.py is the seam) and mixing several sets.
+Left out for now: URLs (store.py is the seam).
 """
 
 from __future__ import annotations

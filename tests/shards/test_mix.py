@@ -78,8 +78,8 @@ def test_seeds_epochs_and_sets_of_one_size_differ() -> None:
     ([], [], None, "one weight for each"), ([3], [1, 2], None, "one weight for each"),
     ([3, 3], [1, 0], None, "over 0"), ([3, 3], [1, -1], None, "over 0"), ([3, 3], [1, float("nan")], None, "over 0"),
     ([3, 3], [1, float("inf")], None, "over 0"), ([3, 3], [1000, 1], 6, "set 2 gets none"),
-    ([3, 0], [1, 1], 6, "holds no query"), ([3, 3], [1, 1], 0, "at least one draw"),
-    ([3, 3], [1, 1], -1, "at least one draw"), ([0], [1], None, "at least one draw")])
+    ([3, 0], [1, 1], 6, "holds no query"), ([3, 3], [1, 1], 0, "at least one"),
+    ([3, 3], [1, 1], -1, "at least one"), ([0], [1], None, "at least one")])
 def test_what_cannot_be_mixed_is_refused(
     sizes: list[int], weights: list[float], draws: int | None, said: str
 ) -> None:
