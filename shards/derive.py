@@ -66,10 +66,10 @@ class Derived:
 @contextlib.contextmanager
 def new_folder(out: str | Path, sources: Iterable[ShardSet]) -> Iterator[Path]:
     """An empty folder beside `out` that becomes `out` where the block ends well, and is removed where it does not."""
-    final = Path(os.path.abspath(out))
+    final = Path(out).resolve()
     for source in sources:
         root = Path(source.store.root).resolve()
-        if final.resolve() == root or root in final.resolve().parents:
+        if final == root or root in final.parents:
             raise ShardError(f"{final}: inside the set {source.store.root}; name a folder outside of it")
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise ShardError(f"{final}: exists already and is not an empty folder; remove it or name another")
