@@ -34,6 +34,7 @@ MAX_TEXT = 4000
 COLOURS = ("after", "before", "path", "truth")
 
 PAGE_CSS = CHART_CSS + """
+.wide { overflow-x: auto; font-size: 13px; } .wide th, .wide td { white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 18px; }
 svg.chart polyline { fill: none; stroke-width: 2; } svg.chart .zero { stroke: var(--dim); }
 .tokens { font-family: ui-monospace, monospace; white-space: pre-wrap; background: var(--panel); padding: 8px 10px; }
@@ -185,7 +186,7 @@ def probe_page(probe: Probe, summary: dict[str, Any], *, title: str, made_by: st
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{safe_text(cell)}</th>" for cell in rows[0])
     body = "".join(f"<tr>{''.join(f'<td>{safe_text(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _charts(summary: dict[str, Any]) -> str:
