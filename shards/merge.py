@@ -107,8 +107,10 @@ def _told(manifest: Manifest) -> list[str]:
     def line(one: EncoderFingerprint) -> str:
         return (f"{one.name}: {one.model_id}, tower {one.tower_sha256[:16]}, {one.dtype}, up to "
                 f"{one.sampling.max_frames} frames and {one.sampling.total_tokens} tokens a clip")
-    return [*map(line, manifest.encoders), *(f"{one.name}: {one.model}, weights {str(one.weights_sha256)[:16]}"
-                                             for one in manifest.clip_encoders)]
+    lines = [*map(line, manifest.encoders), *(f"{one.name}: {one.model}, weights {str(one.weights_sha256)[:16]}"
+                                              for one in manifest.clip_encoders)]
+    # A stranger's text: nothing that moves a terminal's cursor.
+    return ["".join(char if char.isprintable() else "?" for char in text[:300]) for text in lines]
 
 
 def _united(key: str, sets: Sequence[ShardSet], kinds: Sequence[str]) -> Piece:
@@ -126,9 +128,9 @@ def _united(key: str, sets: Sequence[ShardSet], kinds: Sequence[str]) -> Piece:
                              "filter`, or make both with the same settings")
         for name, query in named_queries(again).items():
             if queries.setdefault(name, query) != query:
-                raise ShardError(f"query {name[0][:120]} of clip {key} is not the same in {owner[name].store.root} and "
-                                 f"{other.store.root} (`taro shards diff` says what differs); leave it out of one with "
-                                 "`taro shards filter`")
+                raise ShardError(f"query {name[0][:120]!r} of clip {key} is not the same in {owner[name].store.root} "
+                                 f"and {other.store.root} (`taro shards diff` says what differs); leave it out of one "
+                                 "with `taro shards filter`")
             owner.setdefault(name, other)
     if len(queries) == len(clip.queries):
         return Piece(clip, first)

@@ -18,6 +18,7 @@ from shards.filter import Selection, filter_set, split_by_fraction, split_by_spl
 from shards.manifest import build_manifest, read_skipped, write_card, write_manifest, write_skipped
 from shards.merge import merge_sets
 from shards.reader import open_shards
+from shards.tensors import pack_tensors
 from shards.verify import verify
 from shards.writer import SliceWriter
 from taro.cli import app
@@ -107,8 +108,8 @@ def test_different_sets_add_up_with_their_provenance(tmp_path: Path) -> None:
     assert len([entry for entry in manifest.shards if entry.kind == "paths"]) == 3 and verify(tmp_path / "abc").ok
 
 
-def change(clip: ClipRecord, **changes: Any) -> ClipRecord:
-    return clip.model_copy(update=changes)
+def change(record: Any, **changes: Any) -> Any:
+    return record.model_copy(update=changes)
 
 
 @pytest.mark.parametrize(("other", "knobs", "said"), [
@@ -116,7 +117,7 @@ def change(clip: ClipRecord, **changes: Any) -> ClipRecord:
     (change(record(1), times_s=[time + 1e-9 for time in record(1).times_s]), {}, "its frame times differ"),
     (record(1), {"shift": 1}, f"its features/{FINGERPRINT.name} differ"),
     (record(1), {"sheet": SHEET + b"x"}, "its contact sheet differ"),
-    (change(record(1), queries=[change(record(1).queries[0], windows_s=[(0.0, 0.5)])]), {}, "query 1.0 of clip v1-"),
+    (change(record(1), queries=[change(record(1).queries[0], windows_s=[(0.0, 0.5)])]), {}, "query '1.0' of clip v1-"),
 ])
 def test_a_contradiction_is_refused_by_name_and_leaves_nothing(
     tmp_path: Path, other: ClipRecord, knobs: dict[str, Any], said: str
@@ -127,6 +128,33 @@ def test_a_contradiction_is_refused_by_name_and_leaves_nothing(
             merged(tmp_path / "out", *roots)
         assert record(1).key in str(error.value) and str(a) in str(error.value) and str(b) in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_strangers_names_cannot_move_the_cursor(tmp_path: Path) -> None:
+    hostile = change(record(1).queries[0], id="\u001b[2J\u202e")
+    a = write_clips(tmp_path / "a", [change(record(1), queries=[hostile])])
+    b = write_clips(tmp_path / "b", [change(record(1), queries=[change(hostile, text="other")])])
+    write_set(tmp_path / "c", [[3]], encoders={"float32": change(fingerprint("1"), model_id="\u001b[2J\u202e")})
+    for other in (b, tmp_path / "c"):
+        told = CliRunner().invoke(app, ["shards", "merge", str(a), str(other), str(tmp_path / "out")])
+        assert told.exit_code == 1 and "error: " in told.output
+        assert "\u001b" not in told.output and "\u202e" not in told.output
+
+
+def test_variants_are_copied_where_a_clip_has_some(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", [[1, 2, 3]])
+    data = pack_tensors({"x": torch.arange(6.0).reshape(2, 3)}, {})
+    with SliceWriter(tmp_path / "set", 0, kinds=["variants/x"]) as writer:
+        writer._shards["variants/x"].add(record(2).key, 2, [("safetensors", data)])
+        writer.commit()
+    manifest = build_manifest(tmp_path / "set", inputs=7, skipped=1, captions=9, encoders=[FINGERPRINT],
+                              config={"thumbnails": True})  # fmt: skip
+    write_manifest(tmp_path / "set", manifest)
+    parts = split_by_fraction(open_shards(tmp_path / "set"), tmp_path / "parts", {"a": 0.4, "b": 0.6})
+    merged(tmp_path / "whole", *(part.root for part in parts.values()))
+    whole = open_shards(tmp_path / "whole")
+    assert whole.raw("variants/x", record(2).key, "safetensors") == data and verify(tmp_path / "whole").ok
+    assert whole.listed("variants/x", record(1).key) is None and diff(open_shards(tmp_path / "set"), whole).ok
 
 
 def test_other_encoders_are_refused_by_name(tmp_path: Path) -> None:
