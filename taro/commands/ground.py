@@ -50,20 +50,26 @@ def _encode(video: Path, query: str, policy: str, folder: Path, device: str) -> 
     from taro.commands._temporary import temporary_shards
     from taro.errors import TaroError, VideoError
 
+    # Alone in a folder of its own: the folder that it is in may hold a whole disk. A hidden file would not be listed,
+    # and a name with a newline is no name to the linter.
+    name = video.name if video.name.isprintable() and not video.name.startswith(".") else f"video{video.suffix}"
+    (folder / "videos").mkdir()
+    (folder / "videos" / name).symlink_to(video.resolve())
     annotations = folder / "query.jsonl"
     # A row needs a window; nobody reads this one.
-    annotations.write_text(json.dumps({"video": video.name, "query": query, "windows": [[0.0, 0.1]], "qid": "query"}),
+    annotations.write_text(json.dumps({"video": name, "query": query, "windows": [[0.0, 0.1]], "qid": "query"}),
                            encoding="utf-8")
     shards = folder / "shards"
     try:
-        temporary_shards(shards, policy=policy, videos=video.resolve().parent, annotations=annotations,
+        temporary_shards(shards, policy=policy, videos=folder / "videos", annotations=annotations,
                          dataset="jsonl", device=device)
     except TaroError:
         if not read_skipped(shards):  # otherwise the ledger says better what is wrong with the video
             raise
     for row in read_skipped(shards):
-        raise VideoError(f"{video}: {row['reason']}: {row['detail']}", reason=str(row["reason"]),
-                         transient=bool(row["transient"]))
+        reason, detail = str(row["reason"]), str(row["detail"]).removeprefix(f"{name}: ")
+        said = detail if detail.startswith(reason) else f"{reason}: {detail}"
+        raise VideoError(f"{video}: {said}", reason=reason, transient=bool(row["transient"]))
     return shards
 
 

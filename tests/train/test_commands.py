@@ -105,3 +105,15 @@ def test_raw_videos_are_answered_and_missing_ones_are_misses(
     assert answer["text"] and answer["seconds"]["encode"] > 0
     code, out, err = run(capsys, "ground", str(folder / "bad.mp4"), "ab", *policy)
     assert code == 1 and "bad.mp4: not a video" in err and "Traceback" not in err and not out
+
+
+def test_ground_looks_at_no_other_file(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that holds itself twice has no end, a hidden file is not listed, a newline is in no annotated name."""
+    video = tmp_path / ".a\nb.mp4"
+    write_video(tmp_path / "a.mp4")
+    (tmp_path / "a.mp4").rename(video)
+    for name in ("one", "two"):
+        (tmp_path / name).symlink_to(tmp_path)
+    code, out, err = run(capsys, "ground", str(video), "ab", "--policy", str(tiny.policy), "--max-new-tokens", "96",
+                         "--json")
+    assert (code == 0) == (json.loads(out)["moment"] is not None), err
