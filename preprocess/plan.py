@@ -87,8 +87,9 @@ class Plan(Config):
 
     @property
     def sha256(self) -> str:
-        """Digest over everything that shapes the output (modification times do not)."""
-        data = self.model_dump(mode="json")
+        """Digest over everything that shapes the output (modification times do not). What has its default is left
+        out, so that a field which a later taro adds does not change the digest of a plan that never had it."""
+        data = self.model_dump(mode="json", exclude_defaults=True)
         for clip in data["clips"]:
             del clip["mtime_ns"]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
@@ -167,12 +168,17 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def list_videos(folder: Path) -> dict[str, os.stat_result]:
-    """Every file under `folder` with its path relative to it; hidden ones are left out."""
+    """Every file under `folder` with its path relative to it; hidden ones are left out, and so is a folder inside
+    itself: links are followed, a circle of them is not."""
     if not folder.is_dir():
         raise ConfigError(f"videos {folder}: no such folder; expected the folder that holds the video files")
     found: dict[str, os.stat_result] = {}
+    inside = {folder: {folder.resolve()}}  # a folder as walked, and what it and those around it really are
     for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        around = inside.pop(Path(root))
+        entered = {name: (Path(root) / name).resolve() for name in folders if not name.startswith(".")}
+        folders[:] = sorted(name for name, real in entered.items() if real not in around)
+        inside.update({Path(root) / name: {*around, entered[name]} for name in folders})
         for name in sorted(files):
             path = Path(root) / name
             if not name.startswith(".") and path.is_file():

@@ -12,8 +12,9 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
-from typing import Any, Literal
+from typing import Literal
 
 from preprocess.caption import TransformersCaptioner, captions_file
 from preprocess.clip import ClipModel
@@ -27,6 +28,7 @@ from preprocess.slices import Tools, make_slice
 from shards.format import MANIFEST, Manifest, Provenance, shard_path, sidecar_path
 from shards.writer import build_manifest, slice_done, write_card, write_manifest, write_skipped
 from taro.errors import ConfigError, ShardError, TaroError
+from taro.features import EncoderFingerprint
 
 __all__ = ["PreprocessReport", "Progress", "preprocess"]
 
@@ -98,8 +100,10 @@ def _make_missing(
     todo = [index for index in mine if _needed(job, index, retry)]
     if not todo:
         return 0
-    # Until the manifest is written anew the folder is no set: its shards are about to change.
-    (job.config.out / MANIFEST).unlink(missing_ok=True)
+    # Until the manifest is written anew the folder is no set: its shards are about to change. What it says of encoders
+    # that were added is kept.
+    with suppress(FileNotFoundError):
+        (job.config.out / MANIFEST).replace(job.state / MANIFEST)
     total = sum(len(job.plan.slice_clips(index)) for index in todo)
     finished = made = 0
 
@@ -185,19 +189,25 @@ def _write_set(job: Job, skipped: list[SkippedRow], captions: int) -> None:
     write_manifest(out, manifest)
 
 
-def _encoders(job: Job) -> list[Any]:
-    """Fingerprints of all encoders of the set: the plan's, this run's, and those of an earlier manifest."""
+def _encoders(job: Job) -> list[EncoderFingerprint]:
+    """Fingerprints of all encoders of the set: the plan's, this run's, and those of earlier manifests whose features
+    are here."""
     from shards.reader import read_manifest
     from shards.store import LocalStore
 
-    known = {job.plan.encoder.name: job.plan.encoder, job.encoder.name: job.encoder}
-    if (job.config.out / MANIFEST).is_file():
+    known: dict[str, EncoderFingerprint] = {}
+    for folder in (job.state, job.config.out):
+        if not (folder / MANIFEST).is_file():
+            continue
         try:
-            earlier = read_manifest(LocalStore(job.config.out)).encoders
+            known.update({encoder.name: encoder for encoder in read_manifest(LocalStore(folder)).encoders})
         except ShardError as error:
+            if folder == job.state:
+                continue  # damaged when it was put aside
             raise ShardError(f"{error}. To have it made again, remove {job.config.out / MANIFEST} and run this command "
                              "again: slices that are whole are kept") from None
-        known = {**{e.name: e for e in earlier}, **known}
+    known = {name: one for name, one in known.items() if (job.config.out / "features" / name).is_dir()}
+    known.update({one.name: one for one in (job.plan.encoder, job.encoder)})
     return [known[name] for name in sorted(known)]
 
 

@@ -43,6 +43,20 @@ def test_a_name_never_finds_a_file_of_another_folder(videos: Path, annotated: st
     assert caught.value.reason == reason
 
 
+def test_links_are_followed_and_circles_of_them_are_not(videos: Path) -> None:
+    """Each circle of two would double the walk at every level: it would not end."""
+    elsewhere = videos.parent / f"{videos.name}-elsewhere"
+    (elsewhere / "deep").mkdir(parents=True)
+    (elsewhere / "deep" / "d.mp4").touch()
+    (videos / "far").symlink_to(elsewhere)
+    for name in ("one", "two"):
+        (videos / name).symlink_to(videos)
+        (videos / "part" / name).symlink_to(videos)
+        (elsewhere / name).symlink_to(videos / "part")
+    assert {"a.mp4", "part/b.mp4", "far/deep/d.mp4", "far/one/b.mp4"} <= set(list_videos(videos))
+    assert len(list_videos(videos)) < 20
+
+
 def test_a_file_that_is_the_clip_already_is_not_cut_again(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", 40, fps=10)  # 4 s
     part = Moment(39.0, 43.0)  # of the whole video that the file was cut from

@@ -223,6 +223,22 @@ def test_another_encoder_joins_without_touching_the_rest(job: Make, tmp_path: Pa
     assert len(encoders) == 2 and len({e.tower_sha256 for e in open_shards(config.out).manifest.encoders}) == 2
     one, two = (open_shards(config.out, encoder=name) for name in encoders)
     assert not torch.equal(one.features(one.keys[0]).main_SND, two.features(two.keys[0]).main_SND)
+    shard = config.out / "paths" / "paths-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert preprocess(config).made == 1  # the manifest is written anew, and still knows the encoder that joined
+    assert digests(config.out) == after and verify(config.out).problems == []
+
+
+def test_a_field_that_a_plan_does_not_use_is_not_in_its_digest(job: Make) -> None:
+    """So the folder of an older taro goes on under a newer one."""
+    plan = open_job(job()).plan
+    text = (job().out / STATE / "plan.json").read_text()
+    assert '"may_be_cut": false' in text
+    (job().out / STATE / "plan.json").write_text(text.replace('"may_be_cut": false,', ""))
+    older = open_job(job()).plan
+    assert older.sha256 == plan.sha256
+    clips = [clip.model_copy(update={"may_be_cut": True}) for clip in plan.clips]
+    assert plan.model_copy(update={"clips": clips}).sha256 != plan.sha256
 
 
 def test_cuts_of_one_file_are_clips_of_their_own(job: Make, rows: list[dict[str, Any]]) -> None:
