@@ -54,8 +54,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "shards": Command(
         "taro.commands.shards", "app",
-        "Look at, verify and view a shard set.",
-        ("taro shards info shards", "taro shards verify shards", "taro shards view shards --out page"),
+        "Look at, verify, view, compare, cut and join shard sets.",
+        ("taro shards info shards", "taro shards verify shards", "taro shards view shards --out page",
+         "taro shards split shards parts --by split", "taro shards merge a b both"),
     ),
     "train": Command(
         "taro.commands.train", "train",
