@@ -178,7 +178,7 @@ def _joined(
 def read_responses(path: str | Path, *, protocol: str = "taro") -> list[Response]:
     """The lines of a predictions file; raises AnnotationError at the first that cannot be read or repeats a query."""
     responses: dict[tuple[str, ...], Response] = {}
-    for line in LineReader(Path(path)):
+    for line in LineReader(Path(path), kind="a predictions file"):
         if line.problem == "blank line":
             continue
         where = f"{path}: line {line.number}"

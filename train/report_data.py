@@ -151,8 +151,12 @@ def read_run(folder: str | Path) -> Run:
             raise ConfigError(f"{folder}: expected the folder of a training run, with config.yaml and metrics.jsonl, "
                               f"got no {path.name}; give the folder that `taro train` wrote (its key `out`)")
     lines = _jsonl(metrics)
-    text = config.read_text(encoding="utf-8")
-    data = yaml.safe_load(text)
+    try:
+        text = config.read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{config}: expected the YAML that a run wrote, got what cannot be read as such "
+                          f"({str(error)[:200]}); restore the file") from None
     return Run(folder, data if isinstance(data, dict) else {}, text,
                [line for line in lines if "reward" in line], [line for line in lines if "eval" in line])
 

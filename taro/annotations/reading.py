@@ -36,13 +36,11 @@ class Line:
 
 
 class LineReader:
-    """Iterates over the lines of the file at `path`; `sha256` is of all bytes read so far."""
+    """Iterates over the lines of the file at `path`; `sha256` is of all bytes read so far. `kind`: what it is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, kind: str = "an annotation file") -> None:
         if not path.is_file():
-            raise AnnotationError(
-                f"{path}: expected an annotation file, found {'a folder' if path.is_dir() else 'none'}"
-            )
+            raise AnnotationError(f"{path}: expected {kind}, found {'a folder' if path.is_dir() else 'none'}")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise AnnotationError(
                 f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, got {path.stat().st_size:,}; split it"

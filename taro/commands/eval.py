@@ -63,6 +63,7 @@ def evaluate(
         "no_think": no_think, "batch": batch, "device": device, "out": out, "as_json": as_json, "breakdown": breakdown,
         "decoding": {"max_new_tokens": max_new_tokens, "temperature": 1.0 if sampled else 0.0,
                      "repetition_penalty": 1.0 if sampled else repetition_penalty}}
+    _check_before(protocol, out)
     if shards is not None:
         _score_policy(policy, shards, **how)
         return
@@ -73,6 +74,26 @@ def evaluate(
         root = temporary_shards(Path(folder), policy=policy, videos=videos, annotations=annotations, dataset=dataset,
                                 split=split or "test", lengths=lengths, device=device)
         _score_policy(policy, root, **how)
+
+
+def _check_before(protocol: str, out: Path | None) -> None:
+    """What would otherwise be found out after hours of answers: an unknown protocol, a file that cannot be written."""
+    from taro.errors import ConfigError
+    from taro.metrics import PROTOCOLS
+
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"{protocol}: no such evaluation protocol; expected one of: {', '.join(PROTOCOLS)}")
+    if out is None:
+        return
+    was_there = out.exists()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); give the path of a file") from None
+    if not was_there:
+        out.unlink()
 
 
 def _score_file(predictions: Path, annotations: Path | None, dataset: str, split: str | None, lengths: Path | None,
@@ -104,13 +125,10 @@ def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, 
     from rich.progress import Progress
 
     from taro.errors import ConfigError
-    from taro.metrics import PROTOCOLS
     from taro.mllm import Decoding
     from train.evaluate import evaluate_policy, missing_predictions, score_rows, write_predictions
     from train.run import compute_device, load_frozen, open_encoded_shards, policy_folder, policy_template
 
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f"{protocol}: no such evaluation protocol; expected one of: {', '.join(PROTOCOLS)}")
     where = compute_device(device)
     policy = load_frozen(policy_folder(name), where, bf16=where.type == "cuda")
     shard_set = open_encoded_shards(shards, policy)

@@ -64,9 +64,12 @@ def make(
     from rich.progress import Progress
 
     from taro.config import load_config
+    from taro.errors import ConfigError
     from taro.sandbox.make import make_sandbox
     from taro.sandbox.world import WorldSettings
 
+    if not split.strip():
+        raise ConfigError("--split: the split is empty; give it a name, such as test")
     world = load_config(WorldSettings, None, settings or [], package="taro.sandbox")
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("videos", total=videos)

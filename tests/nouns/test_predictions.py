@@ -196,3 +196,10 @@ def test_whatever_a_line_holds_it_is_scored_or_named(tmp_path: Path, row: dict[s
     else:
         assert 0 <= found.scores.miou <= 1 and json.dumps(found.as_dict()) and found.table()
         examples_page(found.examples, table=found.table(), protocol=protocol)
+
+
+def test_a_predictions_file_that_is_none_is_called_so(tmp_path: Path) -> None:
+    evaluated(tmp_path)
+    for path, found in ((tmp_path / "absent", "none"), (tmp_path, "a folder")):
+        with pytest.raises(AnnotationError, match=f"expected a predictions file, found {found}"):
+            evaluate_file(path, dataset="jsonl", annotations=tmp_path / "a.jsonl")

@@ -204,6 +204,11 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "reward": 1\n')
     with pytest.raises(ConfigError, match=r"metrics.jsonl:1: expected a JSON object"):
         read_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "reward": 1}\n')
+    for text in (b"{\n", b"\xff\n"):
+        (tmp_path / "config.yaml").write_bytes(text)
+        with pytest.raises(ConfigError, match=r"config.yaml: expected the YAML that a run wrote"):
+            read_run(tmp_path)
 
 
 def test_missing_and_reversed_answers_have_no_iou() -> None:

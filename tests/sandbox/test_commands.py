@@ -33,6 +33,7 @@ def test_make_writes_what_preprocess_reads(tmp_path: Path, capsys: pytest.Captur
     (("--set", "size_px=80"), "multiple of 28"),
     (("--set", "min_events=9"), "must not be below"),
     (("--split", "test", "--seed", "9"), "a seed from 0 to 8"),
+    (("--split", " "), "the split is empty"),
 ])  # fmt: skip
 def test_make_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], wanted: str
                                  ) -> None:  # fmt: skip

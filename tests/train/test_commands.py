@@ -60,6 +60,10 @@ def test_wrong_use_is_2_and_a_wrong_thing_is_1_with_one_message(
     for words, message in [
         (["eval", "--policy", policy, "--shards", shards, "--split", "nope"], "the set has train, val"),
         (["eval", "--policy", policy, "--shards", shards, "--protocol", "nope"], "expected one of: taro, time-r1"),
+        (["eval", "--policy", policy, "--videos", "nope", "--annotations", "nope", "--protocol", "nope"],
+         "nope: no such evaluation protocol"),
+        (["eval", "--policy", policy, "--shards", shards, "--out", str(tmp_path)], "cannot be written (Is a dir"),
+        (["eval", "--policy", "nope", "--shards", shards, "--out", f"{policy}/config.json/x"], "cannot be written"),
         (["eval", "--policy", policy, "--shards", str(tmp_path)], "manifest.json"),
         (["eval", "--policy", str(tmp_path), "--shards", shards], "no config.json"),
         (["ground", str(tmp_path / "gone.mp4"), "it", "--policy", policy], "no such video file"),
