@@ -24,9 +24,9 @@ __all__ = ["Config", "digest", "load_config", "recipe_names"]
 
 
 class Config(BaseModel):
-    """Base of every configuration model: frozen, unknown keys refused, defaults validated."""
+    """Base of every configuration model: frozen, unknown keys refused, defaults validated, no NaN or infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -38,11 +38,12 @@ def recipe_names(package: str) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML whose booleans are `true` and `false` alone, so that `schedule: off` is the word off."""
+    """Safe YAML whose booleans are `true` and `false` alone, so that `schedule: off` is the word off, and without
+    dates, so that a folder may be named by one."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in {"bool", "timestamp"}]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
@@ -74,7 +75,10 @@ def _read(source: str | Path, package: str) -> dict[str, Any]:
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise ConfigError(f"{path}: no such recipe file; shipped recipes: {', '.join(recipe_names(package))}")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: a recipe is YAML in UTF-8, got other bytes at {error.start:,}") from None
     else:
         names = recipe_names(package)
         if str(source) not in names:

@@ -36,8 +36,8 @@ def test_an_override_reaches_its_key_and_no_other() -> None:
     assert load(None, "inner.rate=2.5").inner == Inner(rate=2.5)
 
 
-@pytest.mark.parametrize("word", ["off", "on", "yes", "no"])
-def test_words_that_yaml_1_1_takes_for_booleans_stay_words(word: str) -> None:
+@pytest.mark.parametrize("word", ["off", "on", "yes", "no", "2026-11-25"])
+def test_words_that_yaml_1_1_takes_for_booleans_or_dates_stay_words(word: str) -> None:
     assert load(None, f"inner.mode={word}").inner.mode == word
 
 
@@ -64,6 +64,18 @@ def test_a_recipe_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> No
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"mine\.yaml"):
         load(file)
+
+
+def test_a_recipe_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"flag: \xff")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: a recipe is YAML in UTF-8, got other bytes at 6"):
+        load(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999"])
+def test_no_setting_is_infinite(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"inner\.rate: .*finite number"):
+        load(None, f"inner.rate={value}")
 
 
 def test_a_missing_recipe_names_those_that_ship() -> None:

@@ -239,6 +239,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     ({"rollout": {"prompts": 3}, "optimizer": {"mini_batches": 2}}, "multiple of"),
     ({"validation": {"split": "train"}}, "split of its own"),
     ({"reward": {"no_think": True}}, "drop_over=response"),
+    ({"optimizer": {"betas": (2.0, 0.9)}}, "less than 1"),
     ({"reward": {"no_think": True, "alpha": 0.0}}, "curriculum.schedule=off"),
     ({"rollout": {"min_free_tokens": 96}}, "no room for a guided"),
 ])
