@@ -107,15 +107,23 @@ def _claim(settings: Quickstart) -> None:
     from taro.errors import ConfigError
 
     file = settings.out / "settings.json"
-    now = json.dumps({**asdict(settings), "out": "."}, indent=1)
-    if file.is_file() and file.read_text(encoding="utf-8") != now:
-        raise ConfigError(f"{settings.out} holds a quickstart with other settings (settings.json); expected the same "
-                          "ones, to go on with it; choose another folder with --out")
+    now = {**asdict(settings), "out": "."}
+    if file.is_file():
+        try:
+            then = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (TypeError, ValueError):
+            raise ConfigError(f"{file}: expected the settings of a quickstart, got what is no JSON; choose another "
+                              "folder with --out") from None
+        changed = [f"{key}: {then.get(key)!r} in the folder, {now.get(key)!r} now"
+                   for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
+        if changed:
+            raise ConfigError(f"{settings.out} holds a quickstart with other settings ({'; '.join(changed)}); go on "
+                              "with those, or choose another folder with --out")
     if not file.is_file() and settings.out.is_dir() and any(settings.out.iterdir()):
         raise ConfigError(f"{settings.out}: expected a new folder or one of an earlier quickstart, got one with other "
                           "files in it; choose another with --out")
     settings.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(now, encoding="utf-8")
+    file.write_text(json.dumps(now, indent=1), encoding="utf-8")
 
 
 def _worlds(settings: Quickstart, show: Show) -> dict[str, Path]:
