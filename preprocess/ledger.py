@@ -34,14 +34,14 @@ class SkippedRow(Config):
 
 
 class SliceLedger(Config):
-    """Of one slice: rows `written`, clips and captions in its shards, windows clipped to the real length,
-    rows skipped, seconds it took. `plan_sha256`
-    says which plan it belongs to."""
+    """Of one slice: rows `written`, clips and captions in its shards, clips without any caption, windows clipped to the
+    real length, rows skipped, seconds it took. `plan_sha256` says which plan it belongs to."""
 
     plan_sha256: str
     written: int
     clips: int
     captions: int
+    uncaptioned: int = 0
     clipped_windows: int = 0
     skipped: list[SkippedRow] = Field(default_factory=list)
     seconds: float = 0.0

@@ -22,6 +22,7 @@ class Progress:
 @dataclass(frozen=True)
 class PreprocessReport:
     """What a run did. inputs, written, skipped: annotation rows of the whole plan, as far as slices are done;
+    uncaptioned: clips without any caption, where captions were asked for;
     complete: every slice is done and the manifest written; slices: (done, all); made: slices made by this run; reasons:
     skipped rows by "stage: reason"; lint: the linter's counts."""
 
@@ -37,6 +38,7 @@ class PreprocessReport:
     seconds: float
     reasons: dict[str, int] = field(default_factory=dict)
     lint: dict[str, int] = field(default_factory=dict)
+    uncaptioned: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -50,6 +52,8 @@ class PreprocessReport:
             f"({self.made} made now), {self.seconds:.1f} s",
         ]
         lines += [f"  {count:>14,}  {what}" for what, count in self.lint.items() if what.startswith("repair: ")]
+        if self.uncaptioned:
+            lines.append(f"  {self.uncaptioned:>14,}  clips without a caption: their rollouts cannot be guided")
         lines += [f"  skipped {count:>6,}  {reason}" for reason, count in self.reasons.items()]
         lines.append(f"{self.out}: complete" if self.complete else f"{self.out}: not complete yet, run it again")
         return "\n".join(lines)

@@ -159,6 +159,7 @@ def _finish(job: Job, made: int, began: float) -> PreprocessReport:
     return PreprocessReport(
         out=job.config.out, inputs=job.plan.inputs, written=sum(ledger.written for ledger in done),
         skipped=len(skipped), clips=sum(ledger.clips for ledger in done), captions=captions,
+        uncaptioned=sum(ledger.uncaptioned for ledger in done) if job.config.caption.method != "none" else 0,
         slices=(len(done), len(ledgers)), made=made, complete=complete, seconds=time.monotonic() - began,
         reasons=dict(reasons.most_common()), lint=job.plan.lint,
     )  # fmt: skip

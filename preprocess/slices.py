@@ -75,7 +75,7 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
     journal = Journal(job.state / "journal", index)
     results = pool.map(decode_jobs(job, clips), ahead=2 * pool.workers)
     skipped: list[SkippedRow] = []
-    written = captions = count = clipped = 0
+    written = captions = count = clipped = uncaptioned = 0
     with SliceWriter(job.config.out, index, kinds=job.kinds) as writer:
         for batch in _batches(clips, job.config.caption.batch):
             drafts = []
@@ -96,8 +96,10 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
                 writer.add_clip(record, _sheet(draft, job.config), {job.encoder.name: features}, _clip_part(job, draft))
                 written, captions, count = written + len(record.queries), captions + len(record.captions), count + 1
                 clipped += cut
+                uncaptioned += not record.captions
         ledger = SliceLedger(plan_sha256=job.plan.sha256, written=written, clips=count, captions=captions,
-                             clipped_windows=clipped, skipped=skipped, seconds=time.monotonic() - began)  # fmt: skip
+                             uncaptioned=uncaptioned, clipped_windows=clipped, skipped=skipped,
+                             seconds=time.monotonic() - began)  # fmt: skip
         rows = sum(len(clip.rows) for clip in clips)
         assert rows == written + len(skipped), f"slice {index}: {rows} rows, {written} written, {len(skipped)} skipped"
         write_ledger(job.state, index, ledger)

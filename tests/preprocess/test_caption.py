@@ -97,7 +97,9 @@ def test_captions_come_from_a_file(job: Make, tmp_path: Path) -> None:
     lines = [{"video": f"v{i}", "captions": [{"start_s": 1, "end_s": 2, "text": f"of {i}"}]} for i in range(5)]
     file.write_text("\n".join(json.dumps(line) for line in lines))
     config = job(caption={"method": "file", "file": str(file)})
-    assert preprocess(config).captions == 5
+    report = preprocess(config)
+    assert (report.captions, report.uncaptioned) == (5, 1) and "1  clips without a caption" in report.table()
+    assert preprocess(job(caption={"method": "none"}, out=tmp_path / "none")).uncaptioned == 0
     found = open_shards(config.out)
     assert sorted(c.text for key in found.keys for c in found.clip(key).captions) == [f"of {i}" for i in range(5)]
     file.write_text(file.read_text().replace("of 1", "of one"))
