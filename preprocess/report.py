@@ -18,6 +18,11 @@ class Progress:
     total: int
     note: str = ""
 
+    @property
+    def label(self) -> str:
+        """For people."""
+        return "loading models" if self.stage == "models" else f"clips {self.note[-40:]}".rstrip()
+
 
 @dataclass(frozen=True)
 class PreprocessReport:

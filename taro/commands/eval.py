@@ -67,12 +67,15 @@ def evaluate(
     if shards is not None:
         _score_policy(policy, shards, **how)
         return
+    from taro.commands._progress import progress
     from taro.commands._temporary import temporary_shards
 
     assert videos is not None and annotations is not None
     with tempfile.TemporaryDirectory(prefix="taro-eval-") as folder:
-        root = temporary_shards(Path(folder), policy=policy, videos=videos, annotations=annotations, dataset=dataset,
-                                split=split or "test", lengths=lengths, device=device)
+        with progress("planning", quiet=as_json) as shown:
+            root = temporary_shards(Path(folder), policy=policy, videos=videos, annotations=annotations,
+                                    dataset=dataset, split=split or "test", lengths=lengths, device=device,
+                                    progress=lambda at: shown.update(at.done, at.total, at.label))
         _score_policy(policy, root, **how)
 
 
@@ -121,9 +124,7 @@ def _score_file(predictions: Path, annotations: Path | None, dataset: str, split
 def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, limit: int | None, seed: int,
                   template: str | None, no_think: bool, batch: int, device: str, out: Path | None, as_json: bool,
                   breakdown: bool, decoding: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from taro.commands._progress import progress
     from taro.errors import ConfigError
     from taro.mllm import Decoding
     from train.evaluate import evaluate_policy, missing_predictions, score_rows, write_predictions
@@ -136,12 +137,11 @@ def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, 
     if not missing and not shard_set.queries(split=split):
         splits = ", ".join(sorted({ref.query.split for ref in shard_set.queries()}))
         raise ConfigError(f"{shards}: no query of split {split!r}; the set has {splits or 'no query at all'}")
-    with Progress(console=Console(stderr=True, quiet=as_json), transient=True) as bar:
-        task = bar.add_task("answering", total=None)
+    with progress("answering", quiet=as_json) as shown:
         rows = evaluate_policy(
             policy, shard_set, split=split, template=policy_template(policy, template), decoding=Decoding(**decoding),
             limit=limit, seed=seed, batch_prompts=batch, protocol=protocol, no_think=no_think,
-            progress=lambda done, total: bar.update(task, completed=done, total=total))
+            progress=shown.update)
     scores = score_rows(rows, protocol=protocol, missing=missing, bootstrap_seed=seed)
     if out is not None:
         write_predictions(rows, out)

@@ -61,23 +61,12 @@ def preprocess(
 def _run(
     config: PreprocessConfig, partition: tuple[int, int], retry: _Retry | None, only: _Only | None, *, as_json: bool
 ) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    from preprocess.report import Progress
     from preprocess.run import preprocess as run
+    from taro.commands._progress import progress
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True, quiet=as_json), transient=True) as bar:
-        task = bar.add_task("planning", total=None)
-
-        def show(at: Progress) -> None:
-            label = "loading models" if at.stage == "models" else f"clips {at.note[-40:]}"
-            bar.update(task, completed=at.done, total=at.total, description=label)
-
-        report = run(config, progress=show, partition=partition, retry="transient" if retry else None,
-                     only="features" if only else None)  # fmt: skip
+    with progress("planning", quiet=as_json) as shown:
+        report = run(config, progress=lambda at: shown.update(at.done, at.total, at.label), partition=partition,
+                     retry="transient" if retry else None, only="features" if only else None)  # fmt: skip
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
         return

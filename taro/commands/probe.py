@@ -33,9 +33,7 @@ def probe(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure the log-probability drop of a policy's sampled reasonings under broken videos."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from taro.commands._progress import progress
     from taro.errors import ConfigError
     from taro.metrics_page import write_page
     from train.probe import conditions, probe_policy
@@ -48,13 +46,12 @@ def probe(
     where = compute_device(device)
     loaded = load_frozen(policy_folder(policy), where, bf16=where.type == "cuda")
     shard_set = open_encoded_shards(shards, loaded)
-    with Progress(console=Console(stderr=True, quiet=as_json), transient=True) as bar:
-        task = bar.add_task("probing", total=None)
+    with progress("probing", quiet=as_json) as shown:
         found = probe_policy(
             loaded, shard_set, template=policy_template(loaded, template), asked=asked, split=split, limit=limit,
             group=group, seed=seed, over="response" if over == "response" else "reasoning",
             max_new_tokens=max_new_tokens, batch_prompts=batch,
-            progress=lambda done, total: bar.update(task, completed=done, total=total))
+            progress=shown.update)
     summary = {"policy": policy, "shards": str(shards), "split": split, "seed": seed, "group": group, "over": over,
                **summarise(found, seed=seed)}
     if out is not None:

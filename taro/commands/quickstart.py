@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from taro.commands._progress import Lines
 from taro.commands._quickstart_run import SAMPLED, STAGES, Quickstart, run_quickstart
 
 __all__ = ["quickstart"]
@@ -62,6 +63,7 @@ class _Screen:
             TextColumn("[dim]{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=console, disable=not console.is_terminal)
         self._tasks: dict[str, Any] = {}
+        self._lines = Lines(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
         self._began_s: dict[str, float] = {}
 
     def __enter__(self) -> _Screen:
@@ -80,6 +82,8 @@ class _Screen:
     def step(self, stage: str, done: float, total: float, note: str = "") -> None:
         """`done` of `total` parts are finished."""
         self._progress.update(self._tasks[stage], completed=done, total=total, note=note or STAGES[stage][1])
+        if not self._console.is_terminal:
+            self._lines.update(done, total, " ".join(part for part in (STAGES[stage][0], note) if part))
 
     def end(self, stage: str, note: str) -> None:
         """The stage is finished."""

@@ -60,9 +60,7 @@ def make(
 
     The folder is what [bold]taro preprocess sandbox[/bold] reads.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from taro.commands._progress import progress
     from taro.config import load_config
     from taro.errors import ConfigError
     from taro.sandbox.make import make_sandbox
@@ -71,11 +69,10 @@ def make(
     if not split.strip():
         raise ConfigError("--split: the split is empty; give it a name, such as test")
     world = load_config(WorldSettings, None, settings or [], package="taro.sandbox")
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("videos", total=videos)
+    with progress("videos") as shown:
         make_sandbox(
             out, videos=videos, seed=seed, split=split, settings=world, queries_per_video=queries, workers=workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=shown.update,
         )  # fmt: skip
     facts = json.loads((out / "world.json").read_text(encoding="utf-8"))
     typer.echo(

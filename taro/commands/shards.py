@@ -71,15 +71,11 @@ def _facts(shard_set: ShardSet) -> dict[str, Any]:
 @app.command()
 def verify(path: Root, as_json: Json = False) -> None:
     """Read every byte of a set and list everything that is wrong with it; exit code 1 where anything is."""
-    import rich.console
-    import rich.progress
-
     from shards.verify import verify as verify_set
+    from taro.commands._progress import progress
 
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as bars:
-        task = bars.add_task("verifying", total=None)
-        report = verify_set(path, progress=lambda done, total: bars.update(task, completed=done, total=total))
+    with progress("verifying, MB", quiet=as_json) as shown:
+        report = verify_set(path, progress=lambda done, total: shown.update(done / 1e6, total / 1e6))
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
     else:

@@ -28,25 +28,20 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, nothing else.")] = False,
 ) -> None:
     """Stage 2: train a policy on shards, guided then free; no video is opened and no vision tower is loaded."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from taro.commands._progress import progress
     from taro.config import load_config
     from train.config import TrainConfig
     from train.grpo import train as run_training
 
     config = load_config(TrainConfig, recipe, overrides or [], package="train.recipes")
-    console = Console(stderr=True, quiet=as_json)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("training", total=None)
+    with progress("training", quiet=as_json) as shown:
 
         def show(line: dict[str, Any]) -> None:
             if "eval" in line:
-                console.print(f"step {line['step']}: validation mIoU {line['eval']['miou']:.3f}, "
-                              f"R1@0.5 {line['eval']['r1@0.5']:.3f} ({line['eval']['queries']} queries)")
+                shown.say(f"step {line['step']}: validation mIoU {line['eval']['miou']:.3f}, "
+                          f"R1@0.5 {line['eval']['r1@0.5']:.3f} ({line['eval']['queries']} queries)")
                 return
-            bar.update(task, completed=line["step"] + 1, total=line["steps"], description=_describe(line))
+            shown.update(line["step"] + 1, line["steps"], _describe(line))
 
         report = run_training(config, resume=resume, on_step=show)
     if as_json:
