@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from shards.order import QueryOrder
+from shards.order import QueryOrder, share_of_step
 from taro.draws import rng
 from taro.errors import ConfigError
 
@@ -85,13 +85,8 @@ class MixedOrder:
 
     def step(self, step: int, batch: int, rank: int = 0, world: int = 1) -> tuple[int, list[int]]:
         """(epoch, indices of the queries) that `rank` of `world` takes at `step`; `batch` counts all ranks together."""
-        if batch % world or not 0 <= rank < world:
-            raise ConfigError(f"a batch of {batch} queries cannot be split evenly over {world} ranks (rank {rank}); "
-                              f"make the prompts per step a multiple of {world}")
-        epoch, within = divmod(step, self.steps_per_epoch(batch))
-        share = batch // world
-        start = within * batch + rank * share
-        return epoch, [int(index) for index in self.epoch(epoch)[start : start + share]]
+        epoch, part = share_of_step(step, batch, rank, world, steps_per_epoch=self.steps_per_epoch(batch))
+        return epoch, [int(index) for index in self.epoch(epoch)[part]]
 
     def _drawn(self, epoch: int) -> np.ndarray:
         labels = np.repeat(np.arange(len(self.sizes)), self.shares)

@@ -16,7 +16,23 @@ import numpy as np
 from taro.draws import rng
 from taro.errors import ConfigError
 
-__all__ = ["QueryOrder"]
+__all__ = ["QueryOrder", "share_of_step"]
+
+
+def share_of_step(step: int, batch: int, rank: int, world: int, *, steps_per_epoch: int) -> tuple[int, slice]:
+    """(epoch, part of its order) that `rank` of `world` takes at `step`; `batch` counts all ranks together. Raises
+    ConfigError where the ranks' parts would not be equal.
+
+    >>> share_of_step(5, 4, 1, 2, steps_per_epoch=2)
+    (2, slice(6, 8, None))
+    """
+    if batch % world or not 0 <= rank < world:
+        raise ConfigError(f"a batch of {batch} queries cannot be split evenly over {world} ranks (rank {rank}); "
+                          f"make the prompts per step a multiple of {world}")
+    epoch, within = divmod(step, steps_per_epoch)
+    share = batch // world
+    start = within * batch + rank * share
+    return epoch, slice(start, start + share)
 
 
 class QueryOrder:
@@ -55,13 +71,8 @@ class QueryOrder:
 
     def step(self, step: int, batch: int, rank: int = 0, world: int = 1) -> tuple[int, list[int]]:
         """(epoch, indices of the queries) that `rank` of `world` takes at `step`; `batch` counts all ranks together."""
-        if batch % world or not 0 <= rank < world:
-            raise ConfigError(f"a batch of {batch} queries cannot be split evenly over {world} ranks (rank {rank}); "
-                              f"make the prompts per step a multiple of {world}")
-        epoch, within = divmod(step, self.steps_per_epoch(batch))
-        share = batch // world
-        start = within * batch + rank * share
-        return epoch, [int(index) for index in self.epoch(epoch)[start : start + share]]
+        epoch, part = share_of_step(step, batch, rank, world, steps_per_epoch=self.steps_per_epoch(batch))
+        return epoch, [int(index) for index in self.epoch(epoch)[part]]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         order = rng("query-order", self.seed, epoch).permutation(self.n)

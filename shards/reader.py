@@ -9,6 +9,7 @@ Left out for now: URLs (store.py is the seam).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Collection
@@ -161,6 +162,12 @@ class ShardSet:
         if self._encoder is None:
             self._encoder = self._named("")
         return self._encoder
+
+    def reading(self, encoder: str) -> ShardSet:
+        """The same open set, its features those of `encoder`; nothing is read again."""
+        other = copy.copy(self)
+        other._encoder = self._named(encoder)
+        return other
 
     @property
     def fingerprint(self) -> EncoderFingerprint:

@@ -242,6 +242,6 @@ def open_encoded_shards(path: str | Path, policy: Policy, *, encoder: str | None
     for fingerprint in held:
         mine = ours.model_copy(update={"sampling": fingerprint.sampling, "dtype": fingerprint.dtype})
         if mine.hex8 == fingerprint.hex8:
-            return open_shards(path, encoder=fingerprint.name)
+            return shard_set.reading(fingerprint.name)
     check_encoder(shard_set, ours)  # raises, naming both fingerprints
     raise AssertionError("check_encoder accepts a fingerprint that no encoder of the set has")

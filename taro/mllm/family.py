@@ -21,7 +21,8 @@ import torch
 from taro.errors import ModelError
 from taro.features import VideoFeatures
 
-__all__ = ["Family", "PixelSettings", "families", "family_of", "qwen_split_name"]
+__all__ = ["Family", "PixelSettings", "QWEN_VISION_TOKENS", "families", "family_of", "qwen_size_label",
+           "qwen_split_name"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,19 @@ def family_of(config: Any, folder: Path) -> Family:
             "docs/families.md tells what a new family needs."
         )
     return known[config.model_type]
+
+
+QWEN_VISION_TOKENS = ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+
+
+def qwen_size_label(sizes: dict[int, str]) -> Callable[[Any], str]:
+    """`size_label` of a family whose released models differ in the language model's width; other widths are `d64`."""
+
+    def label(config: Any) -> str:
+        width = config.text_config.hidden_size
+        return sizes.get(width, f"d{width}")
+
+    return label
 
 
 def qwen_split_name(name: str) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +62,18 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     return names
 
 
-def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of every tensor in the folder, one at a time, sorted by file and name."""
+def tensors(
+    folder: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of the tensors in the folder whose names are `wanted`, one at a time, sorted by file and name; the
+    others are not read from disk."""
     by_file: dict[Path, list[str]] = {}
     for name, file in tensor_files(folder).items():
         by_file.setdefault(file, []).append(name)
     for file in sorted(by_file):
         try:
             with safe_open(file, framework="pt") as handle:
-                for name in sorted(by_file[file]):
+                for name in sorted(filter(wanted, by_file[file])):
                     yield name, handle.get_tensor(name)
         except SafetensorError as error:
             raise ModelError(f"{file}: damaged weights ({error}); copy the file again") from None
@@ -86,13 +89,13 @@ def _names(file: Path) -> list[str]:
 
 def tower_sha256(folder: Path, family: Family) -> str:
     """sha256 over the tower's tensors sorted by their name inside the tower: name, dtype, shape, bytes."""
+    inner = {name: where[1] for name in tensor_files(folder)
+             if (where := family.split_name(name)) is not None and where[0] == "tower"}  # fmt: skip
     parts = {}
-    for name, tensor in tensors(folder):
-        where = family.split_name(name)
-        if where is not None and where[0] == "tower":
-            digest = hashlib.sha256(f"{where[1]} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-            parts[where[1]] = digest.digest()
+    for name, tensor in tensors(folder, inner.__contains__):
+        digest = hashlib.sha256(f"{inner[name]} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        parts[inner[name]] = digest.digest()
     if not parts:
         raise ModelError(f"{folder}: holds no vision tower tensors; expected a full {family.name} checkpoint")
     return hashlib.sha256(b"".join(parts[name] for name in sorted(parts))).hexdigest()

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn.functional import linear
 
 from taro.mllm.decoder import causal, hidden_states
 from taro.mllm.policy import Policy, Prompt
-from taro.mllm.score import embed_prompt, prompt_deepstack
+from taro.mllm.score import embed_prompt, masked_logits, prompt_deepstack
 
 __all__ = ["Decoding", "Rollouts", "generate"]
 
@@ -89,7 +88,7 @@ def generate(
     hidden = prefix.last_BD.repeat_interleave(G, 0)
     for t in range(R):
         rows = state.rows
-        logits = _logits(policy, hidden, decoding)
+        logits = masked_logits(policy, hidden, decoding.temperature or 1.0)
         picked = _pick(logits, decoding, state.seen, None if uniforms_NR is None else uniforms_NR[rows, t])
         token = torch.where(t < forced_N[rows], forced_NR[rows, t], picked)
         alive = ~ended[rows]
@@ -118,11 +117,6 @@ def _forced(
         padded[n, : min(len(row), R)] = torch.tensor(list(row[:R]), dtype=torch.long)
     lengths = torch.tensor([min(len(row), R) for row in flat], dtype=torch.long)
     return padded.to(device), lengths.to(device)
-
-
-def _logits(policy: Policy, hidden: torch.Tensor, decoding: Decoding) -> torch.Tensor:
-    logits = linear(hidden, policy.head.weight).float()
-    return (logits / (decoding.temperature or 1.0)).masked_fill(policy.banned_V, float("-inf"))
 
 
 def _pick(

@@ -76,6 +76,7 @@ class Policy:
         self.model = torch.nn.ModuleDict({"lm": lm, "head": head})
         self.lm, self.head, self.tower = lm, head, tower
         self._chat_template = chat_template(folder, tokenizer)
+        self._pieces: dict[tuple[int, ...], str] = {}
         self._video_id = tokenizer.convert_tokens_to_ids(family.video_token)
 
     @property
@@ -152,12 +153,20 @@ class Policy:
         ]
         return torch.tensor(inside, dtype=torch.bool)
 
+    def _piece(self, ids: tuple[int, ...]) -> str:
+        """Text of a few tokens, remembered: a step asks for that of every response token, one by one."""
+        if ids not in self._pieces:
+            self._pieces[ids] = self.tokenizer.decode(
+                list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        return self._pieces[ids]
+
     def _spans(self, ids: Sequence[int] | torch.Tensor) -> tuple[str, list[tuple[int, int]]]:
         """Text of the tokens and where in it each stands; the tokens of one character share its place."""
         whole, run, text = [int(i) for i in ids], 0, ""
         spans: list[tuple[int, int]] = []
         for end in range(1, len(whole) + 1):
-            piece = self.tokenizer.decode(whole[run:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            piece = self._piece(tuple(whole[run:end]))
             if piece.endswith("\ufffd") and end - run < MAX_TOKENS_PER_CHARACTER and end < len(whole):
                 continue
             spans += [(len(text), len(text) + len(piece))] * (end - run)
@@ -297,10 +306,11 @@ def _fill(
     modules: dict[str, Any], folder: Path, config: Any, family: Family, *, device: torch.device, dtype: torch.dtype
 ) -> None:
     states: dict[str, dict[str, torch.Tensor]] = {"lm": {}, "head": {}, "tower": {}}
-    for name, tensor in tensors(folder):
-        where = family.split_name(name)
-        if where is not None and modules[where[0]] is not None:
-            states[where[0]][where[1]] = tensor.to(device=device, dtype=dtype)
+    places = {name: where for name in tensor_files(folder)
+              if (where := family.split_name(name)) is not None and modules[where[0]] is not None}  # fmt: skip
+    for name, tensor in tensors(folder, places.__contains__):
+        part, inner = places[name]
+        states[part][inner] = tensor.to(device=device, dtype=dtype)
     tied = "weight" not in states["head"]
     if tied and "embed_tokens.weight" in states["lm"]:
         states["head"]["weight"] = states["lm"]["embed_tokens.weight"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from taro.features import VideoFeatures
-from taro.mllm.family import Family, qwen_split_name
+from taro.mllm.family import QWEN_VISION_TOKENS, Family, qwen_size_label, qwen_split_name
 from taro.mllm.positions import prompt_positions
 from taro.mllm.tower import encode_patches
 
@@ -59,11 +59,6 @@ def _positions(config: Any, lengths: Sequence[int], features: VideoFeatures) -> 
     )
 
 
-def _size_label(config: Any) -> str:
-    width = config.text_config.hidden_size
-    return SIZES.get(width, f"d{width}")
-
-
 QWEN2_5_VL = Family(
     name="qwen2_5_vl",
     model_type="qwen2_5_vl",
@@ -76,6 +71,6 @@ QWEN2_5_VL = Family(
     video_token="<|video_pad|>",
     video_text=_video_text,
     positions=_positions,
-    size_label=_size_label,
-    vision_tokens=("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+    size_label=qwen_size_label(SIZES),
+    vision_tokens=QWEN_VISION_TOKENS,
 )

@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 from taro.mllm.decoder import Deepstack, hidden_states, masked
 from taro.mllm.policy import Policy, Prompt
 
-__all__ = ["embed_prompt", "packed_mask", "packed_positions", "prompt_deepstack", "score", "token_logprobs"]
+__all__ = ["embed_prompt", "masked_logits", "packed_mask", "packed_positions", "prompt_deepstack", "score",
+           "token_logprobs"]
 
 TOKENS_AT_ONCE = 2048
 """bounds the fp32 logits [tokens, V] that exist at a time"""
@@ -97,14 +98,20 @@ def packed_mask(P: int, G: int, R: int, device: torch.device) -> torch.Tensor:
     return (index[:, None] >= index) & ((group == -1) | (group[:, None] == group))
 
 
+def masked_logits(policy: Policy, hidden_MD: torch.Tensor, temperature: float) -> torch.Tensor:
+    """fp32 logits [M, V] over the temperature, tokens that no response may hold at -inf: what is sampled from and what
+    is scored, so that the two cannot drift apart."""
+    logits = linear(hidden_MD, policy.head.weight).float() / temperature
+    return logits.masked_fill(policy.banned_V, float("-inf"))
+
+
 def token_logprobs(
     policy: Policy, hidden_MD: torch.Tensor, ids_M: torch.Tensor, *, temperature: float, checkpoint: bool = False
 ) -> torch.Tensor:
     """fp32 log-probs [M] of `ids_M` after hidden states `hidden_MD`; logits exist for a chunk of tokens at a time."""
 
     def chunk(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        logits = linear(hidden, policy.head.weight).float() / temperature
-        logits = logits.masked_fill(policy.banned_V, float("-inf"))
+        logits = masked_logits(policy, hidden, temperature)
         return torch.log_softmax(logits, dim=-1).gather(-1, ids[:, None])[:, 0]
 
     parts = []
