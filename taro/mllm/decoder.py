@@ -25,20 +25,20 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 @dataclass(frozen=True)
 class Deepstack:
     """Further features of a video (Qwen3-VL): level l [M, D] is added to the hidden states that language layer l puts
-    out, at the tokens `places_M` of every row."""
+    out, at the tokens `places_M` of every row. Levels [B, M, D] hold a video of its own for each row."""
 
     places_M: torch.Tensor
     levels_LMD: tuple[torch.Tensor, ...]
 
     def __post_init__(self) -> None:
-        assert all(level.shape[:1] == self.places_M.shape for level in self.levels_LMD)
+        assert all(level.shape[-2:-1] == self.places_M.shape for level in self.levels_LMD)
 
     def add(self, layer: int, x_BTD: torch.Tensor) -> torch.Tensor:
         """The hidden states after `layer`, its level added; unchanged past the last level."""
         if layer >= len(self.levels_LMD):
             return x_BTD
         level = self.levels_LMD[layer].to(device=x_BTD.device, dtype=x_BTD.dtype)
-        return x_BTD.index_add(1, self.places_M.to(x_BTD.device), level.expand(len(x_BTD), *level.shape))
+        return x_BTD.index_add(1, self.places_M.to(x_BTD.device), level.expand(len(x_BTD), *level.shape[-2:]))
 
 
 def hidden_states(

@@ -1,9 +1,9 @@
 """Trains the sandbox's models from seeds: `taro sandbox build OUT`, or `python -m taro.sandbox.build --out OUT`.
 
-Order: videos (real mp4s, written and read back), the captioner (perception and grounding), the weak policy (the
-captioner, taught bad habits; its tower stays, so both read the same features), the open_clip model. Each is saved and
-scored on held-out worlds as soon as it exists; every line printed also goes to training-log.jsonl. Seeds below one
-million are for training; the worlds that users make, and those that score, start higher up.
+Order: videos (real mp4s, written and read back); for each family the captioner (perception and grounding) and the weak
+policy (the captioner, taught bad habits; its tower stays, so both read the same features); the open_clip model. Each is
+saved and scored on held-out worlds as soon as it exists; every line printed also goes to training-log.jsonl. Seeds
+below one million are for training; the worlds that users make, and those that score, start higher up.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from taro.sandbox.card import write_cards
 from taro.sandbox.clip import build_clip, clip_scores, save_clip, train_clip
 from taro.sandbox.data import Plan, Videos, make_videos
 from taro.sandbox.evaluate import evaluate_model
-from taro.sandbox.models import build_model, save_model
+from taro.sandbox.models import FAMILIES, build_model, save_model
 from taro.sandbox.sft import Schedule, train_model
 from taro.sandbox.world import World, WorldSettings, make_world
 
-__all__ = ["EVALUATION_SEED", "BuildSettings", "build_sandbox", "main"]
+__all__ = ["EVALUATION_SEED", "PARTS", "BuildSettings", "build_sandbox", "main"]
 
 EVALUATION_SEED = 3_900_000
 """held-out worlds that score the models while they are made"""
+PARTS = (*FAMILIES, "clip")
+"""what can be built on its own"""
 
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """Sizes of a build; `quick` makes all of it tiny, to see it run. evaluations: how often the captioner is scored
-    while it trains."""
+    """Sizes of a build; `quick` makes all of it tiny, to see it run. evaluations: how often a captioner is scored
+    while it trains; parts: which of PARTS are built."""
 
     videos: int = 24_000
     steps: int = 7000
@@ -51,6 +53,7 @@ class BuildSettings:
     device: str = "cpu"
     seed: int = 0
     compiled: bool = False
+    parts: tuple[str, ...] = PARTS
 
     @classmethod
     def quick(cls, **changed: Any) -> BuildSettings:
@@ -102,10 +105,13 @@ class _Build:
 
 
 def build_sandbox(out: Path, settings: BuildSettings) -> dict[str, dict[str, float]]:
-    """Makes OUT/captioner, OUT/policy, OUT/clip, training-log.jsonl; returns the held-out scores of each.
+    """Makes OUT/captioner, OUT/policy, both again as -qwen3-vl, OUT/clip, training-log.jsonl; returns the held-out
+    scores of each.
 
-    Raises ConfigError where the device is not there or OUT cannot be a folder.
+    Raises ConfigError where the device is not there, a part is not known or OUT cannot be a folder.
     """
+    if unknown := sorted({*settings.parts} - {*PARTS}):
+        raise ConfigError(f"parts {', '.join(unknown)}: expected some of {', '.join(PARTS)}")
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device {settings.device}: torch {torch.__version__} sees no CUDA GPU; to see the program "
                           "run on a CPU, add --quick and leave --device out")  # fmt: skip
@@ -120,10 +126,13 @@ def build_sandbox(out: Path, settings: BuildSettings) -> dict[str, dict[str, flo
     frames = videos.frames_FHWC.to(build.device)
     if build.device.type == "cuda":
         build.say("data", device=torch.cuda.get_device_name(), frames_gib=round(frames.nbytes / 2**30, 2))
-    model = build_model(settings.seed).to(build.device)
-    _train_captioner(build, model, frames, videos, held, worlds)
-    _train_policy(build, model, frames, videos, held, worlds)
-    _train_clip(build, frames, videos, held, worlds)
+    for family in (family for family in FAMILIES if family in settings.parts):
+        model = build_model(settings.seed, family).to(build.device)
+        ending = "" if family == FAMILIES[0] else f"-{family.replace('_', '-')}"
+        _train_captioner(build, f"captioner{ending}", model, frames, videos, held, worlds)
+        _train_policy(build, f"policy{ending}", model, frames, videos, held, worlds)
+    if "clip" in settings.parts:
+        _train_clip(build, frames, videos, held, worlds)
     write_cards(out, settings, build.steps, build.scores)
     build.say("done", total_mb=round(sum(f.stat().st_size for f in out.rglob("*.safetensors")) / 1e6, 2))
     sys.stdout.write(_table(build.scores) + "\n")
@@ -131,39 +140,39 @@ def build_sandbox(out: Path, settings: BuildSettings) -> dict[str, dict[str, flo
 
 
 def _train_captioner(
-    build: _Build, model: Any, frames: torch.Tensor, videos: Videos, held: Videos, worlds: list[World]
+    build: _Build, name: str, model: Any, frames: torch.Tensor, videos: Videos, held: Videos, worlds: list[World]
 ) -> None:
     s = build.settings
 
     def evaluate(step: int) -> None:
-        save_model(model, build.out / "captioner")
+        save_model(model, build.out / name)
         try:
-            build.evaluate("captioner", held, worlds, perception=True, step=step)
+            build.evaluate(name, held, worlds, perception=True, step=step)
         except RuntimeError as error:  # minutes of training must not be lost to a score
-            build.say("captioner", step=step, not_scored=f"{type(error).__name__}: {str(error)[:300]}")
+            build.say(name, step=step, not_scored=f"{type(error).__name__}: {str(error)[:300]}")
 
     schedule = Schedule(s.steps, s.batch, limit_s=s.limit_s, every=max(1, s.steps // s.evaluations), seed=s.seed,
                         warmup=min(200, s.steps // 4))  # fmt: skip
     steps = train_model(
         model, frames, videos.mixed.to(build.device), schedule, evaluate=evaluate, compiled=s.compiled,
-        say=lambda **facts: build.say("captioner", **facts),
+        say=lambda **facts: build.say(name, **facts),
     )  # fmt: skip
-    build.steps["captioner"] = steps
+    build.steps[name] = steps
     evaluate(steps)
 
 
 def _train_policy(
-    build: _Build, model: Any, frames: torch.Tensor, videos: Videos, held: Videos, worlds: list[World]
+    build: _Build, name: str, model: Any, frames: torch.Tensor, videos: Videos, held: Videos, worlds: list[World]
 ) -> None:
     s = build.settings
     schedule = Schedule(s.weak_steps, s.batch, rate=3e-4, warmup=min(20, s.weak_steps // 4), tower=False,
                         every=s.weak_steps + 1, limit_s=1e9, seed=s.seed + 1)  # fmt: skip
-    build.steps["policy"] = train_model(
+    build.steps[name] = train_model(
         model, frames, videos.weak.to(build.device), schedule, evaluate=lambda step: None, compiled=False,
-        say=lambda **facts: build.say("policy", **facts),
+        say=lambda **facts: build.say(name, **facts),
     )  # fmt: skip
-    save_model(model, build.out / "policy")
-    build.evaluate("policy", held, worlds, perception=False, step=s.weak_steps)
+    save_model(model, build.out / name)
+    build.evaluate(name, held, worlds, perception=False, step=s.weak_steps)
 
 
 def _train_clip(build: _Build, frames: torch.Tensor, videos: Videos, held: Videos, worlds: list[World]) -> None:
@@ -198,6 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
                  "processes", "seed"):  # fmt: skip
         kind = type(getattr(defaults, name))
         parser.add_argument("--" + name.replace("_", "-"), type=kind, default=None)
+    parser.add_argument("--parts", type=lambda text: tuple(text.split(",")), help="of " + ",".join(PARTS))
     given = {key: value for key, value in vars(parser.parse_args(arguments)).items() if value is not None}
     out, quick = given.pop("out"), given.pop("quick")
     build_sandbox(out, BuildSettings.quick(**given) if quick else BuildSettings(**given))

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from taro.draws import rng
+from taro.features import patch_times_s
 from taro.sandbox.labels import sentence_labels
-from taro.sandbox.tasks import Example, mixed_example, weak_example
-from taro.sandbox.tokens import build_tokenizer
+from taro.sandbox.tasks import Example, mixed_example, shown_times_s, weak_example
+from taro.sandbox.tokens import build_tokenizer, stamp
 from taro.sandbox.video import decode_cells, encode_video
-from taro.sandbox.world import World, WorldSettings, duration_cells, make_world
+from taro.sandbox.world import CELL_S, World, WorldSettings, duration_cells, make_world
 
 __all__ = ["MAX_CELLS", "MAX_TEXT", "Examples", "Plan", "Videos", "make_videos"]
 
@@ -36,12 +37,14 @@ CHUNK = 16
 
 @dataclass(frozen=True)
 class Examples:
-    """cells_NT: rows of the frames, padded with the first; patches_N; seconds_N: seconds per patch; ids_NR: tokens
-    from <|vision_end|> on; prompt_N and total_N: how many belong to the prompt, to both."""
+    """cells_NT: rows of the frames, padded with the first; patches_N; seconds_N: seconds per patch; stamps_NS: the
+    token of each patch's timestamp (Qwen3-VL); ids_NR: tokens from <|vision_end|> on; prompt_N and total_N: how many
+    belong to the prompt, to both."""
 
     cells_NT: torch.Tensor
     patches_N: torch.Tensor
     seconds_N: torch.Tensor
+    stamps_NS: torch.Tensor
     ids_NR: torch.Tensor
     prompt_N: torch.Tensor
     total_N: torch.Tensor
@@ -121,7 +124,7 @@ _SHARED: dict[str, Any] = {}
 
 def _attach(frames: np.ndarray, plan: Plan, settings: WorldSettings) -> None:
     torch.set_num_threads(1)
-    _SHARED.update(frames=frames, plan=plan, settings=settings, tokenizer=build_tokenizer())
+    _SHARED.update(frames=frames, plan=plan, settings=settings, tokenizer=build_tokenizer(stamped=True))
 
 
 def _chunk(job: tuple[list[int], list[int], int]) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
@@ -145,7 +148,10 @@ def _examples(make: Callable[[World, np.random.Generator], Example], world: Worl
         yield make(world, rng("sandbox example", make.__name__, world.seed, number))
 
 
-def _row(example: Example, start: int) -> tuple[np.ndarray, int, float, np.ndarray, int, int]:
+Row = tuple[np.ndarray, int, float, np.ndarray, np.ndarray, int, int]
+
+
+def _row(example: Example, start: int) -> Row:
     tokenizer = _SHARED["tokenizer"]
     asked = f"<|vision_end|>{example.user}<|im_end|>\n<|im_start|>assistant\n"
     prompt = tokenizer(asked, add_special_tokens=False)["input_ids"]
@@ -156,12 +162,16 @@ def _row(example: Example, start: int) -> tuple[np.ndarray, int, float, np.ndarr
     ids[:total] = prompt + answer
     cells = np.full(MAX_CELLS, start, np.int32)
     cells[: len(example.cells)] = start + np.array(example.cells)
-    return cells, len(example.cells) // 2, example.seconds_per_patch, ids, len(prompt), total
+    patches = len(example.cells) // 2
+    times = patch_times_s(shown_times_s(round(patches * example.seconds_per_patch / CELL_S)))
+    stamps = np.zeros(MAX_CELLS // 2, np.int16)
+    stamps[:patches] = tokenizer.convert_tokens_to_ids([stamp(time) for time in times.tolist()])
+    return cells, patches, example.seconds_per_patch, stamps, ids, len(prompt), total
 
 
-def _columns(rows: list[tuple[np.ndarray, int, float, np.ndarray, int, int]]) -> list[np.ndarray]:
+def _columns(rows: list[Row]) -> list[np.ndarray]:
     return [np.array([row[n] for row in rows], dtype=kind) for n, kind in
-            enumerate((np.int32, np.int32, np.float64, np.int16, np.int32, np.int32))]  # fmt: skip
+            enumerate((np.int32, np.int32, np.float64, np.int16, np.int16, np.int32, np.int32))]  # fmt: skip
 
 
 def _stack(parts: list[list[np.ndarray]]) -> Examples:

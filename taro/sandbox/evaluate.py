@@ -17,7 +17,7 @@ from taro.metrics import Prediction, evaluate_predictions
 from taro.mllm import Decoding, Policy, generate, load_policy
 from taro.moment import Moment, iou
 from taro.prompts import format_ok, load_template, parse_answer, parse_captions, parse_reasoning
-from taro.sandbox.tasks import segment_sentences
+from taro.sandbox.tasks import segment_sentences, shown_times_s
 from taro.sandbox.world import CELL_S, World
 
 __all__ = ["evaluate_model", "responses"]
@@ -78,7 +78,7 @@ def _encode(policy: Policy, worlds: list[World], frames_FHWC: torch.Tensor) -> l
 
 
 def _features(policy: Policy, frames: torch.Tensor) -> VideoFeatures:
-    times = np.arange(len(frames)) * CELL_S
+    times = shown_times_s(len(frames))
     return policy.encode(frames.cpu().numpy(), times, FrameSampling(), duration_s=len(frames) * CELL_S)
 
 

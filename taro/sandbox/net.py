@@ -1,14 +1,14 @@
-"""Batched training forward of the sandbox's Qwen2.5-VL over the stock modules.
+"""Batched training forward of the sandbox's models over the stock modules; net_qwen3.py has Qwen3-VL's rows.
 
 Rows have one layout: 4 tokens before the video, a slot for the longest video, a slot for text; what a row does not use
 is masked, and positions say where things are (taro.mllm.positions, here for a whole batch). The loss is over the
 assistant's tokens.
 
-Two functions repeat taro.mllm on purpose. `tower_features` is taro.mllm.tower.encode_patches for the one case of the
-sandbox, a frame that is one window: the general one builds its window layout with numpy, caches it and copies it to the
-device at every call, which breaks a compiled graph and waits for the GPU; here all is tensor code of one graph.
-`batch_positions` is taro.mllm.positions for rows of different lengths, without a loop over rows. Tests compare both,
-and the log-probabilities of whole examples, with the originals.
+Two functions repeat taro.mllm on purpose, for Qwen2.5-VL. `tower_features` is taro.mllm.tower.encode_patches for the
+one case of the sandbox, a frame that is one window: the general one builds its window layout with numpy, caches it and
+copies it to the device at every call, which breaks a compiled graph and waits for the GPU; here all is tensor code of
+one graph. `batch_positions` is taro.mllm.positions for rows of different lengths, without a loop over rows. Tests
+compare both, and the log-probabilities of whole examples, with the originals.
 
 Legend: B rows, T cells shown, S temporal patches, N tokens of a patch, R text tokens, D width.
 """
@@ -18,12 +18,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, interpolate, linear, scaled_dot_product_attention
 
 from taro.mllm.decoder import hidden_states, masked
 from taro.mllm.pixels import to_patches
 from taro.sandbox.data import Examples
-from taro.sandbox.models import MEAN, PATCH_PX, STD
+from taro.sandbox.models import MEAN, STD
+from taro.sandbox.net_qwen3 import stamped_rows
 
 __all__ = ["BEFORE", "FlatPatches", "batch_positions", "pixels", "text_logits", "token_losses", "tower_features"]
 
@@ -33,7 +34,7 @@ BEFORE = 4
 
 class FlatPatches(torch.nn.Module):
     """The stock patch embedding as one matrix product: its convolution has stride equal to its kernel, and cudnn is
-    slow at it. Shares the convolution's weight, under its name."""
+    slow at it. Shares the convolution's weights, under their names."""
 
     def __init__(self, stock: Any) -> None:
         super().__init__()
@@ -41,19 +42,22 @@ class FlatPatches(torch.nn.Module):
 
     def forward(self, pixels_PC: torch.Tensor) -> torch.Tensor:
         """[P, C] to [P, D]."""
-        return linear(pixels_PC, self.proj.weight.flatten(1))
+        return linear(pixels_PC, self.proj.weight.flatten(1), self.proj.bias)
 
 
-def pixels(frames_BTHWC: torch.Tensor, flip_B: torch.Tensor, noise: float) -> torch.Tensor:
-    """Normalised patches [B * S, P, C] of uint8 frames, mirrored where flip_B, with noise of that deviation."""
-    B, T, H, W, _ = frames_BTHWC.shape
+def pixels(frames_BTHWC: torch.Tensor, flip_B: torch.Tensor, noise: float, patch_px: int = 14) -> torch.Tensor:
+    """Normalised patches [B * S, P, C] of square uint8 frames, mirrored where flip_B, with noise of that deviation; at
+    the nearest size that whole merged patches fill, which only differs from preprocessing by its rounding to uint8."""
+    B, T, side, _, _ = frames_BTHWC.shape
     x = frames_BTHWC.float() / 255
-    x = torch.where(flip_B.view(B, 1, 1, 1, 1), x.flip(3), x)
+    x = torch.where(flip_B.view(B, 1, 1, 1, 1), x.flip(3), x).permute(0, 1, 4, 2, 3).reshape(B * T, 3, side, side)
+    shown = max(1, round(side / (2 * patch_px))) * 2 * patch_px
+    if shown != side:
+        x = interpolate(x, size=(shown, shown), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     if noise:
         x = x + noise * torch.randn_like(x)
-    mean, std = (torch.tensor(value, device=x.device) for value in (MEAN, STD))
-    x = ((x - mean) / std).permute(0, 1, 4, 2, 3)
-    return to_patches(x.reshape(B * T, 3, H, W), patch_size=PATCH_PX, merge=2)
+    mean, std = (torch.tensor(value, device=x.device).view(3, 1, 1) for value in (MEAN, STD))
+    return to_patches((x - mean) / std, patch_size=patch_px, merge=2)
 
 
 def tower_features(visual: Any, patches_QPC: torch.Tensor) -> torch.Tensor:
@@ -108,22 +112,26 @@ def batch_positions(
 
 def text_logits(model: Any, batch: Examples, patches_QPC: torch.Tensor, before_ids: torch.Tensor) -> torch.Tensor:
     """Logits [B, R - 1, V] that predict text tokens 1 to R - 1."""
-    lm, merge = model.model.language_model, model.model.visual.spatial_merge_size
-    B, R = batch.ids_NR.shape
-    S, cells = batch.cells_NT.shape[1] // 2, round(patches_QPC.shape[1] ** 0.5) // merge
-    features = tower_features(model.model.visual, patches_QPC).view(B, S * cells**2, -1)
-    embed = lm.embed_tokens
-    head = embed(before_ids).expand(B, BEFORE, -1)
-    x = torch.cat([head, features.to(head.dtype), embed(batch.ids_NR)], 1)
-    rate = model.config.vision_config.tokens_per_second
-    positions = batch_positions(batch.patches_N, batch.seconds_N, (S, cells, cells), R, rate)
-    length, device = x.shape[1], x.device
-    video = torch.arange(S * cells**2, device=device) < batch.patches_N[:, None] * cells**2
+    lm, R = model.model.language_model, batch.ids_NR.shape[1]
+    B, S, device = len(batch), batch.cells_NT.shape[1] // 2, batch.ids_NR.device
+    head = lm.embed_tokens(before_ids).expand(B, BEFORE, -1)
+    deepstack = None
+    if model.config.model_type == "qwen3_vl":
+        rows, positions, deepstack = stamped_rows(model, batch, patches_QPC, BEFORE)
+    else:
+        visual = model.model.visual
+        rows = tower_features(visual, patches_QPC).view(B, -1, head.shape[-1]).to(head.dtype)
+        cells = round(patches_QPC.shape[1] ** 0.5) // visual.spatial_merge_size
+        rate = visual.config.tokens_per_second
+        positions = batch_positions(batch.patches_N, batch.seconds_N, (S, cells, cells), R, rate)
+    x = torch.cat([head, rows, lm.embed_tokens(batch.ids_NR)], 1)
+    length, run = x.shape[1], rows.shape[1] // S
+    video = torch.arange(S * run, device=device) < batch.patches_N[:, None] * run
     seen = torch.ones(B, length, dtype=torch.bool, device=device)
     seen = torch.cat([seen[:, :BEFORE], video, seen[:, -R:]], 1)
     mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None] & seen[:, None, None]
-    hidden = hidden_states(lm, x, positions, masked(mask))[:, -R:-1]
-    return linear(hidden, embed.weight)
+    hidden = hidden_states(lm, x, positions, masked(mask), deepstack=deepstack)[:, -R:-1]
+    return linear(hidden, lm.embed_tokens.weight)
 
 
 def token_losses(model: Any, batch: Examples, patches_QPC: torch.Tensor, before_ids: torch.Tensor) -> torch.Tensor:

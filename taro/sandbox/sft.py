@@ -1,4 +1,4 @@
-"""Supervised training of the sandbox's Qwen2.5-VL: AdamW, warm-up and cosine by step count, bf16 on GPUs.
+"""Supervised training of the sandbox's multimodal models: AdamW, warm-up and cosine by step count, bf16 on GPUs.
 
 The schedule never depends on the clock, except once: where the first steps show that all of them would not fit in the
 time given, the number of steps is cut before the rate has begun to fall, and the log says so.
@@ -101,8 +101,10 @@ def train_model(
 
 
 def _loss(model: Any, before: torch.Tensor, noise: float) -> Callable[..., torch.Tensor]:
+    patch_px = model.model.visual.patch_size
+
     def loss(batch: Examples, frames_BTHWC: torch.Tensor, flip_B: torch.Tensor) -> torch.Tensor:
-        return token_losses(model, batch, pixels(frames_BTHWC, flip_B, noise), before)
+        return token_losses(model, batch, pixels(frames_BTHWC, flip_B, noise, patch_px), before)
 
     return loss
 

@@ -18,12 +18,14 @@ from taro.features import FrameSampling, sample_frames
 from taro.moment import Moment
 from taro.sandbox.world import CELL_S, World
 
-__all__ = ["Example", "mixed_example", "response", "seconds", "segment_sentences", "weak_example"]
+__all__ = ["Example", "mixed_example", "response", "seconds", "segment_sentences", "shown_times_s",
+           "weak_example"]
 
 TASKS = {"ground": 0.45, "describe": 0.25, "at": 0.15, "segment": 0.15}
 CROPPED = 0.25
 """share of grounding and describing that sees a part of the video"""
 FRAMES_PER_CELL = 4
+"""of the default 8 frames a second"""
 SEGMENT_CELLS = (4, 20)
 MIN_CROP_CELLS = 12
 SHIFT_CELLS = 3
@@ -45,6 +47,11 @@ class Example:
 def seconds(cell: int) -> str:
     """Time of a cell's start as the sandbox writes it: "2.5s"."""
     return f"{cell * CELL_S:.1f}s"
+
+
+def shown_times_s(cells: int) -> np.ndarray:
+    """True times [T] of the frames that preprocessing shows of a clip of so many cells."""
+    return sample_frames(cells * FRAMES_PER_CELL, cells * CELL_S, FrameSampling()) * (CELL_S / FRAMES_PER_CELL)
 
 
 def _span(moment: Moment) -> str:
@@ -151,7 +158,6 @@ def _segment(world: World, draw: np.random.Generator) -> Example:
     end = min(max(end, start + SEGMENT_CELLS[0]), world.cells)
     start = min(start, end - SEGMENT_CELLS[0])
     count = end - start
-    frames = sample_frames(count * FRAMES_PER_CELL, count * CELL_S, FrameSampling())
-    cells = tuple((start + frames // FRAMES_PER_CELL).tolist())
+    cells = tuple((start + (shown_times_s(count) // CELL_S).astype(int)).tolist())
     return Example(cells, count * CELL_S / (len(cells) // 2), "describe the segment.",
                    segment_sentences(world, start, end))  # fmt: skip

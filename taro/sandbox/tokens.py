@@ -2,7 +2,8 @@
 
 Tokens carry their leading blank (" the"), so decoding is joining. A time on a half second is one token ("2.0s");
 other numbers fall apart into digits; a word that the world does not know becomes <|unk|>, so any text tokenizes.
-The tags of a response (<think> ...) are added tokens but not special ones: decoding keeps them.
+The tags of a response (<think> ...) are added tokens but not special ones: decoding keeps them. Qwen3-VL's tokenizer
+has the same tokens under the same ids, and after them those of its timestamps, one token each ("<2.4 seconds>").
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 from taro.sandbox.world import ACTIONS, COLOURS, ORDINALS, SHAPES
 
-__all__ = ["CHAT_TEMPLATE", "SPECIAL", "TAGS", "VOCABULARY", "VOCABULARY_SIZE", "build_tokenizer"]
+__all__ = ["CHAT_TEMPLATE", "SPECIAL", "STAMPED_SIZE", "TAGS", "VOCABULARY", "VOCABULARY_SIZE", "build_tokenizer",
+           "stamp"]
 
 SPECIAL = (
     "<|pad|>", "<|unk|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>",
@@ -33,6 +35,21 @@ VOCABULARY = (
 VOCABULARY_SIZE = 384
 """rows of the embedding: the vocabulary, rounded up"""
 
+
+def stamp(seconds: float) -> str:
+    """Qwen3-VL's text before a temporal patch, given its time.
+
+    >>> stamp(2.4375)
+    '<2.4 seconds>'
+    """
+    return f"<{seconds:.1f} seconds>"
+
+
+STAMPS = (*(stamp(tenth / 10) for tenth in range(10 * LONGEST_S + 1)), "<", ">", " seconds")
+"""later times fall apart"""
+STAMPED_SIZE = 768
+"""as VOCABULARY_SIZE, with timestamps"""
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -44,19 +61,23 @@ CHAT_TEMPLATE = (
 """as Qwen's, without a system turn"""
 
 
-def build_tokenizer(*, ends_with_eos: bool = False) -> Any:
+def build_tokenizer(*, ends_with_eos: bool = False, stamped: bool = False) -> Any:
     """The tokenizer as a `PreTrainedTokenizerFast`.
 
     Args:
         ends_with_eos: every text ends with <|im_end|>, as the CLIP model's text tower needs it.
+        stamped: with the timestamps of Qwen3-VL.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    assert len(set(VOCABULARY)) == len(VOCABULARY) <= VOCABULARY_SIZE
-    ids = {token: number for number, token in enumerate(VOCABULARY)}
+    vocabulary = (*VOCABULARY, *STAMPS) if stamped else VOCABULARY
+    assert len(set(vocabulary)) == len(vocabulary) <= (STAMPED_SIZE if stamped else VOCABULARY_SIZE)
+    ids = {token: number for number, token in enumerate(vocabulary)}
     core = Tokenizer(models.WordLevel(vocab=ids, unk_token="<|unk|>"))
     time = r" ?(?:40\.0|[1-3]?[0-9]\.[05])s"
+    if stamped:
+        time = rf"<(?:40\.0|[1-3]?[0-9]\.[0-9]) seconds>|{time}"
     core.pre_tokenizer = pre_tokenizers.Split(
         Regex(rf"{time}|\n| ?[A-Za-z]+| ?[^\sA-Za-z]|\s"), behavior="isolated"
     )

@@ -16,17 +16,27 @@ from hypothesis import strategies as st
 
 from taro.features import FrameSampling
 from taro.mllm import Policy, load_policy, score
-from taro.mllm.positions import prompt_positions
+from taro.mllm.pixels import resize_frames
+from taro.mllm.positions import interleaved_positions, prompt_positions, video_positions
 from taro.mllm.tower import encode_patches
 from taro.prompts import format_ok, parse_answer, parse_captions
 from taro.sandbox import weights_folder
 from taro.sandbox.build import BuildSettings, build_sandbox
 from taro.sandbox.data import Plan, Videos, make_videos
 from taro.sandbox.labels import QUIET, SENTENCES, sentence_labels
-from taro.sandbox.models import build_model, save_model
+from taro.sandbox.models import FAMILIES, STD, build_model, save_model
 from taro.sandbox.net import BEFORE, FlatPatches, batch_positions, pixels, text_logits, token_losses, tower_features
+from taro.sandbox.net_qwen3 import row_positions
 from taro.sandbox.sft import Schedule, train_model
-from taro.sandbox.tasks import SHIFT_CELLS, TASKS, WEAK_SILENT, WEAK_WRONG, mixed_example, weak_example
+from taro.sandbox.tasks import (
+    SHIFT_CELLS,
+    TASKS,
+    WEAK_SILENT,
+    WEAK_WRONG,
+    mixed_example,
+    shown_times_s,
+    weak_example,
+)
 from taro.sandbox.tokens import build_tokenizer
 from taro.sandbox.world import ACTIONS, CELL_S, World, WorldSettings, make_world
 
@@ -38,13 +48,26 @@ def videos() -> Videos:
     return make_videos(Plan(4, 3_950_100, mixed=3, labelled=2), WorldSettings(), lambda _: None)
 
 
-@pytest.fixture(scope="module")
-def policy() -> Policy:
-    return load_policy(weights_folder("captioner"), tower=True)
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder as a build leaves it, untrained: exactness does not wait for training."""
+    return save_model(build_model(3, request.param), tmp_path_factory.mktemp("model") / request.param)
 
 
 @pytest.fixture(scope="module")
-def stock() -> Any:
+def policy(folder: Path) -> Policy:
+    return load_policy(folder, tower=True)
+
+
+@pytest.fixture(scope="module")
+def stock(folder: Path) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def captioner() -> Any:
     from transformers import AutoModelForImageTextToText
 
     return AutoModelForImageTextToText.from_pretrained(weights_folder("captioner"), dtype=torch.float32).eval()
@@ -54,9 +77,9 @@ def before_ids() -> torch.Tensor:
     return torch.tensor(build_tokenizer()(HEAD)["input_ids"])
 
 
-def test_tower_is_that_of_taro_mllm(stock: Any, videos: Videos) -> None:
+def test_tower_is_that_of_taro_mllm(captioner: Any, videos: Videos) -> None:
     patches = pixels(videos.frames_FHWC[None, :24], torch.tensor([False]), 0.0)
-    visual = stock.model.visual
+    visual = captioner.model.visual
     with torch.no_grad():
         general = encode_patches(visual, patches, (6, 6))
         torch.testing.assert_close(tower_features(visual, patches), general, atol=1e-5, rtol=1e-5)
@@ -80,20 +103,42 @@ def test_positions_are_those_of_taro_mllm(rows: list[tuple[int, float]], grid: t
         assert torch.equal(mine, wanted)
 
 
+@settings(max_examples=40, deadline=None)
+@given(rows=st.lists(st.integers(1, 32), min_size=1, max_size=5), cells=st.integers(1, 5))
+def test_positions_of_stamped_rows_are_those_of_taro_mllm(rows: list[int], cells: int) -> None:
+    S, text, run = 32, 7, 3 + cells**2
+    made = row_positions(torch.tensor(rows), S, cells, before=BEFORE, text=text)
+    cell, extent = video_positions(0, (1, 2 * cells, 2 * cells), 0.0, tokens_per_second=0.0, merge=2)
+    for row, count in enumerate(rows):
+        mine = torch.cat([made[:, row, : BEFORE + count * run], made[:, row, BEFORE + S * run :]], 1)
+        wanted, _ = interleaved_positions((BEFORE + 2, *[3] * (count - 1), 1 + text), cell, extent)
+        assert torch.equal(mine, wanted)
+
+
+def shown(frames_BTHWC: torch.Tensor, patch_px: int) -> torch.Tensor:
+    """At the size at which preprocessing shows them, rounded to uint8 as it rounds."""
+    B, T = frames_BTHWC.shape[:2]
+    side = round(84 / (2 * patch_px)) * 2 * patch_px
+    return torch.from_numpy(resize_frames(frames_BTHWC.flatten(0, 1).numpy(), (side, side))).view(B, T, side, side, 3)
+
+
 def test_log_probabilities_of_examples_are_those_of_taro_mllm(policy: Policy, stock: Any, videos: Videos) -> None:
     """Prompt ids too: what the trainer showed the model is what a user's prompt shows it."""
     batch = videos.mixed.to(torch.device("cpu"))
-    patches = pixels(videos.frames_FHWC[batch.cells_NT], torch.zeros(len(batch), dtype=torch.bool), 0.0)
+    patch_px = stock.model.visual.patch_size
+    unturned = torch.zeros(len(batch), dtype=torch.bool)
+    patches = pixels(shown(videos.frames_FHWC[batch.cells_NT], patch_px), unturned, 0.0, patch_px)
     with torch.no_grad():
         logits = text_logits(stock, batch, patches, before_ids()).masked_fill(policy.banned_V, float("-inf"))
     ours = torch.log_softmax(logits, -1).gather(-1, batch.ids_NR[:, 1:, None])[..., 0]
     for n in range(len(batch)):
         S, start, end = int(batch.patches_N[n]), int(batch.prompt_N[n]), int(batch.total_N[n])
         rate, frames = float(batch.seconds_N[n]), videos.frames_FHWC[batch.cells_NT[n, : 2 * S]].numpy()
-        features = policy.encode(frames, np.arange(2 * S) * CELL_S, FrameSampling(), duration_s=rate * S)
+        times_s = shown_times_s(round(rate * S / CELL_S))
+        features = policy.encode(frames, times_s, FrameSampling(), duration_s=rate * S)
         user = policy.decode(batch.ids_NR[n, 1:start]).removesuffix("\n<|im_start|>assistant\n")
         prompt = policy.prompt(features, user)
-        video = [policy.tokenizer.convert_tokens_to_ids("<|video_pad|>")] * (9 * S)
+        video = video_ids(policy, batch.stamps_NS[n, :S].tolist())
         assert prompt.ids_P.tolist() == [*before_ids().tolist(), *video, *batch.ids_NR[n, :start].tolist()]
         ids = batch.ids_NR[n, start:end][None, None]
         with torch.no_grad():
@@ -101,9 +146,24 @@ def test_log_probabilities_of_examples_are_those_of_taro_mllm(policy: Policy, st
         torch.testing.assert_close(ours[n, start - 1 : end - 1], wanted, atol=1e-4, rtol=0)
 
 
+def video_ids(policy: Policy, stamps: list[int]) -> list[int]:
+    pad, start, end = policy.tokenizer.convert_tokens_to_ids(["<|video_pad|>", "<|vision_start|>", "<|vision_end|>"])
+    if policy.family.name == "qwen2_5_vl":
+        return [pad] * (9 * len(stamps))
+    return [i for token in stamps for i in (token, start, *[pad] * 9, end)]
+
+
+def test_frames_are_resized_as_preprocessing_resizes_them(videos: Videos) -> None:
+    """Up to its rounding to uint8, once for rows and once for columns."""
+    frames, unturned = videos.frames_FHWC[None, :24], torch.tensor([False])
+    apart = (pixels(frames, unturned, 0.0, 16) - pixels(shown(frames, 16), unturned, 0.0, 16)).abs() * 255 * STD[0]
+    assert 0 < float(apart.max()) < 3 and float(apart.mean()) < 0.5
+
+
 def test_the_loss_is_over_the_assistants_tokens_alone(stock: Any, videos: Videos) -> None:
     batch = videos.mixed.to(torch.device("cpu")).select(torch.arange(2))
-    patches = pixels(videos.frames_FHWC[batch.cells_NT], torch.zeros(2, dtype=torch.bool), 0.0)
+    patch_px = stock.model.visual.patch_size
+    patches = pixels(videos.frames_FHWC[batch.cells_NT], torch.zeros(2, dtype=torch.bool), 0.0, patch_px)
     with torch.no_grad():
         logprobs = torch.log_softmax(text_logits(stock, batch, patches, before_ids()), -1)
         picked = [-logprobs[n, place - 1, batch.ids_NR[n, place]]
@@ -112,8 +172,9 @@ def test_the_loss_is_over_the_assistants_tokens_alone(stock: Any, videos: Videos
     torch.testing.assert_close(loss, torch.stack(picked).mean())
 
 
-def test_steps_lower_the_loss_and_leave_the_model_stock(videos: Videos, tmp_path: Path) -> None:
-    model, said = build_model(0), []
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_lower_the_loss_and_leave_the_model_stock(family: str, videos: Videos, tmp_path: Path) -> None:
+    model, said = build_model(0, family), []
     tower = {name: x.clone() for name, x in model.model.visual.state_dict().items()}
     embedding = model.model.visual.patch_embed
     schedule = Schedule(12, 4, warmup=2, tower=False, every=100)
@@ -226,14 +287,15 @@ def test_a_tiny_build_leaves_models_that_stock_classes_load(tmp_path: Path, caps
 
     size = BuildSettings.quick(videos=16, steps=2, weak_steps=1, clip_steps=2, held_out=2)
     scores = build_sandbox(tmp_path, size)
-    assert set(scores) == {"captioner", "policy", "clip"}
-    for name in ("captioner", "policy"):
+    models = ["captioner", "policy", "captioner-qwen3-vl", "policy-qwen3-vl"]
+    assert set(scores) == {*models, "clip"}
+    for name in models:
         AutoModelForImageTextToText.from_pretrained(tmp_path / name)
         AutoProcessor.from_pretrained(tmp_path / name)
         assert "segments_right" in scores["captioner"]
     open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'clip'}")
     stages = [json.loads(line)["stage"] for line in (tmp_path / "training-log.jsonl").read_text().splitlines()]
     assert [s for s, before in zip(stages, ["", *stages], strict=False) if s != before] == [
-        "build", "data", "held-out", "captioner", "policy", "clip", "done"]  # fmt: skip
+        "build", "data", "held-out", *models, "clip", "done"]  # fmt: skip
     assert "own_caption" in (tmp_path / "clip" / "README.md").read_text()
     assert "boundary_recall" in capsys.readouterr().out
