@@ -19,7 +19,7 @@ import torch
 from taro.features import VideoFeatures
 from taro.mllm.family import QWEN_VISION_TOKENS, Family, qwen_size_label, qwen_split_name
 from taro.mllm.positions import interleaved_positions, video_positions
-from taro.mllm.tower import Layout, axial_rotary, patch_attention, patch_layout
+from taro.mllm.tower import axial_rotary, patch_attention, patch_layout
 
 __all__ = ["QWEN3_VL", "encode_with_levels"]
 
@@ -51,14 +51,11 @@ def encode_with_levels(
     stock tower (test: 1e-5 in fp32).
     """
     S, P, _ = pixels_SPC.shape
-    h, w = grid_hw
     merge = visual.spatial_merge_size
-    device = pixels_SPC.device
-    layout = patch_layout(h, w, merge, max(h, w))
+    cos, sin, corners_P4, weights_P4 = _places(visual, grid_hw, pixels_SPC.device)
     x = visual.patch_embed(pixels_SPC.reshape(S * P, -1)).view(S, P, -1)
-    x = x + _place_embeddings(visual, layout, grid_hw).to(x.dtype)
-    cos, sin = axial_rotary(visual, layout, device)
-    whole = [torch.arange(P, device=device)[None]]
+    x = x + (visual.pos_embed.weight[corners_P4] * weights_P4[:, :, None]).sum(1).to(x.dtype)
+    whole = [torch.arange(P, device=x.device)[None]]
     mergers = dict(zip(visual.deepstack_visual_indexes, visual.deepstack_merger_list, strict=True))
     levels = []
     for number, block in enumerate(visual.blocks):
@@ -70,20 +67,22 @@ def encode_with_levels(
     return main, tuple(levels)
 
 
-def _place_embeddings(visual: Any, layout: Layout, grid_hw: tuple[int, int]) -> torch.Tensor:
-    """[P, D] the learned square of position embeddings, stretched over the frame (bilinear, corners on corners)."""
-    table: torch.Tensor = visual.pos_embed.weight
-    side = round(len(table) ** 0.5)
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _places(visual: Any, grid_hw: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """What depends on the frame's grid alone: rotary cos and sin [P, d]; the corners [P, 4] in the learned square of
+    position embeddings around each patch, and their weights (bilinear, corners on corners)."""
+    layout = patch_layout(*grid_hw, visual.spatial_merge_size, max(grid_hw))
+    side = round(len(visual.pos_embed.weight) ** 0.5)
     taps, weights = [], []
     for index, size in zip((layout.rows, layout.cols), grid_hw, strict=True):
-        at = torch.tensor(index, device=table.device).float() * (side - 1) / max(size - 1, 1)
+        at = torch.tensor(index, device=device).float() * (side - 1) / max(size - 1, 1)
         low = at.floor().long().clamp(max=side - 1)
         part = at - low
         taps.append(torch.stack([low, (low + 1).clamp(max=side - 1)], dim=-1))
         weights.append(torch.stack([1 - part, part], dim=-1))
     corners_P4 = (taps[0][:, :, None] * side + taps[1][:, None]).flatten(1)
     weights_P4 = (weights[0][:, :, None] * weights[1][:, None]).flatten(1)
-    return (table[corners_P4] * weights_P4[:, :, None]).sum(1)
+    return *axial_rotary(visual, layout, device), corners_P4, weights_P4
 
 
 def _levels(config: Any) -> int:
