@@ -1,9 +1,10 @@
 """What a resumed run needs, on disk: float32 weights, the optimizer's moments, and a small JSON. Never a pickle.
 
-A checkpoint is written under a temporary name, every file fsynced, `state.json` (with the hashes of the others) last,
-then renamed; so a folder named `step-N` is complete, whenever the run was killed. Random draws need no state: each is
-a function of its name (`taro.draws`). `step` counts completed updates. Left out: the vision tower and the reference
-policy, which are the base checkpoint's own.
+A checkpoint is written under a temporary name, every file fsynced, `state.json` (with the hashes of the others and its
+own) last, then renamed; so a folder named `step-N` is complete, whenever the run was killed. What the disk damages
+later is found by its hash: `resume_checkpoint` takes the newest that is whole and puts newer ones aside, deleting none.
+Random draws need no state: each is a function of its name (`taro.draws`). `step` counts completed updates. Left out:
+the vision tower and the reference policy, which are the base checkpoint's own.
 """
 
 from __future__ import annotations
@@ -16,18 +17,25 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from taro.disk import fsync, write_tensors
 from taro.errors import TaroError
 
-__all__ = ["RunState", "checkpoints", "load_checkpoint", "newest_checkpoint", "prune_checkpoints", "read_state",
-           "save_checkpoint", "write_text"]
+__all__ = ["DamagedError", "RunState", "checkpoints", "load_checkpoint", "newest_checkpoint", "prune_checkpoints",
+           "read_state", "resume_checkpoint", "save_checkpoint", "write_text"]
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+TENSORS = ("model.safetensors", "optimizer.safetensors")
+
+
+class DamagedError(TaroError):
+    """A checkpoint's files are not what was written."""
 
 
 @dataclass
@@ -41,47 +49,87 @@ class RunState:
     nonfinite_streak: int = 0
     best_step: int | None = None
     best_score: float | None = None
+    data_sha256: str = ""
+    """of the queries trained on and their features; "" in checkpoints of an older taro"""
+
+    def __post_init__(self) -> None:
+        whole = (self.step, self.skipped, self.nonfinite_streak, 0 if self.best_step is None else self.best_step)
+        if any(type(number) is not int or number < 0 for number in whole) or not isinstance(self.data_sha256, str):
+            raise TypeError(f"not the state of a run: {self!r:.200}")
 
 
 def save_checkpoint(folder: Path, named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
                     optimizer: torch.optim.Optimizer, state: RunState) -> Path:
-    """Writes `folder`/step-N; returns it. An existing complete one of the same step is replaced."""
-    from safetensors.torch import save_file
-
+    """Writes `folder`/step-N; returns it. A folder of that name is replaced. Where the disk refuses, nothing of the new
+    one is left and OSError is raised."""
     final = folder / f"step-{state.step:06d}"
-    temporary = folder / f".tmp-step-{state.step:06d}"
+    temporary, old = folder / f".tmp-{final.name}", folder / f".tmp-old-{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     parameters = dict(named_parameters)
     weights = {name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}
     moments = {f"{name}.{key}": optimizer.state[parameter][key].detach().cpu().contiguous()
                for name, parameter in parameters.items() if parameter in optimizer.state for key in MOMENTS}
-    save_file(weights, temporary / "model.safetensors")
-    save_file(moments, temporary / "optimizer.safetensors")
-    hashes = {name: _sha256(temporary / name) for name in ("model.safetensors", "optimizer.safetensors")}
-    for name in hashes:
-        _fsync(temporary / name)
-    write_text(temporary / "state.json",
-               json.dumps({"version": VERSION, "state": asdict(state), "sha256": hashes}, indent=1))
-    _fsync(temporary)
+    try:
+        temporary.mkdir(parents=True)
+        for name, tensors in zip(TENSORS, (weights, moments), strict=True):
+            write_tensors(temporary / name, tensors)
+        content = {"version": VERSION, "state": asdict(state),
+                   "sha256": {name: _sha256(temporary / name) for name in TENSORS}}
+        write_text(temporary / "state.json", json.dumps({**content, "check": _check(content)}, indent=1))
+        fsync(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its bytes
+        raise
     if final.exists():
-        shutil.rmtree(final)
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
     temporary.rename(final)
-    _fsync(folder)
+    fsync(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def resume_checkpoint(folder: Path, named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+                      optimizer: torch.optim.Optimizer) -> RunState | None:
+    """Fills parameters and optimizer from the newest checkpoint that is whole; None where there is no checkpoint.
+
+    Newer ones that are damaged are renamed to damaged-step-N, so that training can write step-N again. Raises TaroError
+    where all are damaged, or where a whole one is another policy's.
+    """
+    parameters, damaged = list(named_parameters), []
+    for path in reversed(checkpoints(folder)):
+        try:
+            state = load_checkpoint(path, parameters, optimizer)
+        except DamagedError as error:
+            damaged.append((path, error))
+            continue
+        for bad, why in damaged:
+            aside = _free_name(folder / f"damaged-{bad.name}")
+            bad.rename(aside)
+            log.warning("%s; it is kept as %s, and the run goes on from %s", why, aside.name, path.name)
+        return state
+    if damaged:
+        raise TaroError(f"{folder}: expected a whole checkpoint, got {len(damaged)} damaged ones "
+                        f"({'; '.join(str(error) for _, error in damaged)}). Bring one back from a copy; or move the "
+                        "checkpoints folder away and resume, which begins again at step 0")
+    return None
 
 
 def load_checkpoint(path: Path, named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
                     optimizer: torch.optim.Optimizer) -> RunState:
-    """Fills parameters and optimizer from a checkpoint, checking hashes, names and shapes. Raises TaroError."""
+    """Fills parameters and optimizer from a checkpoint, checking hashes, names and shapes. Raises DamagedError, or
+    TaroError where it is another policy's."""
     from safetensors.torch import load_file
 
-    state = read_state(path)
-    for name, sha256 in json.loads((path / "state.json").read_text(encoding="utf-8"))["sha256"].items():
-        if not (path / name).is_file() or _sha256(path / name) != sha256:
-            raise TaroError(f"{path / name}: damaged or missing (its sha256 is not the one in state.json); "
-                            "delete this checkpoint folder and resume from the one before")
-    weights, moments = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+    state, hashes = _read(path)
+    for name in TENSORS:
+        try:
+            found = _sha256(path / name)
+        except OSError as error:
+            raise DamagedError(f"{path / name}: damaged or missing ({error.strerror})") from None
+        if found != hashes.get(name):
+            raise DamagedError(f"{path / name}: damaged (its sha256 is not the one in state.json)")
+    weights, moments = (load_file(path / name) for name in TENSORS)
     parameters = dict(named_parameters)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     if {name: tuple(tensor.shape) for name, tensor in weights.items()} != shapes:
@@ -97,20 +145,30 @@ def load_checkpoint(path: Path, named_parameters: Iterable[tuple[str, torch.nn.P
 
 
 def read_state(path: Path) -> RunState:
-    """The JSON part of a checkpoint. Raises TaroError where it is not one of this version."""
+    """The JSON part of a checkpoint. Raises DamagedError; TaroError where it is of another version."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[RunState, dict[str, str]]:
     try:
         data = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if data["version"] != VERSION:
-            raise TaroError(f"{path}: checkpoint version {data['version']}, this taro reads {VERSION}")
-        return RunState(**data["state"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise TaroError(f"{path}: not a checkpoint of taro train ({error!r}); expected state.json, model.safetensors, "
-                        "optimizer.safetensors") from None
+            raise TaroError(f"{path}: checkpoint version {data['version']!r:.40}, this taro reads {VERSION}")
+        check, state, hashes = data.pop("check", None), RunState(**data["state"]), dict(data["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path}: not a checkpoint of taro train ({error!r:.200}); expected state.json, "
+                           "model.safetensors, optimizer.safetensors") from None
+    if check is not None and check != _check(data):  # an older taro wrote none
+        raise DamagedError(f"{path / 'state.json'}: damaged (its check does not fit the rest of it)")
+    if path.name != f"step-{state.step:06d}":
+        raise DamagedError(f"{path}: its state.json is of step {state.step!r:.40}")
+    return state, hashes
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+    """Checkpoints, oldest first; the rename that gave them their name says that they were written whole."""
+    found = [path for path in folder.glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -119,37 +177,51 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def prune_checkpoints(folder: Path, *, keep: int, best_step: int | None) -> list[Path]:
-    """Removes all but the `keep` newest and the best on validation; returns what was removed."""
-    removed = []
-    for path in checkpoints(folder)[:-keep]:
-        if path.name != f"step-{best_step if best_step is not None else -1:06d}":
-            shutil.rmtree(path)
+def prune_checkpoints(folder: Path, *, keep: int) -> list[Path]:
+    """Removes all but the `keep` newest and what each of these calls the best on validation (a run that must go back to
+    an older one finds its best too); returns what was removed."""
+    found, removed = checkpoints(folder), []
+    kept = {path.name for path in found[-keep:]}
+    for path in found[-keep:]:
+        try:
+            best = read_state(path).best_step
+        except TaroError:
+            continue  # found again, and said, when it is needed
+        kept |= set() if best is None else {f"step-{best:06d}"}
+    for path in found:
+        if path.name not in kept:
+            path.rename(folder / f".tmp-old-{path.name}")  # a half-removed folder is no checkpoint
             removed.append(path)
             log.info("removed checkpoint %s", path.name)
-    for path in folder.glob(".tmp-step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for left in folder.glob(".tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
     return removed
+
+
+def _free_name(path: Path) -> Path:
+    names = [path, *(path.with_name(f"{path.name}-{number}") for number in range(2, 1000))]
+    return next(name for name in names if not name.exists())
+
+
+def _check(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a small file atomically: temporary name, fsync, rename."""
     temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

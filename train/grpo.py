@@ -10,6 +10,7 @@ Left out: several GPUs. Legend: B prompts, G rollouts of a group, R response tok
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -22,10 +23,11 @@ import numpy as np
 import yaml
 
 from taro import draws
+from taro.disk import fsync, telling
 from taro.errors import TaroError
 from taro.mllm import Decoding, export_checkpoint
 from train.advantages import group_advantages
-from train.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint, write_text
+from train.checkpoint import DamagedError, load_checkpoint, prune_checkpoints, save_checkpoint, write_text
 from train.config import TrainConfig
 from train.curriculum import guide_probability
 from train.evaluate import evaluate_policy, score_rows
@@ -61,7 +63,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
     """
     started = time.monotonic()
     run = open_run(config, resume=resume, on_step=on_step)
-    try:
+    with telling(run.folder, run.kept), contextlib.closing(run):
         if run.state.step == 0:
             validate(run)
         while run.state.step < run.steps:
@@ -71,8 +73,6 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
             if is_due(run, config.checkpoint.every):
                 keep(run)
         export = export_run(run)
-    finally:
-        run.close()
     state = run.state
     return TrainReport(run.folder, export, state.step, state.skipped, state.best_step, state.best_score,
                        time.monotonic() - started, run.last)
@@ -152,23 +152,43 @@ def keep(run: Run) -> None:
     if (folder / f"step-{run.state.step:06d}").exists():  # validation kept it a moment ago
         return
     save_checkpoint(folder, run.policy.named_parameters(), run.optimizer, run.state)
-    prune_checkpoints(folder, keep=run.config.checkpoint.keep, best_step=run.state.best_step)
+    prune_checkpoints(folder, keep=run.config.checkpoint.keep)
 
 
 def export_run(run: Run) -> Path:
-    """Writes `out`/export, a Hugging Face folder that loads unedited, with the prompt template beside the weights."""
-    final, temporary = run.folder / "export", run.folder / ".tmp-export"
-    shutil.rmtree(temporary, ignore_errors=True)
-    if run.config.checkpoint.export == "best" and run.state.best_step not in (None, run.state.step):
-        best = run.folder / "checkpoints" / f"step-{run.state.best_step:06d}"
-        load_checkpoint(best, run.policy.named_parameters(), run.optimizer)
-    export_checkpoint(run.policy, run.policy.folder, temporary)
-    template = run.template
-    (temporary / "template.yaml").write_text(yaml.safe_dump(template.model_dump(mode="json"), sort_keys=False),
-                                             encoding="utf-8")
-    write_text(temporary / "taro.json", json.dumps(
-        {"template": "template.yaml", "template_name": template.name, "template_sha256": template.sha256,
-         "steps": run.state.step, "seed": run.config.seed}, indent=1))
-    shutil.rmtree(final, ignore_errors=True)
+    """Writes `out`/export, a Hugging Face folder that loads unedited, with the prompt template beside the weights. An
+    older export is there until the new one is whole."""
+    final, temporary, old = (run.folder / name for name in ("export", ".tmp-export", ".tmp-old-export"))
+    _use_wanted_weights(run)
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        export_checkpoint(run.policy, run.policy.folder, temporary)
+        template = run.template
+        write_text(temporary / "template.yaml", yaml.safe_dump(template.model_dump(mode="json"), sort_keys=False))
+        write_text(temporary / "taro.json", json.dumps(
+            {"template": "template.yaml", "template_name": template.name, "template_sha256": template.sha256,
+             "steps": run.state.step, "seed": run.config.seed}, indent=1))
+        for file in temporary.iterdir():
+            fsync(file)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its bytes
+        raise
+    if final.exists():
+        final.rename(old)
     temporary.rename(final)
+    fsync(run.folder)
+    shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _use_wanted_weights(run: Run) -> None:
+    """Loads the best checkpoint where that is to be exported and is not the last."""
+    if run.config.checkpoint.export != "best" or run.state.best_step in (None, run.state.step):
+        return
+    best = run.folder / "checkpoints" / f"step-{run.state.best_step:06d}"
+    try:
+        load_checkpoint(best, run.policy.named_parameters(), run.optimizer)
+    except DamagedError as error:
+        raise TaroError(f"{error}. Training is done and this was the best on validation; bring it back from a copy, or "
+                        "export the last weights instead: --resume --set checkpoint.export=last") from None

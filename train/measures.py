@@ -20,6 +20,7 @@ from taro.metrics import first_span_hit
 from taro.moment import Moment
 from taro.prompts import parse_reasoning
 from train.advantages import zero_variance
+from train.checkpoint import write_text
 from train.config import TrainConfig
 from train.rewards import Rewards
 from train.rollouts import RolloutBatch, Scores
@@ -87,7 +88,7 @@ def memory_gib() -> float:
 
 
 def dump_rollouts(path: Path, batch: RolloutBatch, parts: Rewards, advantages_BG: np.ndarray) -> None:
-    """One JSON row a rollout: its text, its reward parts, its drop and its advantage."""
+    """One JSON row a rollout: its text, its reward parts, its drop, its advantage. The file is whole or not there."""
     lines = []
     for b, sample in enumerate(batch.samples):
         for g, text in enumerate(batch.texts_BG[b]):
@@ -103,4 +104,4 @@ def dump_rollouts(path: Path, batch: RolloutBatch, parts: Rewards, advantages_BG
                 "windows": [[window.start_s, window.end_s] for window in sample.query.windows],
                 "duration_s": sample.clip.duration_s}))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_text(path, "".join(line + "\n" for line in lines))

@@ -25,6 +25,7 @@ from taro.errors import ConfigError
 from taro.metrics import PROTOCOLS, Scores
 from taro.moment import Moment
 from train.evaluate import EvalRow, score_rows
+from train.trackers import read_jsonl
 
 if TYPE_CHECKING:
     from taro.metrics import Prediction
@@ -68,7 +69,7 @@ class Run:
     def rollouts(self, step: int) -> list[list[dict[str, Any]]]:
         """Groups of one step, in the order of the dump; the rows of a group in order of `g`."""
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in _jsonl(self.folder / "rollouts" / f"step-{step:06d}.jsonl"):
+        for row in read_jsonl(self.folder / "rollouts" / f"step-{step:06d}.jsonl"):
             groups.setdefault((str(row["key"]), str(row["query_id"])), []).append(row)
         return [sorted(rows, key=lambda row: int(row["g"])) for rows in groups.values()]
 
@@ -143,14 +144,14 @@ class Example:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Reads a run folder of `taro train`; ConfigError where it is none."""
+    """Reads a run folder of `taro train`, one that is still being written too; ConfigError where it is none."""
     folder = Path(folder)
     metrics, config = folder / "metrics.jsonl", folder / "config.yaml"
     for path in (metrics, config):
         if not path.is_file():
             raise ConfigError(f"{folder}: expected the folder of a training run, with config.yaml and metrics.jsonl, "
                               f"got no {path.name}; give the folder that `taro train` wrote (its key `out`)")
-    lines = _jsonl(metrics)
+    lines = read_jsonl(metrics)
     try:
         text = config.read_text(encoding="utf-8")
         data = yaml.safe_load(text)

@@ -9,6 +9,8 @@ checkpoints/step-N/, export/.
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -21,12 +23,13 @@ import yaml
 
 from shards.order import QueryOrder
 from shards.reader import QueryRef, Sample, ShardSet, check_encoder, open_shards
+from taro.disk import telling
 from taro.errors import ConfigError
 from taro.features import FrameSampling
 from taro.mllm import Policy, load_policy
 from taro.mllm.folder import pixel_settings
 from taro.prompts import PromptTemplate, load_template
-from train.checkpoint import RunState, load_checkpoint, newest_checkpoint, write_text
+from train.checkpoint import RunState, checkpoints, resume_checkpoint, write_text
 from train.config import TrainConfig
 from train.rollouts import uses_bf16
 from train.trackers import Tracker, check_trackers, cut_back, open_trackers
@@ -39,6 +42,8 @@ log = logging.getLogger(__name__)
 
 RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "device"}
 """settings that a resumed run may change: none of them reaches the numbers of a step that both runs have"""
+
+AGAIN = "Make room or mend the disk, then run the same command again; nothing is lost"
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -106,10 +111,18 @@ class Run:
             self.on_step({"step": step, "steps": self.steps, **values})
 
     def close(self) -> None:
-        """Closes the trackers, then leaves the folder to others."""
-        for tracker in self.trackers:
-            tracker.close()
-        self.lock.close()
+        """Closes the trackers, then leaves the folder to others, whatever the trackers meet."""
+        try:
+            for tracker in self.trackers:
+                tracker.close()
+        finally:
+            self.lock.close()
+
+    def kept(self) -> str:
+        """What a message says of a run that stops: what is kept, and how to go on."""
+        found = checkpoints(self.folder / "checkpoints")
+        last = f"Checkpoint {found[-1].name} is kept" if found else "There is no checkpoint yet"
+        return f"{last}; make room or mend the disk, then run the same command with --resume"
 
 
 def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None) -> Run:
@@ -131,20 +144,35 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
         raise ConfigError(f"{config.shards}: no query has the split {config.validation.split!r} of validation.split; "
                           "name one that exists, or null")
     template = policy_template(policy, config.template)
-    lock = _lock(config, resume=resume)
-    for name in ("checkpoints", "rollouts"):
-        (config.out / name).mkdir(parents=True, exist_ok=True)
+    with telling(config.out, lambda: AGAIN):
+        lock = _lock(config, resume=resume)
+        for name in ("checkpoints", "rollouts"):
+            (config.out / name).mkdir(parents=True, exist_ok=True)
     optimizer = make_optimizer(policy, config.optimizer)
-    state, checkpoint = RunState(), newest_checkpoint(config.out / "checkpoints") if resume else None
-    if checkpoint is not None:
-        state = load_checkpoint(checkpoint, policy.named_parameters(), optimizer)
-        log.info("resuming at step %d", state.step)
-    cut_back(config.out, state.step)
-    write_text(config.out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    found = resume_checkpoint(config.out / "checkpoints", policy.named_parameters(), optimizer) if resume else None
+    state, data_sha256 = found or RunState(), _data_sha256(shard_set, refs)
+    if state.data_sha256 not in ("", data_sha256):
+        raise ConfigError(f"{config.shards}: the queries or features are not those that the run in {config.out} was "
+                          "started with; restore the shard set, or start a new run on this one")
+    state.data_sha256 = data_sha256
+    with telling(config.out, lambda: AGAIN):
+        cut_back(config.out, state.step)
+        write_text(config.out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return Run(config, policy, _reference(config, folder, device), template, shard_set, refs,
                QueryOrder(len(refs), seed=config.seed), optimizer, state,
                open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
-               lock, on_step, state.step if checkpoint is not None else None)
+               lock, on_step, None if found is None else state.step)
+
+
+def _data_sha256(shard_set: ShardSet, refs: list[QueryRef]) -> str:
+    """Digest of what is trained on: every query in order, with its clip's record and features, however they are
+    sliced."""
+    digest = hashlib.sha256()
+    for ref in refs:
+        listed = [shard_set.listed(kind, ref.key) for kind in ("paths", f"features/{shard_set.encoder}")]
+        members = [m.sha256 for record in listed if record is not None for m in record.members if m.ext != "jpg"]
+        digest.update(json.dumps([ref.key, ref.query.id, *members]).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _lock(config: TrainConfig, *, resume: bool) -> _Lock:

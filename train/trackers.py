@@ -39,14 +39,13 @@ class JsonlTracker:
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes and flushes one line."""
+        """Writes one line and forces it to the disk: a checkpoint must never outlive the lines before it."""
         self._file.write(json.dumps(_finite({"step": step, **values})) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Fsyncs and closes the file."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Closes the file."""
         self._file.close()
 
 
@@ -95,22 +94,34 @@ def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any], *,
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a JSONL file; a torn last line, left by a kill, is passed over."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The objects of a JSONL file that a run appends to; [] where there is none. A torn last line, left by a kill or a
+    full disk, is passed over. Raises ConfigError at any other line that is no object."""
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break
+            row = None
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}:{number}: expected a JSON object a line, got {line[:60]!r}; it was damaged "
+                              "after it was written: restore it, or delete this line")
+        rows.append(row)
     return rows
 
 
 def cut_back(run: Path, completed: int) -> None:
     """Removes what a run wrote after its checkpoint of `completed` updates (0: everything): metric lines and rollout
     dumps. The evaluation of that very step precedes its checkpoint, so it stays."""
-    kept = [row for row in read_jsonl(run / "metrics.jsonl")
+    rows = read_jsonl(run / "metrics.jsonl")
+    if not all(isinstance(row.get("step"), int) for row in rows):
+        raise ConfigError(f"{run / 'metrics.jsonl'}: expected a step in every line; the file was damaged after it was "
+                          "written: restore it, or delete the lines without one")
+    kept = [row for row in rows
             if row["step"] < completed or (completed and "eval" in row and row["step"] == completed)]
     write_text(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
     for path in (run / "rollouts").glob("step-*.jsonl"):

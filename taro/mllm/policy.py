@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from taro.disk import write_tensors
 from taro.errors import ModelError
 from taro.features import EncoderFingerprint, FrameSampling, VideoFeatures, patch_times_s, resized_hw
 from taro.mllm.family import Family, PixelSettings, family_of
@@ -336,8 +337,6 @@ def _rebuild_buffers(module: torch.nn.Module, device: torch.device) -> None:
 def export_checkpoint(policy: Policy, base: str | Path, out: str | Path) -> Path:
     """Writes `out`: `base` with the policy's language model and head in place of its own, everything else copied, the
     tower's tensors included, so that it loads unedited wherever `base` does. Tensors keep `base`'s names and dtypes."""
-    from safetensors.torch import save_file
-
     base, out = Path(base), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted(base.iterdir()):
@@ -352,5 +351,5 @@ def export_checkpoint(policy: Policy, base: str | Path, out: str | Path) -> Path
             tensor = trained[where[0]][where[1]].detach().to(device="cpu", dtype=tensor.dtype).contiguous()
         shards.setdefault(files[name], {})[name] = tensor
     for file, content in shards.items():
-        save_file(content, out / file.name, metadata={"format": "pt"})
+        write_tensors(out / file.name, content, metadata={"format": "pt"})
     return out
