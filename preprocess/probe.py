@@ -138,7 +138,8 @@ def _check_file(path: Path) -> None:
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise VideoError(f"{path.name}: no such file; check the videos folder", reason="missing") from None
+        raise VideoError(f"{path.name}: no such file; check the videos folder", reason="missing",
+                         transient=True) from None
     except OSError as error:
         raise VideoError(f"{path.name}: cannot be opened ({error.strerror}); check the mount and its rights",
                          reason="unreadable", transient=True) from None
