@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from preprocess.caption import captioner_facts
 from preprocess.clip import clip_encoder
 from preprocess.config import PreprocessConfig
+from preprocess.ledger import plan_lock
 from preprocess.models import device_of, dtype_of, encoder_fingerprint, model_folder
 from preprocess.plan import STATE, Plan, differences, file_sha256, freeze, load_plan, make_plan
 from taro.errors import AnnotationError, ConfigError
@@ -88,11 +89,19 @@ def open_job(config: PreprocessConfig, *, only: Literal["features"] | None = Non
             bytes_per_clip=config.sampling.total_tokens * width * BYTES[dtype],
         )  # fmt: skip
         if save:
-            freeze(plan, config.out)
-    else:
-        _check(config, plan, shaping, encoder, only)
+            plan = _first(plan, config.out)
+    _check(config, plan, shaping, encoder, only)
     pixels = pixel_settings(model_folder(config.policy))
     return Job(config, plan, device, dtype, encoder, width, pixels.patch_size * pixels.merge)
+
+
+def _first(plan: Plan, out: Path) -> Plan:
+    """Freezes a plan; where another job froze one a moment ago, that one counts."""
+    with plan_lock(out / STATE):
+        there = load_plan(out)
+        if there is None:
+            freeze(plan, out)
+        return there or plan
 
 
 def _check(config: PreprocessConfig, plan: Plan, shaping: dict[str, Any], encoder: EncoderFingerprint,

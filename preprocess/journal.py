@@ -1,12 +1,15 @@
 """Captions that were paid for, kept: an append-only journal, one JSONL file a slice.
 
-A line is one answer of a captioner: what was asked (the digest of video, stretch, captioner and prompt) and what it
-said. Lines are flushed to the disk before they are used; a torn last line, from a killed job, is ignored. Every
-journal of the folder is read, so the same question in another slice, set or run is never asked again.
+A line is one answer of a captioner: what was asked (the digest of video, stretch, captioner and prompt), what it said,
+and a check over both. Lines are flushed to the disk before they are used; a line that was torn by a killed job or
+damaged by the disk is ignored, so its question is asked again. Every journal of the folder is read, so the same
+question in another slice or run is never asked twice; jobs that share a folder take turns to write.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -43,31 +46,41 @@ class Journal:
 
     def add(self, answers: Iterable[tuple[str, str]]) -> None:
         """Appends (question, answer) pairs and forces them to the disk before it returns."""
-        lines = [json.dumps({"question": asked, "text": text}) + "\n" for asked, text in answers]
+        lines = [json.dumps({"question": asked, "text": text, "check": _check(asked, text)}).encode() + b"\n"
+                 for asked, text in answers]
         if not lines:
             return
         with self._path.open("ab") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)  # dropped when the file is closed
             # A line torn by a killed job gets its end, so that it spoils nothing but itself.
-            if file.tell() and not _ends_with_newline(self._path):
+            if file.seek(0, os.SEEK_END) and not _ends_with_newline(self._path):
                 file.write(b"\n")
-            file.write("".join(lines).encode())
+            file.write(b"".join(lines))
             file.flush()
             os.fsync(file.fileno())
         for line in lines:
             self._take(line)
 
     def _read(self, path: Path) -> None:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with path.open("rb") as file:
             for line in file:
                 self._take(line)
 
-    def _take(self, line: str) -> None:
+    def _take(self, line: bytes) -> None:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             return
-        if isinstance(row, dict) and isinstance(row.get("question"), str) and isinstance(row.get("text"), str):
-            self._answers[row["question"]] = row["text"]
+        if not isinstance(row, dict):
+            return
+        asked, text = row.get("question"), row.get("text")
+        if isinstance(asked, str) and isinstance(text, str) and row.get("check") in (None, _check(asked, text)):
+            self._answers[asked] = text  # an older taro wrote no check
+
+
+def _check(asked: str, text: str) -> str:
+    return hashlib.sha256(json.dumps([asked, text]).encode()).hexdigest()[:16]
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -7,6 +7,7 @@ has one. The lock on a slice keeps two workers from making it at once; the syste
 from __future__ import annotations
 
 import fcntl
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ from pydantic import Field, ValidationError
 from shards.manifest import write_atomically
 from taro.config import Config
 
-__all__ = ["SkippedRow", "SliceLedger", "read_ledger", "slice_lock", "write_ledger"]
+__all__ = ["SkippedRow", "SliceLedger", "plan_lock", "read_ledger", "slice_lock", "write_ledger"]
+
+log = logging.getLogger(__name__)
 
 
 class SkippedRow(Config):
@@ -70,12 +73,26 @@ def read_ledger(state: Path, index: int) -> SliceLedger | None:
 @contextmanager
 def slice_lock(state: Path, index: int) -> Iterator[bool]:
     """Holds the lock of a slice for the block; yields False where another process holds it."""
-    folder = state / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"slice-{index:06d}.lock").open("w") as file:
+    with _locked(state / "locks" / f"slice-{index:06d}.lock", wait=False) as held:
+        yield held
+
+
+@contextmanager
+def plan_lock(state: Path) -> Iterator[None]:
+    """Holds the lock of a folder's plan for the block, once it is free: two jobs that begin at once share one plan."""
+    with _locked(state / "locks" / "plan.lock", wait=True):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return
+        except OSError as error:  # a file system without locks
+            log.warning("%s: no lock (%s); see that no other job works in this folder", path, error)
         yield True

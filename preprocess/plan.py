@@ -152,8 +152,9 @@ def load_plan(out: Path) -> Plan | None:
     try:
         return Plan.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ConfigError(f"{path}: not a plan of this version of taro ({error.error_count()} problems); use another "
-                          "out folder") from None
+        raise ConfigError(f"{path}: expected a plan of this version of taro, got what has {error.error_count()} "
+                          "problems. Restore it; or remove it and run again: from the same files the same plan is made "
+                          "and finished slices are kept; or use another out folder") from None
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

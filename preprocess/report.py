@@ -29,7 +29,7 @@ class PreprocessReport:
     """What a run did. inputs, written, skipped: annotation rows of the whole plan, as far as slices are done;
     uncaptioned: clips without any caption, where captions were asked for;
     complete: every slice is done and the manifest written; slices: (done, all); made: slices made by this run; reasons:
-    skipped rows by "stage: reason"; lint: the linter's counts."""
+    skipped rows by "stage: reason"; transient: skipped rows that may pass now; lint: the linter's counts."""
 
     out: Path
     inputs: int
@@ -44,6 +44,7 @@ class PreprocessReport:
     reasons: dict[str, int] = field(default_factory=dict)
     lint: dict[str, int] = field(default_factory=dict)
     uncaptioned: int = 0
+    transient: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -60,5 +61,7 @@ class PreprocessReport:
         if self.uncaptioned:
             lines.append(f"  {self.uncaptioned:>14,}  clips without a caption: their rollouts cannot be guided")
         lines += [f"  skipped {count:>6,}  {reason}" for reason, count in self.reasons.items()]
+        if self.transient:
+            lines.append(f"  {self.transient:>14,}  of them may pass now: --retry transient makes their slices again")
         lines.append(f"{self.out}: complete" if self.complete else f"{self.out}: not complete yet, run it again")
         return "\n".join(lines)

@@ -27,6 +27,7 @@ from preprocess.report import PreprocessReport, Progress
 from preprocess.slices import Tools, make_slice
 from shards.format import MANIFEST, Manifest, Provenance, shard_path, sidecar_path
 from shards.writer import build_manifest, slice_done, write_card, write_manifest, write_skipped
+from taro.disk import telling
 from taro.errors import ConfigError, ShardError, TaroError
 from taro.features import EncoderFingerprint
 
@@ -34,6 +35,8 @@ __all__ = ["PreprocessReport", "Progress", "preprocess"]
 
 log = logging.getLogger(__name__)
 
+AGAIN = ("Make room or mend the disk, then run the same command again: finished slices and every caption in the "
+         "journal are kept")
 VERSIONS = ("av", "decord", "torch", "transformers", "open_clip_torch", "pillow", "numpy")
 
 
@@ -60,14 +63,15 @@ def preprocess(
     part, parts = partition
     if not 1 <= part <= parts:
         raise ConfigError(f"partition {part}/{parts}: expected i/n with 1 <= i <= n")
-    job = open_job(config, only=only)
-    if only == "features":
-        from preprocess.additions import add_features
+    with telling(config.out, lambda: AGAIN):
+        job = open_job(config, only=only)
+        if only == "features":
+            from preprocess.additions import add_features
 
-        made = add_features(job, progress or _silent, partition)
-    else:
-        made = _make_missing(job, progress or _silent, partition, retry)
-    report = _finish(job, made, began)
+            made = add_features(job, progress or _silent, partition)
+        else:
+            made = _make_missing(job, progress or _silent, partition, retry)
+        report = _finish(job, made, began)
     if report.complete:
         _check_share(report, config)
     return report
@@ -162,6 +166,7 @@ def _finish(job: Job, made: int, began: float) -> PreprocessReport:
         uncaptioned=sum(ledger.uncaptioned for ledger in done) if job.config.caption.method != "none" else 0,
         slices=(len(done), len(ledgers)), made=made, complete=complete, seconds=time.monotonic() - began,
         reasons=dict(reasons.most_common()), lint=job.plan.lint,
+        transient=sum(row.transient for row in skipped),
     )  # fmt: skip
 
 
@@ -225,11 +230,13 @@ def _versions() -> dict[str, str]:
 def _check_share(report: PreprocessReport, config: PreprocessConfig) -> None:
     share = report.skipped / max(report.inputs, 1)
     why = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())
+    hint = " and make those slices again with --retry transient" if report.transient else ""
     if report.written == 0:
-        raise TaroError(f"{config.out}: none of {report.inputs:,} rows became a query ({why}); the set is empty")
+        raise TaroError(f"{config.out}: none of {report.inputs:,} rows became a query ({why}); the set is empty. Mend "
+                        f"the input{hint}, or begin anew in another folder")
     if share > config.max_skipped:
         raise TaroError(
             f"{config.out}: {report.skipped:,} of {report.inputs:,} rows ({share:.1%}) were skipped, more than "
             f"max_skipped = {config.max_skipped:.1%}: {why}. The set is written; skipped.parquet lists them; "
-            "mend the input, or allow it with --max-skipped"
+            f"mend the input{hint}, or allow it with --max-skipped"
         )

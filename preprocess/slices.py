@@ -31,7 +31,7 @@ from preprocess.plan import PlannedClip, PlannedRow
 from preprocess.pool import DecodePool
 from preprocess.segment import change_segments, uniform_segments
 from preprocess.sheets import contact_sheet
-from shards.format import shard_path
+from shards.format import shard_path, sidecar_path
 from shards.writer import SliceWriter
 from taro.errors import VideoError
 from taro.moment import Moment
@@ -102,6 +102,10 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
                              seconds=time.monotonic() - began)  # fmt: skip
         rows = sum(len(clip.rows) for clip in clips)
         assert rows == written + len(skipped), f"slice {index}: {rows} rows, {written} written, {len(skipped)} skipped"
+        writer.finish()
+        # Older shards must not count as those of the new ledger, should the job be killed between the two.
+        for kind in job.kinds:
+            Path(job.config.out, sidecar_path(kind, index)).unlink(missing_ok=True)
         write_ledger(job.state, index, ledger)
         writer.commit()
     return ledger

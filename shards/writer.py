@@ -13,6 +13,7 @@ be kept apart by the caller (a lock on the slice).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import uuid
@@ -155,11 +156,17 @@ class SliceWriter:
                       source.raw(kind, record.key, member.ext)) for member in listed.members)
             shard.add(record.key, len(record.queries), parts)
 
+    def finish(self) -> None:
+        """Ends every archive and reads it back, under its temporary name still; `commit` does it where it was not done.
+        What can fail for want of room has happened after that."""
+        for shard in self._shards.values():
+            if not shard.sha256:
+                shard.finish()
+
     def commit(self) -> list[ShardEntry]:
         """Makes the slice real; returns what the manifest says of its shards."""
+        self.finish()
         shards = list(self._shards.values())
-        for shard in shards:
-            shard.finish()
         for shard in shards:
             # An older sidecar must not vouch for the new shard, not even for a moment.
             shard.sidecar.unlink(missing_ok=True)
@@ -180,7 +187,8 @@ class SliceWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for shard in self._shards.values():
-            shard.file.close()
+            with contextlib.suppress(OSError):  # a full disk refuses the last bytes once more
+                shard.file.close()
             shard.temporary.unlink(missing_ok=True)
 
 
