@@ -1,10 +1,12 @@
 """Sampled frames of a clip, by timestamp, with the facts of their file.
 
 Which frames: `taro.features.sample_frames` over the frames that the clip shows (METHOD 3). Which decoder: PyAV, which
-is right on every file measured and says which frames are corrupt; `decord` decodes what it decodes right (H.264 and
-MPEG-4 of 8 bits, no edit list, start at 0 or later, no rotation, equal counts and timestamps) and PyAV the rest.
-`auto` is PyAV: on two cores the two took 0.53 against 0.29 s (31 s of 270p), 0.85 against 0.81 s (10 s of 720p), equal
-to the pixel, and decord returns damaged frames without a word.
+says which frames are corrupt; `decord` where it is right (preprocess/decord_reader.py), PyAV the rest. `auto` is PyAV:
+decord is hardly faster (docs/log.md) and returns damaged frames without a word.
+
+Frames are known by their timestamps before they are decoded. Should decoding show others than the packets told (data
+is missing in the middle; timestamps in the order of storage), every frame is counted by decoding, and the clip is
+decoded again by place: what comes out always equals a plain decode from the start.
 
 A clip whose frames would not fit `MAX_FRAME_BYTES` is resized while it is decoded, by the same function that the
 encoder uses, so its features stay the same; CLIP and contact sheets then see a smaller view.
@@ -17,13 +19,13 @@ Legend: T sampled frames, H, W pixels, C = 3 (RGB).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from preprocess import decord_reader
 from preprocess.probe import VideoProbe, opened, probe, why
 from taro.annotations.rows import part_of_file
 from taro.errors import VideoError
@@ -31,7 +33,7 @@ from taro.features import FrameSampling, resized_hw, sample_frames
 from taro.moment import Moment
 from taro.records import ClipSpan, VideoFacts
 
-__all__ = ["MAX_FRAME_BYTES", "DecodeJob", "Decoder", "Frames", "decode_clip", "plain_decode"]
+__all__ = ["MAX_FRAME_BYTES", "DecodeJob", "Decoder", "Frames", "decode_clip"]
 
 Decoder = Literal["auto", "pyav", "decord"]
 
@@ -42,8 +44,6 @@ VIEW_PX = 224
 CHUNK_FRAMES = 16
 SEEK_MARGIN_S = 10.0
 """how far before a late clip decoding starts, so that no frame leans on one that was not decoded"""
-DECORD_CODECS = {"h264", "mpeg4"}
-DECORD_FORMATS = {"yuv420p"}
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,27 @@ def decode_clip(job: DecodeJob) -> Frames:
     if job.size is not None and size != job.size:
         raise VideoError(f"{job.path.name}: {size:,} bytes, {job.size:,} when the plan was made; restore the file",
                          reason="changed since the plan", transient=True)
+    try:
+        return _decode(job, look)
+    except _UnexpectedError:
+        return _decode(job, probe(job.path, count=True))
+
+
+class _UnexpectedError(Exception):
+    """Decoding shows other frames than the packets told."""
+
+
+def _decode(job: DecodeJob, look: VideoProbe) -> Frames:
     clip = part_of_file(job.clip, look.duration_s) if job.clip is not None and job.may_be_cut else job.clip
     first, last, span = _shown(look, clip)
     picked_T = sample_frames(last - first, span.end_s - span.start_s, job.sampling) + first
     unique, back_T = np.unique(picked_T, return_inverse=True)
     sink = _Sink(job, look, len(picked_T))
     used: Literal["pyav", "decord"] = "pyav"
-    if job.decoder == "decord" and _decord_right(look) and _decord(look, unique, sink):
+    if job.decoder == "decord" and decord_reader.is_right(look) and decord_reader.read(look, unique, sink.add):
         used = "decord"
     else:
+        sink.reset()
         _pyav(look, unique, sink)
     frames, views = sink.result()
     facts = VideoFacts(
@@ -112,16 +124,6 @@ def decode_clip(job: DecodeJob) -> Frames:
     )  # fmt: skip
     times = look.times_s[picked_T] - span.start_s
     return Frames(frames[back_T], times, facts, span, None if views is None else views[back_T])
-
-
-def plain_decode(path: str | Path) -> Iterator[tuple[float, np.ndarray]]:
-    """(seconds from the first shown frame, RGB frame) of every shown frame, decoded from the start: the reference that
-    sampled decoding must equal, and nothing more."""
-    with opened(Path(path)) as (container, stream):
-        first: int | None = None
-        for frame in container.decode(stream):
-            first = frame.pts if first is None else first
-            yield float((frame.pts - first) * stream.time_base), _rgb(frame, None)
 
 
 def _shown(look: VideoProbe, clip: Moment | None) -> tuple[int, int, ClipSpan]:
@@ -194,90 +196,55 @@ class _Sink:
 
 
 def _pyav(look: VideoProbe, unique: np.ndarray, sink: _Sink) -> None:
-    """Decodes the shown frames `unique` (ascending). After a seek anything odd, a missing or corrupt frame, means
-    decoding again from the start."""
-    wanted = [int(value) for value in look.pts_N[unique]]
-    late = look.exact and (wanted[0] - int(look.pts_N[0])) * look.time_base_s > SEEK_MARGIN_S
-    if late and _pyav_pass(look, wanted, sink, seek=True) and not sink.corrupt:
+    """Decodes the shown frames `unique` (ascending places). After a seek anything odd, a missing or corrupt frame,
+    means decoding again from the start."""
+    late = look.exact and look.times_s[unique[0]] > SEEK_MARGIN_S
+    if late and _pyav_pass(look, unique, sink, seek=True) and not sink.corrupt:
         return
     sink.reset()
-    if not _pyav_pass(look, wanted, sink, seek=False):
+    if not _pyav_pass(look, unique, sink, seek=False):
+        if look.exact:
+            raise _UnexpectedError
         raise VideoError(f"{look.path.name}: not every sampled frame can be decoded; copy or re-encode it",
                          reason="corrupt")
 
 
-def _pyav_pass(look: VideoProbe, wanted: list[int], sink: _Sink, *, seek: bool) -> bool:
+def _pyav_pass(look: VideoProbe, unique: np.ndarray, sink: _Sink, *, seek: bool) -> bool:
+    """Decodes on until the last wanted frame; False where a frame is not the one that the packets tell."""
     from av.error import FFmpegError
 
-    got, seen = 0, 0
+    place, wanted = int(unique[0]) if seek else 0, set(unique.tolist())
+    start = int(look.pts_N[place])
     with opened(look.path) as (container, stream):
         stream.thread_type = "SLICE"
         if seek:
-            at = wanted[0] - round(SEEK_MARGIN_S / look.time_base_s)
-            container.seek(at, stream=stream, backward=True)
+            container.seek(start - round(SEEK_MARGIN_S / look.time_base_s), stream=stream, backward=True)
         try:
-            for number, frame in enumerate(container.decode(stream)):
-                pts = frame.pts if look.exact or frame.pts is not None else None
-                place = pts if look.exact else int(look.pts_N[number]) if number < look.frames else None
-                seen += 1
-                if place is None or place < wanted[got]:
+            for frame in container.decode(stream):
+                if seek and frame.pts is not None and frame.pts < start:
                     continue
-                if place > wanted[got]:
+                if place == look.frames or (look.exact and frame.pts != look.pts_N[place]):
                     return False
-                sink.add(_rgb(frame, look), corrupt=frame.is_corrupt)
-                got += 1
-                if got == len(wanted):
+                if place in wanted:
+                    sink.add(_rgb(frame, look), corrupt=frame.is_corrupt)
+                if place == unique[-1]:
                     return True
+                place += 1
         except FFmpegError as error:
             if seek:
                 return False
-            raise VideoError(f"{look.path.name}: frame {seen} of {look.frames} cannot be decoded ({why(error)}); copy "
+            raise VideoError(f"{look.path.name}: frame {place} of {look.frames} cannot be decoded ({why(error)}); copy "
                              "or re-encode it", reason="corrupt") from None
     return False
 
 
-def _rgb(frame: Any, look: VideoProbe | None) -> np.ndarray:
+def _rgb(frame: Any, look: VideoProbe) -> np.ndarray:
     """RGB [H, W, 3], turned as it is displayed; a frame of another size than the first is scaled to it."""
-    turns = round(frame.rotation / 90.0) % 4 if look is None else look.rotation // 90
-    if look is None:
-        image = frame.to_ndarray(format="rgb24")
-    else:
-        width, height = (look.height, look.width) if turns % 2 else (look.width, look.height)
-        same = (frame.width, frame.height) == (width, height)
-        image = frame.to_ndarray(format="rgb24") if same else frame.to_ndarray(
-            format="rgb24", width=width, height=height)
+    turns = look.rotation // 90
+    width, height = (look.height, look.width) if turns % 2 else (look.width, look.height)
+    same = (frame.width, frame.height) == (width, height)
+    image = frame.to_ndarray(format="rgb24") if same else frame.to_ndarray(format="rgb24", width=width, height=height)
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else np.asarray(image)
-
-
-def _decord_right(look: VideoProbe) -> bool:
-    """Whether decord is known to be right on such a file (measured: edit lists, HEVC, negative starts are not)."""
-    return (look.exact and look.codec in DECORD_CODECS and look.pixel_format in DECORD_FORMATS
-            and look.discarded == 0 and look.rotation == 0 and look.start_s >= 0)
-
-
-def _decord(look: VideoProbe, unique: np.ndarray, sink: _Sink) -> bool:
-    """Decodes with decord; False (and nothing kept) where it is not installed, fails, or counts or times frames
-    otherwise than the demuxer does."""
-    try:
-        import decord
-    except ImportError:
-        return False
-    decord.logging.set_level(decord.logging.QUIET)
-    try:
-        reader = decord.VideoReader(str(look.path.absolute()), num_threads=1)
-        if len(reader) != look.frames:
-            return False
-        stamps = reader.get_frame_timestamp(unique.tolist())[:, 0]
-        if np.abs(stamps - look.start_s - look.times_s[unique]).max() > 0.25 / look.fps:
-            return False
-        for start in range(0, len(unique), CHUNK_FRAMES):
-            for frame in reader.get_batch(unique[start : start + CHUNK_FRAMES].tolist()).asnumpy():
-                sink.add(frame)
-        del reader
-    except (decord.DECORDError, RuntimeError, IndexError):
-        sink.reset()
-        return False
-    return True
 
 
 def _file_sha256(path: Path) -> str:

@@ -2,10 +2,13 @@
 
 The demuxer (PyAV) lists every packet of the best video stream. Packets that an edit list discards are not shown, so
 they do not count; the timestamps of the others are the times of the frames shown, known before a frame is decoded.
-Only the first frame is decoded, for its size and rotation. Files come from strangers: FFmpeg may open this one file
-and nothing that it refers to (no playlist, no network).
+Only the first frame is decoded, for its size, its rotation and its time: packets before it lean on frames that the file
+does not hold (it was cut between keyframes) and show nothing. Where the packets do not tell, or tell wrong, which only
+decoding finds out, `probe(path, count=True)` decodes every frame once and keeps their times. Files come from
+strangers: FFmpeg may open this one file and nothing that it refers to (no playlist, no network).
 
-Time 0 of a file is its first shown video frame. Left out: non-square pixels (shown as stored) and interlacing.
+Time 0 of a file is its first shown video frame. Left out: non-square pixels, interlacing and mirrored pictures (all
+shown as stored).
 
 Legend: N frames shown.
 """
@@ -27,18 +30,23 @@ __all__ = ["VideoProbe", "opened", "probe", "why"]
 
 NESTED_FORMATS = {"hls", "applehttp", "dash", "concat", "imf", "rtsp", "sdp", "rtp", "lavfi"}
 """demuxers that read other files or the network; a video file never needs them"""
+MAX_REORDER = 32
+"""places between where a frame is stored and where it is shown; codecs allow 16 frames"""
+MAX_FPS = 10_000
+"""a header that claims more frames a second tells nothing"""
 TRUNCATED_S = 1.0
 """seconds that may be missing at the end before a file counts as cut short (and 5 % of its length)"""
 
 
 @dataclass(frozen=True)
 class VideoProbe:
-    """What a file shows. pts_N: ascending timestamps of the shown frames, in units of `time_base_s` seconds; empty
-    where the packets do not tell (`exact` False) and the frames must be counted by decoding.
+    """What a file shows. pts_N: ascending timestamps of the shown frames, in units of `time_base_s` seconds.
 
     width, height: as displayed; rotation: degrees counter-clockwise to turn a decoded frame; discarded: packets that
     an edit list hides; start_s: first shown timestamp; duration_s: to the end of the last frame; header_s: what the
-    container says, None where it says nothing."""
+    container says, None where it says nothing; exact: a frame's timestamp is one of `pts_N` and names it (False where
+    frames were counted by decoding, and are told apart by their place alone); streams: of video; interlaced: of the
+    first frame."""
 
     path: Path
     codec: str
@@ -54,6 +62,8 @@ class VideoProbe:
     discarded: int
     header_s: float | None
     exact: bool
+    streams: int
+    interlaced: bool
 
     @property
     def frames(self) -> int:
@@ -101,9 +111,9 @@ def why(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or type(error).__name__)
 
 
-def probe(path: str | Path) -> VideoProbe:
-    """Looks at `path`. Raises VideoError with a reason: missing, empty, not a video, no video stream, no frames,
-    corrupt, truncated."""
+def probe(path: str | Path, *, count: bool = False) -> VideoProbe:
+    """Looks at `path`; with `count` by decoding every frame. Raises VideoError with a reason: missing, empty, not a
+    video, no video stream, no frames, corrupt, truncated."""
     from av.error import FFmpegError
 
     path = Path(path)
@@ -116,22 +126,20 @@ def probe(path: str | Path) -> VideoProbe:
         codec, unit = stream.codec_context.name, Fraction(stream.time_base)
         pixel_format = stream.codec_context.pix_fmt or "unknown"
         rate = stream.average_rate or stream.guessed_rate
-        header_s = _header_s(container, stream)
-        average_s = 1.0 / float(rate) if rate else 0.04
-    width, height, rotation = _first_frame(path)
-    if not exact:
-        shown, average_s = _count(path, average_s)
-    if len(shown) == 0:
-        raise VideoError(f"{path.name}: no frame is shown; re-encode or remove it", reason="no frames")
+        header_s, streams = _header_s(container, stream), len(container.streams.video)
+        average = 1 / Fraction(rate) if rate and rate <= MAX_FPS else Fraction(1, 25)
+    first = _first_frame(path)
+    exact = exact and not count and first.pts is not None and first.pts in shown
+    shown, unit = (shown[shown >= first.pts], unit) if exact else _count(path, average)
     # Exact until the end: one rounding error here, and a 10 s video loses two of its frames at 2 fps.
-    duration_s = float((int(shown[-1]) - int(shown[0])) * unit + _last_frame(shown, unit, average_s))
+    duration_s = float((int(shown[-1]) - int(shown[0])) * unit + _last_frame(shown, unit, average))
     time_base_s, start_s = float(unit), float(int(shown[0]) * unit)
     ends_s = max(ends_s, start_s + duration_s)
     if header_s is not None and header_s - ends_s > max(TRUNCATED_S, 0.05 * header_s):
         raise VideoError(f"{path.name}: its header says {header_s:.2f} s, the file ends at {ends_s:.2f} s; it was cut "
                          "short, copy it again", reason="truncated")
-    return VideoProbe(path, codec, pixel_format, width, height, rotation, shown, time_base_s, start_s, duration_s,
-                      len(shown) / duration_s, discarded, header_s, exact)
+    return VideoProbe(path, codec, pixel_format, first.width, first.height, first.rotation, shown, time_base_s, start_s,
+                      duration_s, len(shown) / duration_s, discarded, header_s, exact, streams, first.interlaced)
 
 
 def _check_file(path: Path) -> None:
@@ -166,8 +174,12 @@ def _packets(container: Any, stream: Any) -> tuple[np.ndarray, int, bool, float]
             exact = False
         else:
             pts.append(packet.pts)
-    distinct = np.unique(np.asarray(pts, dtype=np.int64))
-    return distinct, discarded, exact and len(distinct) == len(pts) and len(pts) > 0, ends_s
+    stored = np.asarray(pts, dtype=np.int64)
+    order = np.argsort(stored, kind="stable")
+    # Frames are stored out of order by a few places; by more only where the clock jumps back.
+    near = bool((np.abs(order - np.arange(len(order))) <= MAX_REORDER).all())
+    shown = stored[order]
+    return shown, discarded, exact and near and len(shown) > 0 and bool((np.diff(shown) > 0).all()), ends_s
 
 
 def _header_s(container: Any, stream: Any) -> float | None:
@@ -176,7 +188,18 @@ def _header_s(container: Any, stream: Any) -> float | None:
     return container.duration / 1e6 if container.duration else None
 
 
-def _first_frame(path: Path) -> tuple[int, int, int]:
+@dataclass(frozen=True)
+class _First:
+    """Of the first frame that is shown: as displayed, and turned by `rotation` for that."""
+
+    pts: int | None
+    width: int
+    height: int
+    rotation: int
+    interlaced: bool
+
+
+def _first_frame(path: Path) -> _First:
     from av.error import FFmpegError
 
     with opened(path) as (container, stream):
@@ -188,32 +211,34 @@ def _first_frame(path: Path) -> tuple[int, int, int]:
     if frame is None:
         raise VideoError(f"{path.name}: no frame is shown; re-encode or remove it", reason="no frames")
     rotation = round(frame.rotation / 90.0) * 90 % 360
-    turned = rotation in (90, 270)
-    return (frame.height, frame.width, rotation) if turned else (frame.width, frame.height, rotation)
+    width, height = (frame.height, frame.width) if rotation in (90, 270) else (frame.width, frame.height)
+    return _First(frame.pts, width, height, rotation, bool(frame.interlaced_frame))
 
 
-def _count(path: Path, average_s: float) -> tuple[np.ndarray, float]:
-    """Timestamps of a file whose packets have none (raw streams), by decoding it once; where frames have none either,
-    they are spread at the average rate."""
+def _count(path: Path, average: Fraction) -> tuple[np.ndarray, Fraction]:
+    """(timestamps, their unit in seconds) of every frame, by decoding the file once. Where frames have none, or they
+    run backwards (two recordings in one file), the frames are spread at the average rate."""
     from av.error import FFmpegError
 
     pts: list[int | None] = []
     with opened(path) as (container, stream):
         try:
-            pts = [frame.pts for frame in container.decode(stream)]
+            for frame in container.decode(stream):
+                pts.append(frame.pts)
         except FFmpegError as error:
             raise VideoError(f"{path.name}: frame {len(pts)} cannot be decoded ({why(error)}); copy or re-encode it",
                              reason="corrupt") from None
-        unit_s = float(stream.time_base)
-    known = [value for value in pts if value is not None]
-    if len(known) == len(pts) and len(set(known)) == len(known):
-        return np.sort(np.asarray(known, dtype=np.int64)), average_s
-    step = max(1, round(average_s / unit_s))
-    return np.arange(len(pts), dtype=np.int64) * step, average_s
+        unit = Fraction(stream.time_base)
+    known = np.asarray([value for value in pts if value is not None], dtype=np.int64)
+    if len(known) == len(pts) and known[-1] > known[0] and (np.diff(known) >= 0).all():
+        return known, unit
+    return np.arange(len(pts), dtype=np.int64), average
 
 
-def _last_frame(pts_N: np.ndarray, unit: Fraction, average_s: float) -> Fraction:
-    """Seconds that the last frame is shown: as long as the median frame, since its own duration is often missing."""
+def _last_frame(pts_N: np.ndarray, unit: Fraction, average: Fraction) -> Fraction:
+    """Seconds that the last frame is shown: as long as the median frame, since its own duration is often missing; as
+    long as the mean frame where the clock is too coarse to tell most frames apart."""
     if len(pts_N) < 2:
-        return Fraction(average_s).limit_denominator(1_000_000)
-    return Fraction(float(np.median(np.diff(pts_N)))) * unit
+        return average.limit_denominator(1_000_000)
+    median = Fraction(float(np.median(np.diff(pts_N))))
+    return (median or Fraction(int(pts_N[-1] - pts_N[0]), len(pts_N) - 1)) * unit

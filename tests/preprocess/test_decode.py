@@ -8,28 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess.decode import DecodeJob, decode_clip, plain_decode
+from preprocess.decode import DecodeJob, decode_clip
 from preprocess.probe import probe
 from taro.errors import VideoError
 from taro.features import FrameSampling, sample_frames
 from taro.mllm.pixels import resize_frames
 from taro.moment import Moment
+from tests.helpers_plain_decode import decode_from_start
 from tests.helpers_video import numbered_frame, read_number, rotate_clockwise, write_audio, write_video
 
 SAMPLING = FrameSampling()
 
 
-def everything(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(times_s [N], frames [N, H, W, 3]) of a decode from the start."""
-    pairs = list(plain_decode(path))
-    return np.array([time_s for time_s, _ in pairs]), np.stack([frame for _, frame in pairs])
-
-
 def assert_equals_plain(path: Path, job: DecodeJob, picked: np.ndarray, start_s: float = 0.0) -> None:
-    times_s, frames = everything(path)
+    plain = decode_from_start(path)
     got = decode_clip(job)
-    assert np.array_equal(got.frames_THWC, frames[picked])
-    assert np.allclose(got.times_s, times_s[picked] - start_s, atol=1e-9)
+    assert np.array_equal(got.frames_THWC, np.stack([plain.frames[i] for i in picked]))
+    assert np.allclose(got.times_s, [float(plain.times[i]) - start_s for i in picked], atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +163,7 @@ def broken(tmp_path: Path, kind: str) -> Path:
 def test_what_is_no_video_has_its_reason(tmp_path: Path, kind: str, reason: str) -> None:
     with pytest.raises(VideoError) as caught:
         decode_clip(DecodeJob(broken(tmp_path, kind), SAMPLING))
-    assert caught.value.reason == reason and not caught.value.transient
+    assert caught.value.reason == reason and caught.value.transient == (kind == "missing")
     assert str(tmp_path) not in str(caught.value)  # reasons enter the ledger of a set that may be shared
 
 

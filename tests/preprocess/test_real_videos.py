@@ -6,16 +6,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from preprocess.config import PreprocessConfig
-from preprocess.decode import DecodeJob, decode_clip, plain_decode
+from preprocess.decode import DecodeJob, Decoder, decode_clip
 from preprocess.run import preprocess
 from shards.manifest import read_skipped
 from shards.reader import open_shards
 from taro.errors import VideoError
 from taro.features import FrameSampling
+from tests.helpers_plain_decode import cuts, decode_from_start, verdict
 
 SAMPLING = FrameSampling()
 
@@ -33,15 +33,23 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
-@pytest.mark.parametrize("decoder", ["auto", "decord"])
-def test_real_files_decode_as_from_the_start(real_data: Path, name: str, decoder: str) -> None:
-    path = real_data / "videos" / name
-    got = decode_clip(DecodeJob(path, SAMPLING, decoder=decoder))  # type: ignore[arg-type]
+def test_what_is_known_of_a_real_file(real_data: Path, name: str) -> None:
+    got = decode_clip(DecodeJob(real_data / "videos" / name, SAMPLING))
     assert (got.facts.frames, pytest.approx(got.duration_s), len(got.times_s)) == KNOWN[name]
-    wanted = dict.fromkeys(got.times_s.round(6).tolist())
-    seen = {round(time_s, 6): frame for time_s, frame in plain_decode(path) if round(time_s, 6) in wanted}
-    assert all(np.array_equal(seen[round(float(t), 6)], frame)
-               for t, frame in zip(got.times_s, got.frames_THWC, strict=True))  # fmt: skip
+
+
+def test_every_real_file_decodes_as_from_the_start(real_data: Path) -> None:
+    """Frames byte by byte and times, whole and cut; `python benchmarks/decode.py --check FOLDER` tries more cuts."""
+    decoders: tuple[Decoder, ...] = ("auto", "decord")
+    used = set()
+    for path in sorted((real_data / "videos").iterdir()):
+        plain = decode_from_start(path)
+        for decoder in decoders:
+            found = [verdict(path, plain, decoder, cut) for cut in (None, cuts(plain)[2])]
+            assert not any(word.startswith("WRONG") for word in found), (path.name, decoder, found)
+            assert (found[0] == "refused: corrupt") == (path.name == "corrupted.mp4") == plain.broken
+            used.update(found if decoder == "decord" else ())
+    assert used == {"pyav", "decord", "refused: corrupt"}
 
 
 def test_the_last_sample_of_a_charades_video(real_data: Path) -> None:
@@ -55,9 +63,9 @@ def test_a_rotated_file_stands_upright(real_data: Path) -> None:
 
 
 @pytest.mark.parametrize("decoder", ["auto", "decord"])
-def test_a_corrupted_file_says_where(real_data: Path, decoder: str) -> None:
+def test_a_corrupted_file_says_where(real_data: Path, decoder: Decoder) -> None:
     with pytest.raises(VideoError, match="frame 28 of 50") as caught:
-        decode_clip(DecodeJob(real_data / "videos" / "corrupted.mp4", SAMPLING, decoder=decoder))  # type: ignore[arg-type]
+        decode_clip(DecodeJob(real_data / "videos" / "corrupted.mp4", SAMPLING, decoder=decoder))
     assert caught.value.reason == "corrupt"
 
 
