@@ -2,7 +2,8 @@
 
 Plain: the stock vision tower, every rollout as a full row of video, prompt and response, stock decoding with the
 prefix's keys and values repeated per rollout. taro: batched tower, packed rows, grouped decoding. Weights are random
-and of released shape (7b, 3b), or tiny for a CPU. Left out: decoding of videos (benchmarks/decode), the optimizer.
+and of released shape (Qwen2.5-VL 7b and 3b, Qwen3-VL 8b), or tiny for a CPU. Left out: decoding of videos
+(benchmarks/decode), the optimizer.
 
     python benchmarks/step.py --size 7b --device cuda
     python benchmarks/step.py --size tiny --device cpu --grid 16,12,16 --response 32
@@ -29,10 +30,9 @@ from taro.draws import uniforms
 from taro.features import VideoFeatures
 from taro.mllm import Decoding, Policy, Prompt, generate, score
 from taro.mllm.decoder import causal, hidden_states
-from taro.mllm.qwen2_5_vl import QWEN2_5_VL
-from taro.mllm.score import embed_prompt, token_logprobs
-from taro.mllm.tower import encode_patches
-from tests.helpers_models import tiny_qwen2_5_vl
+from taro.mllm.family import families
+from taro.mllm.score import embed_prompt, prompt_deepstack, token_logprobs
+from tests.helpers_models import TINY
 
 SHAPES: dict[str, dict[str, Any]] = {
     "7b": {
@@ -47,44 +47,59 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
         "num_key_value_heads": 2, "vocab_size": 512,
     },
+    "qwen3-8b": {
+        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+    },
+    "qwen3-tiny": {
+        "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 512,
+    },
 }  # fmt: skip
+SMALL_TOWER = {"depth": 3, "hidden_size": 96, "intermediate_size": 192, "num_heads": 3}
+
+
+def random_config(size: str) -> Any:
+    """The config of a released shape, or of a tiny one."""
+    from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
+
+    shape, tiny, second = SHAPES[size], size.endswith("tiny"), size.startswith("qwen3")
+    half = shape.get("head_dim", shape["hidden_size"] // shape["num_attention_heads"]) // 2
+    rope = {"rope_type": "default", "rope_theta": 1e6,
+            "mrope_section": [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]}  # fmt: skip
+    vision: dict[str, Any] = {"out_hidden_size": shape["hidden_size"]}
+    if second:
+        rope["mrope_interleaved"] = True
+        vision |= {"deepstack_visual_indexes": [0, 1, 2]} | SMALL_TOWER if tiny else {
+            "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16,
+            "num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24]}  # fmt: skip
+    else:
+        vision |= {"tokens_per_second": 2, "window_size": 112}
+        vision |= {"fullatt_block_indexes": [2]} | SMALL_TOWER if tiny else {
+            "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}  # fmt: skip
+    text = {**shape, "rope_parameters": rope, "rms_norm_eps": 1e-6}
+    return (Qwen3VLConfig if second else Qwen2_5_VLConfig)(text_config=text, vision_config=vision)
 
 
 def random_policy(size: str, device: str, dtype: torch.dtype, folder: Path) -> Policy:
     """A policy of released shape with random weights, tower included; the tokenizer is the tests' tiny one."""
-    from transformers import AutoTokenizer, Qwen2_5_VLConfig
+    from transformers import AutoTokenizer
 
-    shape = SHAPES[size]
-    half = shape["hidden_size"] // shape["num_attention_heads"] // 2
-    sections = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
-    vision: dict[str, Any] = {"out_hidden_size": shape["hidden_size"], "tokens_per_second": 2, "window_size": 112}
-    if size == "tiny":
-        vision |= {
-            "depth": 3,
-            "hidden_size": 96,
-            "intermediate_size": 192,
-            "num_heads": 3,
-            "fullatt_block_indexes": [2],
-        }
-    else:
-        vision |= {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
-    config = Qwen2_5_VLConfig(
-        text_config={**shape, "rope_parameters": rope, "rms_norm_eps": 1e-6}, vision_config=vision
-    )
-    tiny_qwen2_5_vl(folder)
+    config, shape = random_config(size), SHAPES[size]
+    family = families()[config.model_type]
+    TINY[config.model_type](folder)
     before = torch.get_default_dtype()
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            lm, tower = QWEN2_5_VL.build_lm(config), QWEN2_5_VL.build_tower(config)
+            lm, tower = family.build_lm(config), family.build_tower(config)
             head = torch.nn.Linear(shape["hidden_size"], shape["vocab_size"], bias=False)
     finally:
         torch.set_default_dtype(before)
     for module in (lm, tower, head):
         module.to(dtype).requires_grad_(module is not tower)
-    return Policy(folder, config, QWEN2_5_VL, AutoTokenizer.from_pretrained(folder), lm, head, tower)
+    return Policy(folder, config, family, AutoTokenizer.from_pretrained(folder), lm, head, tower)
 
 
 def timed(name: str, run: Callable[[], Any], results: dict[str, Any], *, device: str, repeats: int) -> None:
@@ -120,7 +135,8 @@ def full_rows(policy: Policy, prompt: Prompt, ids_GR: torch.Tensor, *, rows: int
         ids = ids_GR[start : start + rows]
         prefix = embed_prompt(policy, prompt)
         embeds = torch.cat([prefix.expand(len(ids), *prefix.shape), policy.lm.embed_tokens(ids)], 1)
-        hidden = hidden_states(policy.lm, embeds, positions.expand(3, len(ids), -1), causal, checkpoint=checkpoint)
+        hidden = hidden_states(policy.lm, embeds, positions.expand(3, len(ids), -1), causal, checkpoint=checkpoint,
+                               deepstack=prompt_deepstack(prompt))  # fmt: skip
         used = hidden[:, len(prompt.ids_P) - 1 : -1].reshape(-1, hidden.shape[-1])
         mean = token_logprobs(policy, used, ids.reshape(-1), temperature=1.0, checkpoint=checkpoint).sum() / (G * R)
         if torch.is_grad_enabled():
@@ -135,7 +151,13 @@ def stock_decoding(policy: Policy, prompt: Prompt, G: int, steps: int) -> None:
 
     cache = DynamicCache()
     embeds, positions = embed_prompt(policy, prompt)[None], prompt.positions_3P.to(policy.device)[:, None]
-    policy.lm(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True)
+    levels: dict[str, Any] = {}
+    if prompt.features.deepstack_LSND:
+        visual = torch.zeros(1, len(prompt.ids_P), dtype=torch.bool, device=policy.device)
+        visual[0, prompt.places_M] = True
+        deep = [level.flatten(0, 1) for level in prompt.features.deepstack_LSND]
+        levels = {"visual_pos_masks": visual, "deepstack_visual_embeds": deep}
+    policy.lm(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True, **levels)
     cache.batch_repeat_interleave(G)
     token = torch.ones((G, 1), dtype=torch.long, device=policy.device)
     for t in range(steps):
@@ -157,14 +179,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         def part(name: str, run: Callable[[], Any]) -> None:
             timed(name, run, results, device=device, repeats=args.repeats)
 
-        pixels = torch.randn(t, h * w, 3 * 2 * 14 * 14, device=device, dtype=dtype)
+        side, levels = policy.tower.patch_size, policy.family.levels(policy.config)
+        pixels = torch.randn(t, h * w, 3 * 2 * side * side, device=device, dtype=dtype)
         grid = torch.tensor([[t, h, w]], device=device)
         with torch.no_grad():
             part("tower, stock", lambda: policy.tower(pixels.flatten(0, 1), grid_thw=grid))
-            part("tower, taro", lambda: encode_patches(policy.tower, pixels, (h, w)))
+            part("tower, taro", lambda: policy.family.encode(policy.tower, pixels, (h, w)))
         width = policy.lm.config.hidden_size
-        main = (torch.randn(t, h * w // 4, width, device=device) * 0.02).to(dtype)
-        features = VideoFeatures(main, np.arange(t) * 1.0, (t, h, w), 1.0)
+        main, *deep = ((torch.randn(t, h * w // 4, width, device=device) * 0.02).to(dtype) for _ in range(1 + levels))
+        features = VideoFeatures(main, np.arange(t) * 1.0, (t, h, w), 1.0, tuple(deep))
         prompt = policy.prompt(features, "x" * args.text)
         ids = torch.randint(0, 256, (1, args.group, args.response), device=device)
         mask = torch.ones_like(ids, dtype=torch.bool)

@@ -2,8 +2,9 @@
 
 Order: videos (real mp4s, written and read back); for each family the captioner (perception and grounding) and the weak
 policy (the captioner, taught bad habits; its tower stays, so both read the same features); the open_clip model. Each is
-saved and scored on held-out worlds as soon as it exists; every line printed also goes to training-log.jsonl. Seeds
-below one million are for training; the worlds that users make, and those that score, start higher up.
+saved and scored on held-out worlds as soon as it exists; every line printed also goes to training-log.jsonl. A build
+that stopped goes on with the first model that its log does not score. Seeds below one million are for training; the
+worlds that users make, and those that score, start higher up.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from taro.errors import ConfigError
 from taro.sandbox.card import write_cards
@@ -33,6 +35,8 @@ EVALUATION_SEED = 3_900_000
 """held-out worlds that score the models while they are made"""
 PARTS = (*FAMILIES, "clip")
 """what can be built on its own"""
+SHAPING = ("videos", "steps", "weak_steps", "clip_steps", "held_out", "batch", "clip_batch", "seed")
+"""settings that a build which goes on must share with the one that stopped"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,15 @@ class _Build:
             raise ConfigError(f"{out}: expected a folder to write, got a path with a file in it; name another"
                               ) from None  # fmt: skip
         self.log = out / "training-log.jsonl"
-        self.log.write_text("", encoding="utf-8")
+        self._earlier = _earlier(self.log, settings)
+
+    def takes_up(self, name: str) -> bool:
+        """Whether an earlier run of this build finished the model; its steps and scores are then taken over."""
+        if name not in self._earlier or not (self.out / name).is_dir():
+            return False
+        self.steps[name], self.scores[name] = self._earlier[name]
+        self.say(name, taken_up=self.steps[name])
+        return True
 
     def say(self, stage: str, **facts: Any) -> None:
         """Prints a line and writes it down."""
@@ -87,6 +99,11 @@ class _Build:
         sys.stdout.write(" ".join(f"{key}={value}" for key, value in row.items()) + "\n")
         sys.stdout.flush()
 
+    def finish(self, name: str, steps: int) -> None:
+        """A model is trained, saved and scored."""
+        self.steps[name] = steps
+        self.say(name, finished=steps, scores=self.scores.get(name, {}))
+
     def plan(self) -> tuple[Plan, Plan]:
         """Videos to train on, videos to score with."""
         s = self.settings
@@ -94,14 +111,31 @@ class _Build:
         held = Plan(s.held_out, EVALUATION_SEED, mixed=1, labelled=0, processes=s.processes)
         return train, held
 
-    def evaluate(self, name: str, held: Videos, worlds: list[World], *, perception: bool, step: int) -> None:
-        """Scores a saved model."""
+    def evaluate(
+        self, name: str, model: Any, held: Videos, worlds: list[World], *, perception: bool, step: int
+    ) -> None:
+        """Saves a model and scores what was saved."""
         began = time.monotonic()
-        scores = evaluate_model(
-            self.out / name, worlds, held.frames_FHWC, device=self.device, perception=perception
-        )
+        folder = save_model(model, self.out / name)
+        scores = evaluate_model(folder, worlds, held.frames_FHWC, device=self.device, perception=perception)
         self.scores[name] = scores
         self.say(name, step=step, took_s=round(time.monotonic() - began, 1), **scores)
+
+
+def _earlier(log: Path, settings: BuildSettings) -> dict[str, tuple[int, dict[str, float]]]:
+    """Steps and scores of the models that the log says are finished; ConfigError where it is of another build."""
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    done: dict[str, tuple[int, dict[str, float]]] = {}
+    for row in rows:
+        if row["stage"] == "build":
+            now = vars(settings)
+            changed = [f"{key}: {row.get(key)} there, {now[key]} now" for key in SHAPING if row.get(key) != now[key]]
+            if changed:
+                raise ConfigError(f"{log.parent} holds a build with other settings ({'; '.join(changed)}); go on with "
+                                  "those, or name another folder")  # fmt: skip
+        elif "finished" in row:
+            done[row["stage"]] = row["finished"], row["scores"]
+    return done
 
 
 def build_sandbox(out: Path, settings: BuildSettings) -> dict[str, dict[str, float]]:
@@ -143,11 +177,13 @@ def _train_captioner(
     build: _Build, name: str, model: Any, frames: torch.Tensor, videos: Videos, held: Videos, worlds: list[World]
 ) -> None:
     s = build.settings
+    if build.takes_up(name):
+        model.load_state_dict(load_file(build.out / name / "model.safetensors"), strict=False)  # the head is tied
+        return
 
     def evaluate(step: int) -> None:
-        save_model(model, build.out / name)
         try:
-            build.evaluate(name, held, worlds, perception=True, step=step)
+            build.evaluate(name, model, held, worlds, perception=True, step=step)
         except RuntimeError as error:  # minutes of training must not be lost to a score
             build.say(name, step=step, not_scored=f"{type(error).__name__}: {str(error)[:300]}")
 
@@ -157,34 +193,38 @@ def _train_captioner(
         model, frames, videos.mixed.to(build.device), schedule, evaluate=evaluate, compiled=s.compiled,
         say=lambda **facts: build.say(name, **facts),
     )  # fmt: skip
-    build.steps[name] = steps
     evaluate(steps)
+    build.finish(name, steps)
 
 
 def _train_policy(
     build: _Build, name: str, model: Any, frames: torch.Tensor, videos: Videos, held: Videos, worlds: list[World]
 ) -> None:
     s = build.settings
+    if build.takes_up(name):
+        return
     schedule = Schedule(s.weak_steps, s.batch, rate=3e-4, warmup=min(20, s.weak_steps // 4), tower=False,
                         every=s.weak_steps + 1, limit_s=1e9, seed=s.seed + 1)  # fmt: skip
-    build.steps[name] = train_model(
+    steps = train_model(
         model, frames, videos.weak.to(build.device), schedule, evaluate=lambda step: None, compiled=False,
         say=lambda **facts: build.say(name, **facts),
     )  # fmt: skip
-    save_model(model, build.out / name)
-    build.evaluate(name, held, worlds, perception=False, step=s.weak_steps)
+    build.evaluate(name, model, held, worlds, perception=False, step=steps)
+    build.finish(name, steps)
 
 
 def _train_clip(build: _Build, frames: torch.Tensor, videos: Videos, held: Videos, worlds: list[World]) -> None:
     s = build.settings
+    if build.takes_up("clip"):
+        return
     model = build_clip(s.seed).to(build.device)
     labels = videos.labels_FL.to(build.device)
     train_clip(model, frames, labels, steps=s.clip_steps, batch=s.clip_batch, seed=s.seed,
                say=lambda **facts: build.say("clip", **facts))  # fmt: skip
-    build.steps["clip"] = s.clip_steps
     save_clip(model, build.out / "clip")
     build.scores["clip"] = clip_scores(model, worlds, held.frames_FHWC.to(build.device))
     build.say("clip", step=s.clip_steps, **build.scores["clip"])
+    build.finish("clip", s.clip_steps)
 
 
 def _table(scores: dict[str, dict[str, float]]) -> str:

@@ -14,7 +14,7 @@ from taro.features import FrameSampling
 from taro.mllm import Decoding, generate, load_policy, score
 from taro.mllm.decoder import causal, hidden_states
 from taro.mllm.score import embed_prompt, token_logprobs
-from tests.helpers_models import tiny_qwen2_5_vl
+from tests.helpers_models import TINY
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,9 +25,9 @@ PACKED_TOLERANCE = 0.05
 """largest |difference| of a log-prob in bf16 between a packed row and a full row: other shapes, other roundings"""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen2_5_vl(tmp_path_factory.mktemp("tiny"), dtype=torch.bfloat16, width=128)
+@pytest.fixture(scope="module", params=sorted(TINY))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return TINY[request.param](tmp_path_factory.mktemp("tiny"), dtype=torch.bfloat16, width=128)
 
 
 @pytest.mark.parametrize(("height", "width"), [(120, 150), (84, 84), (224, 140)])
@@ -45,8 +45,11 @@ def test_cached_features_are_bit_equal_to_the_stock_tower_in_bf16(folder: Path, 
     )
     with torch.no_grad():
         pixels = made["pixel_values_videos"].cuda().to(torch.bfloat16)
-        plain = stock.model.visual(pixels, grid_thw=made["video_grid_thw"].cuda()).pooler_output
-    assert torch.equal(cached.main_SND.flatten(0, 1).cpu(), plain.cpu())
+        plain = stock.model.visual(pixels, grid_thw=made["video_grid_thw"].cuda())
+    levels = (plain.pooler_output, *getattr(plain, "deepstack_features", ()))
+    assert len(levels) == 1 + len(cached.deepstack_LSND)
+    for ours, theirs in zip((cached.main_SND, *cached.deepstack_LSND), levels, strict=True):
+        assert torch.equal(ours.flatten(0, 1).cpu(), theirs.cpu())
 
 
 def test_packed_rows_equal_full_rows_in_bf16(folder: Path) -> None:

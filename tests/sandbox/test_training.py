@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from taro.errors import ConfigError
 from taro.features import FrameSampling
 from taro.mllm import Policy, load_policy, score
 from taro.mllm.pixels import resize_frames
@@ -297,5 +299,14 @@ def test_a_tiny_build_leaves_models_that_stock_classes_load(tmp_path: Path, caps
     stages = [json.loads(line)["stage"] for line in (tmp_path / "training-log.jsonl").read_text().splitlines()]
     assert [s for s, before in zip(stages, ["", *stages], strict=False) if s != before] == [
         "build", "data", "held-out", *models, "clip", "done"]  # fmt: skip
+    (tmp_path / "training-log.jsonl").write_text("".join(
+        line for line in (tmp_path / "training-log.jsonl").read_text().splitlines(keepends=True)
+        if not (json.loads(line)["stage"] == "policy" and "finished" in json.loads(line))))  # fmt: skip
+    assert build_sandbox(tmp_path, size) == scores  # goes on: the policy again, from the captioner on disk
+    text = (tmp_path / "training-log.jsonl").read_text()
+    assert [json.loads(line)["stage"] for line in text.splitlines() if "taken_up" in line] == [
+        "captioner", "captioner-qwen3-vl", "policy-qwen3-vl", "clip"]  # fmt: skip
+    with pytest.raises(ConfigError, match="steps: 2 there, 3 now"):
+        build_sandbox(tmp_path, replace(size, steps=3))
     assert "own_caption" in (tmp_path / "clip" / "README.md").read_text()
     assert "boundary_recall" in capsys.readouterr().out
