@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from taro.annotations import Dropped, LintReport, Repaired, import_annotations
+from taro.errors import AnnotationError
 from taro.metrics import Prediction, evaluate_predictions
-from taro.moment import Moment
+from taro.moment import Moment, iou
 from taro.predictions import evaluate_file
 
 ROOT = os.environ.get("TARO_REAL_DATA")
@@ -87,13 +88,23 @@ def test_activitynet_val_1() -> None:
     assert (counts["lines"], counts["dropped"], len({row.video for row in rows})) == (17_505, 0, 4_917)
     assert counts["repair: query stripped of blanks"] == 11_639 and 0.66 < 11_639 / 17_505 < 0.67
     assert counts[CLIPPED] == 134 and FAR not in counts and "repair: window swapped" not in counts
+    over_s = [w.end_s - (row.duration_s or 0.0) for row in rows for w in row.unclipped or ()]
+    assert len(over_s) == 134 and max(over_s) < 0.011
     assert all(row.captions for row in rows) and max(len(row.captions or ()) for row in rows) == 25
     assert len({(row.video, row.query) for row in rows}) < len(rows) == len({row.row_id for row in rows})
 
 
+def _length(vid: str) -> float:
+    """Seconds that a QVHighlights name `ID_START_END` claims."""
+    return float(vid.rsplit("_", 2)[2]) - float(vid.rsplit("_", 2)[1])
+
+
 def test_qvhighlights_val() -> None:
-    """1,550 queries, all clean; up to 25 windows; three marks for every clip that is named."""
+    """1,550 queries, all clean; up to 25 windows, several for 34 %; three marks for every clip that is named; 39
+    durations are not what the video's name says."""
     report = other("highlight_val_release.jsonl", "qvhighlights")
+    assert round(100 * sum(len(row.windows) > 1 for row in report.rows) / 1_550) == 34
+    assert sum(abs(_length(row.video) - (row.duration_s or 0.0)) > 1e-6 for row in report.rows) == 39
     assert report.counts == {"lines": 1_550, "kept": 1_550, "repaired": 0, "dropped": 0}
     assert max(len(row.windows) for row in report.rows) == 25
     assert sum(len(row.saliency.clips) for row in report.rows if row.saliency) == 32_549
@@ -102,13 +113,32 @@ def test_qvhighlights_val() -> None:
 
 def test_time_r1_train() -> None:
     """2,500 rows, 48 past the end; 665 mean a part of a longer video, and 509 of those files are that part by name."""
-    report = other("timer1_train_2k5.json", "time-r1")
+    report = other("timer1_train_2k5.json", "time-r1")  # difficulty is 100 times the IoU of `pred`
     counts = report.counts
     assert (counts["lines"], counts["dropped"]) == (2_500, 0)
     assert (counts[CLIPPED] + counts[FAR], counts["repair: id shortened"]) == (48, 2)
     assert len([row for row in report.rows if row.clip is not None]) == 665 - 509
     assert all(row.may_be_cut == (row.clip is not None) for row in report.rows)
     assert all(0 <= (row.difficulty or 0.0) <= 100 for row in report.rows)
+    absurd = max(report.rows, key=lambda row: (row.unclipped or row.windows)[0].end_s)
+    assert absurd.unclipped == (Moment(120, 14220),) and absurd.windows == (Moment(120, absurd.duration_s or 0),)
+    items = json.loads((Path(ROOT or "") / "annotations" / "timer1_train_2k5.json").read_text(encoding="utf-8"))
+    assert sum(item["video_start"] is not None for item in items) == 665
+    for item in items:
+        found = 100 * iou(Moment(*item["pred"]), Moment(*item["timestamp"]))
+        assert item["difficulty"] == pytest.approx(found, abs=0.5)
+
+
+def test_the_three_policies_on_charades(tmp_path: Path) -> None:
+    """Every line ends once: what `repair` repairs `drop` drops, and `fail` stops with the first of them."""
+    repaired = read("train").counts
+    folder = Path(ROOT or "") / "annotations"
+    how = {"dataset": "charades-sta", "lengths": folder / "Charades_v1_train.lengths.csv"}
+    dropped = import_annotations(folder / "charades_sta_train.txt", policy="drop", **how).counts  # type: ignore[arg-type]
+    assert dropped["kept"] == repaired["kept"] == 12_408 - dropped["dropped"] and dropped["repaired"] == 0
+    assert dropped["dropped"] == repaired["repaired"] + repaired["dropped"] == 1_806  # one more is reversed alone
+    with pytest.raises(AnnotationError, match=r"policy fail: 1,806 of 12,408 lines are not fine: line \d+"):
+        import_annotations(folder / "charades_sta_train.txt", policy="fail", **how)  # type: ignore[arg-type]
 
 
 def test_answering_qvhighlights_with_its_own_truth(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""A decoder that hangs (holding the interpreter lock, as decord's does) and one that dies of SIGSEGV cost their own clips
-alone: through `taro preprocess`, with the job's real child processes."""
+"""A decoder that hangs (holding the interpreter lock, as decord's does) and one that dies of SIGSEGV cost their own
+clips alone: through `taro preprocess`, with the job's real child processes."""
 
 from __future__ import annotations
 
