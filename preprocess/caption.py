@@ -3,7 +3,7 @@
 A captioner answers requests, in batches, one text each; the journal sits between, so that what was answered once is
 never asked again. With `segment.method: captioner` a request is a whole clip and its answer brings its own times, in
 lines of the form "From 2.0s to 5.5s, ..."; otherwise a request is one segment. Captions from a file or from the
-annotations need no request.
+annotations need no request (given.py).
 
 Legend: T sampled frames.
 """
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-from pydantic import ValidationError
 
 from preprocess.config import CaptionConfig, PreprocessConfig
 from preprocess.decode import Frames
@@ -32,7 +32,16 @@ from taro.records import DenseCaption
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Captioner", "Request", "TransformersCaptioner", "answer", "captioner_facts", "captions_file", "tidy"]
+__all__ = ["Captioner", "Entry", "Request", "TransformersCaptioner", "answer", "captioner_facts", "captions_file",
+           "tidy"]
+
+
+class Entry(NamedTuple):
+    """A caption as it was given; seconds."""
+
+    start_s: float
+    end_s: float
+    text: str
 
 
 @dataclass(frozen=True)
@@ -154,21 +163,28 @@ def tidy(captions: Sequence[DenseCaption], duration_s: float, *, round_s: float 
     return [kept[place] for place in sorted(kept)]
 
 
-def captions_file(path: Path) -> dict[str, list[DenseCaption]]:
-    """Captions by video name from a JSONL file: {"video": ..., "captions": [{"start_s", "end_s", "text"}, ...]}.
+def captions_file(path: Path) -> dict[str, list[Entry]]:
+    """Entries by video name from a JSONL file: {"video": ..., "captions": [{"start_s", "end_s", "text"}, ...]}.
     Raises AnnotationError that names the line."""
-    found: dict[str, list[DenseCaption]] = {}
+    found: dict[str, list[Entry]] = {}
     for number, line in enumerate(_bytes(path).decode("utf-8", "replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row: Any = json.loads(line)
-            captions = [DenseCaption(**caption) for caption in row["captions"]]
-            found.setdefault(str(row["video"]), []).extend(captions)
-        except (json.JSONDecodeError, ValidationError, KeyError, TypeError) as error:
+            entries = [_entry(caption) for caption in row["captions"]]
+            found.setdefault(str(row["video"]), []).extend(entries)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise AnnotationError(f'{path}, line {number}: expected {{"video": ..., "captions": [{{"start_s", "end_s", '
                                   f'"text"}}]}}; {type(error).__name__}: {str(error)[:200]}') from None  # fmt: skip
     return found
+
+
+def _entry(caption: Any) -> Entry:
+    entry = Entry(float(caption["start_s"]), float(caption["end_s"]), caption["text"])
+    if not (math.isfinite(entry.start_s) and math.isfinite(entry.end_s) and isinstance(entry.text, str)):
+        raise ValueError(f"a caption needs two finite times and a text, got {str(caption)[:100]}")
+    return entry
 
 
 def _bytes(path: Path) -> bytes:

@@ -38,7 +38,8 @@ class SkippedRow(Config):
 
 class SliceLedger(Config):
     """Of one slice: rows `written`, clips and captions in its shards, clips without any caption, windows clipped to the
-    real length, rows skipped, seconds it took. `plan_sha256` says which plan it belongs to."""
+    real length, rows skipped, how the captions that were given ended (given.py), seconds it took. `plan_sha256` says
+    which plan it belongs to."""
 
     plan_sha256: str
     written: int
@@ -47,6 +48,7 @@ class SliceLedger(Config):
     uncaptioned: int = 0
     clipped_windows: int = 0
     skipped: list[SkippedRow] = Field(default_factory=list)
+    given: dict[str, int] = Field(default_factory=dict)
     seconds: float = 0.0
 
 

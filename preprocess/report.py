@@ -29,7 +29,9 @@ class PreprocessReport:
     """What a run did. inputs, written, skipped: annotation rows of the whole plan, as far as slices are done;
     uncaptioned: clips without any caption, where captions were asked for;
     complete: every slice is done and the manifest written; slices: (done, all); made: slices made by this run; reasons:
-    skipped rows by "stage: reason"; transient: skipped rows that may pass now; lint: the linter's counts."""
+    skipped rows by "stage: reason"; transient: skipped rows that may pass now; lint: the linter's counts;
+    given: how the captions that a file or the annotations gave ended, "used", "repaired: ..." or "skipped: ...", each
+    counted once for each clip that it was offered to."""
 
     out: Path
     inputs: int
@@ -45,6 +47,7 @@ class PreprocessReport:
     lint: dict[str, int] = field(default_factory=dict)
     uncaptioned: int = 0
     transient: int = 0
+    given: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -60,6 +63,9 @@ class PreprocessReport:
         lines += [f"  {count:>14,}  {what}" for what, count in self.lint.items() if what.startswith("repair: ")]
         if self.uncaptioned:
             lines.append(f"  {self.uncaptioned:>14,}  clips without a caption: their rollouts cannot be guided")
+        if set(self.given) - {"used"}:
+            lines.append(f"{sum(self.given.values()):,} captions were given:")
+            lines += [f"  {count:>14,}  {fate}" for fate, count in self.given.items()]
         lines += [f"  skipped {count:>6,}  {reason}" for reason, count in self.reasons.items()]
         if self.transient:
             lines.append(f"  {self.transient:>14,}  of them may pass now: --retry transient makes their slices again")

@@ -16,9 +16,10 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Literal
 
-from preprocess.caption import TransformersCaptioner, captions_file
+from preprocess.caption import TransformersCaptioner
 from preprocess.clip import ClipModel
 from preprocess.config import PreprocessConfig
+from preprocess.given import given_captions
 from preprocess.job import Job, open_job
 from preprocess.ledger import SkippedRow, SliceLedger, read_ledger, slice_lock
 from preprocess.models import cpu_threads, load_tower_policy, model_folder
@@ -80,15 +81,12 @@ def preprocess(
 def _load_tools(job: Job) -> Tools:
     """Every model that the job needs, once."""
     config, plan = job.config, job.plan
-    captioner = captions = None
+    captioner = None
     if config.caption.method == "transformers":
         captioner = TransformersCaptioner(config.caption, plan.captioner, job.device, job.dtype)
-    if config.caption.method == "file":
-        assert config.caption.file is not None
-        captions = captions_file(config.caption.file)
     clip = None if config.clip_model is None else ClipModel(config.clip_model, job.device)
     policy = load_tower_policy(model_folder(config.policy), job.device, job.dtype)
-    return Tools(policy, captioner, clip, captions)
+    return Tools(policy, captioner, clip, given_captions(config))
 
 
 def _silent(_: Progress) -> None:
@@ -159,13 +157,16 @@ def _finish(job: Job, made: int, began: float) -> PreprocessReport:
     captions = sum(ledger.captions for ledger in done)
     if complete:
         _write_set(job, skipped, captions)
+    given = sum((Counter(ledger.given) for ledger in done), Counter[str]())
+    found = given_captions(job.config)
+    given += Counter() if found is None else found.unasked(job.plan.clips)
     reasons = Counter(f"{row.stage}: {row.reason}" for row in skipped)
     return PreprocessReport(
         out=job.config.out, inputs=job.plan.inputs, written=sum(ledger.written for ledger in done),
         skipped=len(skipped), clips=sum(ledger.clips for ledger in done), captions=captions,
         uncaptioned=sum(ledger.uncaptioned for ledger in done) if job.config.caption.method != "none" else 0,
         slices=(len(done), len(ledgers)), made=made, complete=complete, seconds=time.monotonic() - began,
-        reasons=dict(reasons.most_common()), lint=job.plan.lint,
+        reasons=dict(reasons.most_common()), lint=job.plan.lint, given=dict(sorted(given.items())),
         transient=sum(row.transient for row in skipped),
     )  # fmt: skip
 

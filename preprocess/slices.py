@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from preprocess.caption import Captioner, Request, answer, tidy
+from preprocess.caption import Captioner, Request, answer
 from preprocess.clip import ClipModel, alignment
 from preprocess.config import PreprocessConfig
 from preprocess.decode import DecodeJob, Frames
 from preprocess.encode import encode_clip
+from preprocess.given import Given
 from preprocess.job import Job
 from preprocess.journal import Journal
 from preprocess.ledger import SkippedRow, SliceLedger, write_ledger
@@ -42,12 +44,16 @@ __all__ = ["Tools", "decode_jobs", "make_slice", "skip_clip"]
 
 @dataclass
 class Tools:
-    """The models of a job, loaded. `captions`: of the method file, by video name."""
+    """The models of a job, loaded. `given`: captions of the methods file and annotations."""
 
     policy: Any
     captioner: Captioner | None = None
     clip: ClipModel | None = None
-    captions: dict[str, list[DenseCaption]] | None = None
+    given: Given | None = None
+
+    def lost(self, clip: PlannedClip) -> Counter[str]:
+        """What becomes of the captions given for a clip that is skipped."""
+        return Counter() if self.given is None else self.given.lost(clip)
 
 
 @dataclass
@@ -58,6 +64,8 @@ class _Draft:
     frames: Frames
     clip_TD: np.ndarray | None = None
     captions: list[DenseCaption] = field(default_factory=list)
+    fates: Counter[str] = field(default_factory=Counter)
+    """of the captions that were given"""
 
 
 def decode_jobs(job: Job, clips: Sequence[PlannedClip]) -> Iterator[DecodeJob]:
@@ -75,6 +83,7 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
     journal = Journal(job.state / "journal", index)
     results = pool.map(decode_jobs(job, clips), ahead=2 * pool.workers)
     skipped: list[SkippedRow] = []
+    given: Counter[str] = Counter()
     written = captions = count = clipped = uncaptioned = 0
     with SliceWriter(job.config.out, index, kinds=job.kinds) as writer:
         for batch in _batches(clips, job.config.caption.batch):
@@ -82,6 +91,7 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
             for clip, frames in zip(batch, itertools.islice(results, len(batch)), strict=True):
                 if isinstance(frames, VideoError):
                     skipped += skip_clip(clip, "decode", frames)
+                    given += tools.lost(clip)
                     tick(clip.path)
                 else:
                     drafts.append(_Draft(clip, frames))
@@ -90,6 +100,7 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
                 record, lost, cut = _record(draft, job.config)
                 skipped += lost
                 tick(draft.planned.path)
+                given += draft.fates if record is not None else tools.lost(draft.planned)
                 if record is None:
                     continue
                 features = encode_clip(tools.policy, draft.frames, job.config.sampling)
@@ -98,7 +109,7 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
                 clipped += cut
                 uncaptioned += not record.captions
         ledger = SliceLedger(plan_sha256=job.plan.sha256, written=written, clips=count, captions=captions,
-                             uncaptioned=uncaptioned, clipped_windows=clipped, skipped=skipped,
+                             uncaptioned=uncaptioned, clipped_windows=clipped, skipped=skipped, given=dict(given),
                              seconds=time.monotonic() - began)  # fmt: skip
         rows = sum(len(clip.rows) for clip in clips)
         assert rows == written + len(skipped), f"slice {index}: {rows} rows, {written} written, {len(skipped)} skipped"
@@ -146,9 +157,10 @@ def _describe(drafts: list[_Draft], config: PreprocessConfig, tools: Tools, jour
         said = iter(answer([r for requests in asked for r in requests], tools.captioner, config, journal))
         for draft, requests in zip(drafts, asked, strict=True):
             draft.captions = [caption for _ in requests for caption in next(said)]
-    else:
+    elif tools.given is not None:
         for draft in drafts:
-            draft.captions = _given(draft, tools, config)
+            span = Moment(draft.frames.clip.start_s, draft.frames.clip.end_s)
+            draft.captions, draft.fates = tools.given.fitted(draft.planned, span)
     for draft in drafts:
         if tools.clip is not None and draft.clip_TD is not None and draft.captions:
             values = alignment(tools.clip.texts([c.text for c in draft.captions]), draft.clip_TD, draft.frames.times_s,
@@ -170,18 +182,6 @@ def _requests(draft: _Draft, config: PreprocessConfig) -> list[Request]:
             min_s=segment.min_s, max_segments=segment.max_segments, kernel=segment.kernel,
         )  # fmt: skip
     return [Request(draft.frames, stretch, whole=False) for stretch in stretches]
-
-
-def _given(draft: _Draft, tools: Tools, config: PreprocessConfig) -> list[DenseCaption]:
-    planned = draft.planned
-    found: Sequence[DenseCaption] | None = None
-    if tools.captions is not None:
-        name = planned.path.rpartition("/")[2]
-        names = (planned.video, planned.path, name, name.rpartition(".")[0])
-        found = next((tools.captions[n] for n in names if n in tools.captions), None)
-    elif config.caption.method == "annotations":
-        found = next((row.captions for row in planned.rows if row.captions is not None), None)
-    return tidy(found or [], draft.frames.duration_s)
 
 
 def _record(draft: _Draft, config: PreprocessConfig) -> tuple[ClipRecord | None, list[SkippedRow], int]:

@@ -107,8 +107,56 @@ def test_captions_come_from_a_file(job: Make, tmp_path: Path) -> None:
         preprocess(config)
 
 
+def test_every_given_caption_ends_once(job: Make, tmp_path: Path) -> None:
+    """A file's entries that are reversed, empty, outside, doubled, of a video that is not there or cannot be read."""
+    file = tmp_path / "captions.jsonl"
+
+    def line(video: str, *entries: tuple[float, float, str]) -> str:
+        captions = [{"start_s": s, "end_s": e, "text": text} for s, e, text in entries]
+        return json.dumps({"video": video, "captions": captions})
+
+    file.write_text("\n".join([
+        line("v0.mp4", (0, 1, "fine"), (2, 1, "turned"), (2, 99, "long"), (99, 2.5, "both"), (5, 9, "outside")),
+        line("v0", (1, 1, "empty"), (0, 1, " "), (0, 1, "fine"), (-9, -1, "before"), (-9, 1, "from before")),
+        line("v1.mp4", (0, 1, "of a clip that is skipped"), (0, 2, "too")), line("gone.mp4", (0, 1, "nobody asks")),
+    ]))  # fmt: skip
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    write_video(videos / "v0.mp4", 30)
+    (videos / "v1.mp4").write_bytes(b"no video")
+    lines = [{"video": f"v{i}.mp4", "query": "q", "windows": [[0, 1]]} for i in range(2)]
+    report = preprocess(job(lines, videos=videos, caption={"method": "file", "file": str(file)}, max_skipped=0.5))
+    assert report.given == {
+        "used": 1, "repaired: start and end swapped": 1, "repaired: clipped to the clip": 2,
+        "repaired: start and end swapped, clipped to the clip": 1, "skipped: outside the clip": 2,
+        "skipped: no length": 1, "skipped: no text": 1, "skipped: given before": 1,
+        "skipped: its clip was skipped": 2, "skipped: no row has its video": 1,
+    }  # fmt: skip
+    assert sum(report.given.values()) == 13 and "13 captions were given:" in report.table()
+    found = open_shards(report.out)
+    assert [(c.start_s, c.end_s, c.text) for c in found.clip(found.keys[0]).captions] == [
+        (0, 1, "fine"), (0, 1, "from before"), (1, 2, "turned"), (2, 3, "long"), (2.5, 3, "both")]  # fmt: skip
+
+
+def test_times_of_a_file_are_those_of_the_video(job: Make, tmp_path: Path) -> None:
+    """A clip that is cut out of it has the captions of its own part, counted from its start."""
+    file = tmp_path / "captions.jsonl"
+    entries = [{"start_s": s, "end_s": s + 1, "text": f"from {s}"} for s in range(5)]
+    file.write_text(json.dumps({"video": "v5.mp4", "captions": entries}))
+    lines = [{"video": "v5.mp4", "query": "q", "windows": [[0, 1]], "clip": [s, s + 2.5]} for s in (0.0, 2.5)]
+    report = preprocess(job(lines, caption={"method": "file", "file": str(file)}))
+    found = open_shards(report.out)
+    clips = sorted((found.clip(key) for key in found.keys), key=lambda clip: clip.clip.start_s)
+    assert [[(c.start_s, c.end_s, c.text) for c in clip.captions] for clip in clips] == [
+        [(0, 1, "from 0"), (1, 2, "from 1"), (2, 2.5, "from 2")],
+        [(0, 0.5, "from 2"), (0.5, 1.5, "from 3"), (1.5, 2.5, "from 4")]]  # fmt: skip
+    assert report.given == {"used": 4, "repaired: clipped to the clip": 2, "skipped: outside the clip": 4}
+
+
 def test_a_bad_line_of_a_captions_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "captions.jsonl"
-    file.write_text('{"video": "a", "captions": []}\n{"video": "b", "captions": [{"start_s": "x"}]}\n')
-    with pytest.raises(AnnotationError, match="line 2"):
-        captions_file(file)
+    for wrong in ('{"start_s": "x"}', '{"start_s": 0, "end_s": NaN, "text": "a"}', '{"start_s": 0, "end_s": 1}', "7",
+                  '{"start_s": 0, "end_s": 1, "text": 5}'):  # fmt: skip
+        file.write_text(f'{{"video": "a", "captions": []}}\n{{"video": "b", "captions": [{wrong}]}}\n')
+        with pytest.raises(AnnotationError, match="line 2"):
+            captions_file(file)
