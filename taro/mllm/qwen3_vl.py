@@ -70,16 +70,16 @@ def encode_with_levels(
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _places(visual: Any, grid_hw: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, ...]:
     """What depends on the frame's grid alone: rotary cos and sin [P, d]; the corners [P, 4] in the learned square of
-    position embeddings around each patch, and their weights (bilinear, corners on corners)."""
+    position embeddings around each patch, and their weights (bilinear, corners on corners). The weights' arithmetic is
+    the stock tower's to the last bit, since bf16 features are compared bit for bit."""
     layout = patch_layout(*grid_hw, visual.spatial_merge_size, max(grid_hw))
     side = round(len(visual.pos_embed.weight) ** 0.5)
     taps, weights = [], []
     for index, size in zip((layout.rows, layout.cols), grid_hw, strict=True):
-        at = torch.tensor(index, device=device).float() * (side - 1) / max(size - 1, 1)
-        low = at.floor().long().clamp(max=side - 1)
-        part = at - low
-        taps.append(torch.stack([low, (low + 1).clamp(max=side - 1)], dim=-1))
-        weights.append(torch.stack([1 - part, part], dim=-1))
+        at = torch.tensor(index, device=device).float() * (side - 1) / torch.tensor(max(size - 1, 1), device=device)
+        low, offsets = at.floor(), torch.arange(2, device=device)
+        taps.append((low.long()[:, None] + offsets).clamp(max=side - 1))
+        weights.append(1 - (at[:, None] - low[:, None] - offsets).abs())
     corners_P4 = (taps[0][:, :, None] * side + taps[1][:, None]).flatten(1)
     weights_P4 = (weights[0][:, :, None] * weights[1][:, None]).flatten(1)
     return *axial_rotary(visual, layout, device), corners_P4, weights_P4

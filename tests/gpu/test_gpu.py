@@ -13,7 +13,7 @@ from taro.draws import uniforms
 from taro.features import FrameSampling
 from taro.mllm import Decoding, generate, load_policy, score
 from taro.mllm.decoder import causal, hidden_states
-from taro.mllm.score import embed_prompt, token_logprobs
+from taro.mllm.score import embed_prompt, prompt_deepstack, token_logprobs
 from tests.helpers_models import TINY
 
 pytestmark = [
@@ -67,7 +67,8 @@ def test_packed_rows_equal_full_rows_in_bf16(folder: Path) -> None:
             tail = torch.arange(prompt.next_position, prompt.next_position + len(ids)).expand(3, len(ids))
             positions = torch.cat([prompt.positions_3P, tail], 1).cuda()[:, None]
             embeds = torch.cat([embed_prompt(policy, prompt), policy.lm.embed_tokens(ids)])[None]
-            hidden = hidden_states(policy.lm, embeds, positions, causal)[0, len(prompt.ids_P) - 1 : -1]
+            hidden = hidden_states(policy.lm, embeds, positions, causal, deepstack=prompt_deepstack(prompt))
+            hidden = hidden[0, len(prompt.ids_P) - 1 : -1]
             plain = token_logprobs(policy, hidden, ids, temperature=1.0)
             gap = (packed[0, g][valid] - plain).abs().max()
             assert float(gap) < PACKED_TOLERANCE, f"rollout {g}: largest gap {float(gap):.3f}"
