@@ -20,7 +20,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taro.errors import ConfigError
 
-__all__ = ["Config", "digest", "load_config", "recipe_names"]
+__all__ = ["Config", "digest", "load_config", "parse_yaml", "read_yaml", "recipe_names"]
+
+MAX_YAML_BYTES = 1 << 17
+MAX_YAML_VALUES = 50_000
+"""values of a document, each alias counted as often as it is written out"""
+SHOWN = 8
+
+_LET_THROUGH = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""what PyYAML's constructors raise beside YAMLError: `!!int ""`, thousands of digits, nesting"""
 
 
 class Config(BaseModel):
@@ -49,6 +57,48 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
 
 
+def read_yaml(path: Path) -> Any:
+    """The YAML of a file, see `parse_yaml`. Raises ConfigError, also where it cannot be read or is too large."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_YAML_BYTES + 1)
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: a recipe is YAML in UTF-8, got other bytes at {error.start:,}") from None
+    if len(data) > MAX_YAML_BYTES:
+        raise ConfigError(f"{path}: expected at most {MAX_YAML_BYTES:,} bytes of YAML, got more")
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Safe YAML whose aliases cannot blow up: a document that would be too large written out is refused.
+
+    Raises ConfigError that opens with `where`, whatever the text."""
+    try:
+        data = yaml.load(text, _Loader)
+        values = _written_out(data, {})
+    except (yaml.YAMLError, *_LET_THROUGH) as error:
+        raise ConfigError(f"{where}: not valid YAML: {str(error)[:500] or type(error).__name__}") from None
+    if values > MAX_YAML_VALUES:
+        raise ConfigError(f"{where}: its aliases (&, *) stand for more than {MAX_YAML_VALUES:,} values")
+    return data
+
+
+def _written_out(node: Any, known: dict[int, int]) -> int:
+    """How many values a document has where every alias is written out, 64 characters of a text counted as one."""
+    if isinstance(node, str):
+        return 1 + len(node.encode()) // 64  # half of a surrogate pair is no text: ValueError
+    inner = [*node, *node.values()] if isinstance(node, dict) else node if isinstance(node, list | tuple | set) else ()
+    if not inner:
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MAX_YAML_VALUES + 1  # what a value that holds itself finds
+        known[id(node)] = 1 + sum(_written_out(one, known) for one in inner)
+    return known[id(node)]
+
+
 def load_config(
     model: type[ConfigT], source: str | Path | None, overrides: Sequence[str] = (), *, package: str
 ) -> ConfigT:
@@ -75,19 +125,12 @@ def _read(source: str | Path, package: str) -> dict[str, Any]:
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise ConfigError(f"{path}: no such recipe file; shipped recipes: {', '.join(recipe_names(package))}")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: a recipe is YAML in UTF-8, got other bytes at {error.start:,}") from None
+        data = read_yaml(path)
     else:
         names = recipe_names(package)
         if str(source) not in names:
             raise ConfigError(f"{source}: no such recipe; give a .yaml file or one of: {', '.join(names)}")
-        text = resources.files(package).joinpath(f"{source}.yaml").read_text(encoding="utf-8")
-    try:
-        data = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {error}") from None
+        data = parse_yaml(resources.files(package).joinpath(f"{source}.yaml").read_text(encoding="utf-8"), str(source))
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -106,24 +149,23 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {override}: {part} is a value, not a group of keys")
         at = inner
-    try:
-        at[parts[-1]] = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
+    at[parts[-1]] = parse_yaml(text, f"--set {override}: the value")
 
 
 def _explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
     lines = []
-    for item in error.errors():
+    for item in error.errors()[:SHOWN]:
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(item["loc"][-1]), _all_fields(model), n=1)
+            where = where[:200]
+            near = difflib.get_close_matches(where.rpartition(".")[2], _all_fields(model), n=1)
             lines.append(f"{where}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
         else:
             # A rule between keys has no key of its own: its message names them.
             said = f"{where}: {item['msg']}, got {item.get('input')!r}" if where else str(item["msg"])
             lines.append(said.replace("Value error, ", "")[:500])
-    return f"{source}: " + "; ".join(lines)
+    more = error.error_count() - len(lines)
+    return f"{source}: " + "; ".join(lines) + (f"; and {more:,} more" if more else "")
 
 
 def _all_fields(model: type[BaseModel]) -> list[str]:

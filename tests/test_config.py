@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Self
 
 import pytest
 from pydantic import model_validator
 
-from taro.config import Config, digest, load_config
+from taro.config import Config, digest, load_config, read_yaml
 from taro.errors import ConfigError
 
 
@@ -90,3 +91,24 @@ def test_a_rule_between_keys_says_so_in_its_own_words() -> None:
 
 def test_the_digest_follows_the_values() -> None:
     assert digest(Outer()) == digest(Outer(flag=False)) != digest(Outer(flag=True))
+
+
+@pytest.mark.parametrize("text", [
+    "a0: &a0 [x, x]\n" + "\n".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(25)),
+    "a: &a [*a]", "a: &a {b: *a}", "a: &a " + "x" * 60_000 + "\nb: [" + "*a, " * 9_000 + "]",
+    "[" * 5000, "- " * 5000, "a: " + "9" * 5000, 'a: !!int ""', "a: !!bool maybe", "a: !!timestamp 2001-99-99",
+    "a: !!python/object/apply:os.system [true]", 'a: "\\ud800"', "a: \x00", "? [a]\n: b", "a: " + "x" * 200_000,
+], ids=lambda text: text[:20])  # fmt: skip
+def test_hostile_yaml_is_one_message(tmp_path: Path, text: str) -> None:
+    """Aliases of aliases are a few bytes that stand for terabytes."""
+    path = tmp_path / "a.yaml"
+    path.write_text(text, encoding="utf-8")
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as error:
+        load_config(Outer, path, package="train.recipes")
+    assert time.monotonic() - began < 10 and len(str(error.value)) < 6000
+
+
+def test_plain_aliases_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("a: &a [1, 2]\nb: [*a, *a]\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"a": [1, 2], "b": [[1, 2], [1, 2]]}
