@@ -88,10 +88,13 @@ def train_step(run: Run) -> dict[str, Any]:
     parts = judge(batch, scores, config)
     totals_BG = control_totals(parts, batch, config)
     advantages_BG = group_advantages(totals_BG, scale="std" if config.loss.kind == "grpo" else "none")
+    dump = run.folder / "rollouts" / f"step-{step:06d}.jsonl"
+    if config.checkpoint.dump_rollouts:  # before the update: what it learns from is on the disk, whatever it does
+        dump_rollouts(dump, batch, parts, advantages_BG)
     update = update_policy(run.policy, run.optimizer, batch, scores, advantages_BG, config)
     values = step_measures(batch, scores, parts, totals_BG, update, config, seconds=time.monotonic() - started)
-    if config.checkpoint.dump_rollouts or update.skipped:
-        dump_rollouts(run.folder / "rollouts" / f"step-{step:06d}.jsonl", batch, parts, advantages_BG)
+    if update.skipped and not config.checkpoint.dump_rollouts:
+        dump_rollouts(dump, batch, parts, advantages_BG)
     run.log(step, values)
     run.last = {"step": step, **values}
     run.state.step, run.state.skipped = step + 1, run.state.skipped + update.skipped
