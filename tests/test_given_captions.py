@@ -1,4 +1,4 @@
-"""Ready captions, from the annotations to a guided rollout: the prefixes that training shows are exactly those lines."""
+"""Ready captions, from annotations to guided rollouts: the prefixes that training shows are exactly those lines."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.helpers_models import tiny_qwen2_5_vl
 from tests.helpers_video import write_video
 from train.config import TrainConfig
 from train.grpo import train
+from train.run import open_run
 
 CLIPS = 3
 LINES = ['a woman\'s hand opens the "fridge"', "she {pours} milk, then waits", "the cat looks on", "a door falls shut"]
@@ -91,3 +92,27 @@ def test_training_shows_exactly_the_lines_that_were_given(
         assert len(policy.encode_text(prefix)) == row["forced_tokens"], "the prefix holds nothing else"
         told.update(lines)
     assert told == set(shown), "eight draws of one to four lines leave none out"
+
+
+@pytest.mark.parametrize("paths", ["random", "online"])
+def test_a_set_without_captions_says_so_when_training_begins(
+    tmp_path: Path, parts: Path, paths: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [{"video": f"v_{i}", "query": "q", "windows": [[0, 1]],
+              **({"captions": [{"start_s": 0, "end_s": 1, "text": "a dog"}]} if i == 0 else {})} for i in range(CLIPS)]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for method, said in (("annotations", "2 of 3 queries have no captions"), ("none", "all of 3 queries"), ("off", "")):
+        preprocess(PreprocessConfig.model_validate({
+            "videos": parts / "videos", "annotations": tmp_path / "some.jsonl", "dataset": "jsonl",
+            "out": tmp_path / method, "policy": str(parts / "policy"), "device": "cpu", "workers": 1, "threads": 1,
+            "caption": {"method": "none" if method == "off" else method}, "sampling": {"total_tokens": 64},
+        }))  # fmt: skip
+        run = open_run(TrainConfig.model_validate({
+            "policy": str(parts / "policy"), "shards": str(tmp_path / method), "out": str(tmp_path / f"run-{method}"),
+            "curriculum": {"schedule": "off" if method == "off" else "hard"}, "device": "cpu",
+            "rollout": {"prompts": 2, "paths": paths},
+        }), resume=False)  # fmt: skip
+        run.close()
+        told = [record.getMessage() for record in caplog.records if record.name == "train.run"]
+        assert len(told) == bool(said) and all(said in line for line in told)
+        caplog.clear()

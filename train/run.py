@@ -143,6 +143,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     if config.validation.split is not None and not shard_set.queries(split=config.validation.split):
         raise ConfigError(f"{config.shards}: no query has the split {config.validation.split!r} of validation.split; "
                           "name one that exists, or null")
+    _tell_unguided(config, shard_set, refs)
     template = policy_template(policy, config.template)
     with telling(config.out, lambda: AGAIN):
         lock = _lock(config, resume=resume)
@@ -162,6 +163,21 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
                QueryOrder(len(refs), seed=config.seed), optimizer, state,
                open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
                lock, on_step, None if found is None else state.step)
+
+
+def _tell_unguided(config: TrainConfig, shard_set: ShardSet, refs: list[QueryRef]) -> None:
+    """Warns, once, of queries that have nothing to guide a rollout with: theirs will all be free."""
+    source = config.rollout.paths
+    if config.curriculum.schedule == "off":
+        return
+    if source == "online":
+        bare = len(refs) - sum(bool(shard_set.clip(ref.key).captions) for ref in refs)
+    else:
+        bare = sum(not any(getattr(ref.query.paths, source)) for ref in refs)
+    if bare:
+        log.warning("%s: %s of %s queries have no captions to guide a rollout with (rollout.paths=%s): their rollouts "
+                    "are free, in the guided phase too; preprocess with captions, or set curriculum.schedule=off",
+                    config.shards, "all" if bare == len(refs) else f"{bare:,}", f"{len(refs):,}", source)  # fmt: skip
 
 
 def _data_sha256(shard_set: ShardSet, refs: list[QueryRef]) -> str:
