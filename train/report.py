@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 from collections import Counter
@@ -24,6 +23,7 @@ import yaml
 from shards.manifest import read_skipped
 from shards.reader import open_shards
 from taro import __version__
+from taro.mllm.folder import read_json
 from taro.timeline import page, safe_text
 from train.checkpoint import write_text
 from train.report_charts import CHART_CSS
@@ -146,7 +146,7 @@ def _facts(run: Run, sets: Mapping[str, ShardSet]) -> dict[str, str]:
 def _template_facts(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read_json(path)
     return {"prompt template": f"{data.get('template_name', data.get('template', '-'))}, "
                                f"sha256 {data.get('template_sha256', '-')}"}
 

@@ -9,22 +9,23 @@ Left out: scoring (`taro.metrics`), drawing (train/report_charts.py, train/repor
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from taro import draws
+from taro.config import read_yaml
 from taro.errors import ConfigError
 from taro.metrics import PROTOCOLS, Scores
 from taro.moment import Moment
 from train.evaluate import EvalRow, score_rows
+from train.report_rows import AnswerLine, RolloutLine, checked, eval_line, step_line
 from train.trackers import read_jsonl
 
 if TYPE_CHECKING:
@@ -64,13 +65,16 @@ class Run:
 
     def rollout_steps(self) -> list[int]:
         """Steps whose rollouts were dumped, ascending."""
-        return sorted(int(path.stem.removeprefix("step-")) for path in (self.folder / "rollouts").glob("step-*.jsonl"))
+        names = [path.stem.removeprefix("step-") for path in (self.folder / "rollouts").glob("step-*.jsonl")]
+        return sorted(int(name) for name in names if re.fullmatch(r"[0-9]{6,15}", name))
 
     def rollouts(self, step: int) -> list[list[dict[str, Any]]]:
         """Groups of one step, in the order of the dump; the rows of a group in order of `g`."""
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in read_jsonl(self.folder / "rollouts" / f"step-{step:06d}.jsonl"):
-            groups.setdefault((str(row["key"]), str(row["query_id"])), []).append(row)
+        path = self.folder / "rollouts" / f"step-{step:06d}.jsonl"
+        for number, row in enumerate(read_jsonl(path), 1):
+            line = checked(RolloutLine, row, path, number)
+            groups.setdefault((line.key, line.query_id), []).append(line.model_dump())
         return [sorted(rows, key=lambda row: int(row["g"])) for rows in groups.values()]
 
 
@@ -151,31 +155,21 @@ def read_run(folder: str | Path) -> Run:
         if not path.is_file():
             raise ConfigError(f"{folder}: expected the folder of a training run, with config.yaml and metrics.jsonl, "
                               f"got no {path.name}; give the folder that `taro train` wrote (its key `out`)")
-    lines = read_jsonl(metrics)
-    try:
-        text = config.read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{config}: expected the YAML that a run wrote, got what cannot be read as such "
-                          f"({str(error)[:200]}); restore the file") from None
-    return Run(folder, data if isinstance(data, dict) else {}, text,
-               [line for line in lines if "reward" in line], [line for line in lines if "eval" in line])
+    lines, data = read_jsonl(metrics), read_yaml(config)
+    return Run(folder, data if isinstance(data, dict) else {}, config.read_text(encoding="utf-8"),
+               [step_line(line, metrics) for line in lines if "reward" in line],
+               [eval_line(line, metrics) for line in lines if "eval" in line])
 
 
 def read_predictions(path: str | Path) -> list[EvalRow]:
     """Rows that `taro eval --out` wrote, one JSON object a line."""
-    rows = []
-    plain = [item.name for item in fields(EvalRow) if item.name not in {"predicted", "windows"}]
-    for number, data in enumerate(_jsonl(Path(path)), 1):
-        try:
-            predicted = data["predicted"]
-            rows.append(EvalRow(**{name: data[name] for name in plain},
-                                predicted=None if predicted is None else Moment(*predicted),
-                                windows=tuple(Moment(*window) for window in data["windows"])))
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f"{path}:{number}: expected a row that `taro eval --policy ... --out` writes, got one "
-                              f"without a usable {error}; write the file again") from None
-    return rows
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: expected a JSONL file, got none; check the path")
+    lines = [checked(AnswerLine, row, path, number) for number, row in enumerate(read_jsonl(path), 1)]
+    return [EvalRow(**line.model_dump(exclude={"predicted", "windows"}),
+                    predicted=None if line.predicted is None else Moment(*line.predicted),
+                    windows=tuple(Moment(*window) for window in line.windows)) for line in lines]
 
 
 def row_iou(row: EvalRow, protocol: str) -> float:
@@ -223,22 +217,3 @@ def mean_of(records: Sequence[dict[str, Any]], name: str) -> float:
 def _spread(rows: list[dict[str, Any]]) -> float:
     rewards = [float(row["reward"]) for row in rows]
     return max(rewards) - min(rewards)
-
-
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise ConfigError(f"{path}: expected a JSONL file, got none; check the path")
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"{path}:{number}: expected a JSON object a line, got {error}; "
-                                  f"drop the line, or make the file again") from None
-            if not isinstance(row, dict):
-                raise ConfigError(f"{path}:{number}: expected a JSON object, got a {type(row).__name__}")
-            rows.append(row)
-    return rows

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from taro.annotations.reading import parse_json
 from taro.errors import ConfigError
 from train.checkpoint import write_text
 
@@ -102,7 +103,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line.decode("utf-8"))
         except ValueError:
             if number == len(lines):
                 break
@@ -118,14 +119,15 @@ def cut_back(run: Path, completed: int) -> None:
     """Removes what a run wrote after its checkpoint of `completed` updates (0: everything): metric lines and rollout
     dumps. The evaluation of that very step precedes its checkpoint, so it stays."""
     rows = read_jsonl(run / "metrics.jsonl")
-    if not all(isinstance(row.get("step"), int) for row in rows):
+    if not all(type(row.get("step")) is int for row in rows):
         raise ConfigError(f"{run / 'metrics.jsonl'}: expected a step in every line; the file was damaged after it was "
                           "written: restore it, or delete the lines without one")
     kept = [row for row in rows
             if row["step"] < completed or (completed and "eval" in row and row["step"] == completed)]
     write_text(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
     for path in (run / "rollouts").glob("step-*.jsonl"):
-        if int(path.stem.removeprefix("step-")) >= completed:
+        number = path.stem.removeprefix("step-")
+        if number.isdecimal() and len(number) < 16 and int(number) >= completed:
             path.unlink()
 
 
