@@ -23,6 +23,7 @@ import yaml
 
 from shards.order import QueryOrder
 from shards.reader import QueryRef, Sample, ShardSet, check_encoder, open_shards
+from taro.config import read_yaml
 from taro.disk import telling
 from taro.errors import ConfigError
 from taro.features import FrameSampling
@@ -224,10 +225,7 @@ def _check_folder(config: TrainConfig, *, resume: bool) -> None:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not the YAML that a run wrote ({str(error)[:200]}); start a new run") from None
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected the settings of a run, got a {type(data).__name__}; start a new run")
     return data
