@@ -12,11 +12,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from preprocess.decode import Decoder
+from shards.variants import MAX_VARIANTS
 from taro.annotations import Policy as LintPolicy
 from taro.config import Config
 from taro.features import FrameSampling
 
-__all__ = ["CaptionConfig", "DecodeConfig", "Licences", "PathsConfig", "PreprocessConfig", "SegmentConfig"]
+__all__ = ["CaptionConfig", "DecodeConfig", "Licences", "PathsConfig", "PreprocessConfig", "SegmentConfig",
+           "VariantsConfig"]
 
 
 class DecodeConfig(Config):
@@ -74,6 +76,16 @@ class PathsConfig(Config):
     seed: int = 0
 
 
+class VariantsConfig(Config):
+    """Frame-shuffled boundary patches, for reward.disruption=frame (METHOD 5)."""
+
+    count: int = Field(0, ge=0, le=MAX_VARIANTS)
+    """variants of each query's windows; 0: none"""
+    dt_s: float = Field(3.0, gt=0, lt=1e6)
+    """frames within this many seconds of a boundary are shuffled"""
+    seed: int = Field(0, ge=0, lt=2**62)
+
+
 class Licences(Config):
     """Terms of what goes into the set; the card repeats them."""
 
@@ -105,6 +117,7 @@ class PreprocessConfig(Config):
     segment: SegmentConfig = SegmentConfig()
     caption: CaptionConfig = CaptionConfig()
     paths: PathsConfig = PathsConfig()
+    variants: VariantsConfig = VariantsConfig()
     clip_model: str | None = None
     """open_clip: a folder, MODEL/PRETRAINED, or sandbox:clip; null: no CLIP features, no alignment"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -145,10 +158,11 @@ class PreprocessConfig(Config):
 
     def shaping(self) -> dict[str, Any]:
         """The settings that decide the bytes, as plain values. Folders are left out: the plan holds what was found in
-        them, the fingerprints of the models stand for the models."""
+        them, the fingerprints of the models stand for the models. Variants can be added to a set that is there, and say
+        themselves how they were made."""
         data = self.model_dump(mode="json", exclude={
             "name", "videos", "annotations", "lengths", "out", "policy", "clip_model", "device", "dtype",
-            "max_skipped", "workers", "threads", "licences",
+            "max_skipped", "workers", "threads", "licences", "variants",
         })  # fmt: skip
         del data["decode"]["deadline_s"], data["caption"]["model"], data["caption"]["file"]
         return data

@@ -23,7 +23,10 @@ from taro.features import EncoderFingerprint
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Job", "open_job"]
+__all__ = ["Job", "Only", "open_job"]
+
+Only = Literal["features", "variants"]
+"""what a run can add to a complete set"""
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -48,8 +51,13 @@ class Job:
         return self.config.out / STATE
 
     @property
+    def variants_kind(self) -> str | None:
+        """The kind of the frame variants that this job makes, None where it makes none."""
+        return f"variants/{self.encoder.name}" if self.config.variants.count else None
+
+    @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of shard that a slice of this job has."""
+        """Kinds of shard without which a slice of this job is not done; variants come on top."""
         kinds = ["paths", f"features/{self.encoder.name}"]
         return tuple(kinds if self.plan.clip_encoder is None else [*kinds, f"clip/{self.plan.clip_encoder.name}"])
 
@@ -63,11 +71,13 @@ class Job:
         return tokens * self.width * BYTES[self.dtype]
 
 
-def open_job(config: PreprocessConfig, *, only: Literal["features"] | None = None, save: bool = True) -> Job:
+def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool = True) -> Job:
     """Resolves a configuration and makes, or checks, the plan of its folder. Raises ConfigError where the folder was
     begun with other settings."""
     from taro.mllm.folder import pixel_settings
 
+    if only == "variants" and not config.variants.count:
+        raise ConfigError("--only variants needs variants.count above 0, such as --set variants.count=4")
     device = device_of(config.device)
     dtype = dtype_of(config.dtype, device)
     encoder, width = encoder_fingerprint(model_folder(config.policy), config.sampling, dtype)
@@ -105,7 +115,7 @@ def _first(plan: Plan, out: Path) -> Plan:
 
 
 def _check(config: PreprocessConfig, plan: Plan, shaping: dict[str, Any], encoder: EncoderFingerprint,
-           only: Literal["features"] | None) -> None:
+           only: Only | None) -> None:
     changed = differences(_comparable(plan.shaping), _comparable(shaping))
     if changed:
         listed = "; ".join(changed[:20])

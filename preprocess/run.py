@@ -16,11 +16,12 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Literal
 
+from preprocess.additions import add_missing
 from preprocess.caption import TransformersCaptioner
 from preprocess.clip import ClipModel
 from preprocess.config import PreprocessConfig
 from preprocess.given import given_captions
-from preprocess.job import Job, open_job
+from preprocess.job import Job, Only, open_job
 from preprocess.ledger import SkippedRow, SliceLedger, read_ledger, slice_lock
 from preprocess.models import cpu_threads, load_tower_policy, model_folder
 from preprocess.pool import DecodePool
@@ -47,7 +48,7 @@ def preprocess(
     progress: Callable[[Progress], None] | None = None,
     partition: tuple[int, int] = (1, 1),
     retry: Literal["transient"] | None = None,
-    only: Literal["features"] | None = None,
+    only: Only | None = None,
 ) -> PreprocessReport:
     """Makes, or goes on making, the shard set `config.out`.
 
@@ -55,7 +56,8 @@ def preprocess(
         progress: called as clips are finished.
         partition: (i, n): make every n-th slice, beginning with the i-th, i from 1.
         retry: transient: make slices again in which rows were skipped that may pass now.
-        only: features: add this policy's features to a complete set; nothing else is touched.
+        only: features: add this policy's features (and its frame variants, where `variants.count` asks for some) to
+            a complete set; variants: add its frame variants alone. Nothing else is touched.
 
     Raises TaroError: wrong settings, models or files; and, after all that can be written is written, where more than
     `config.max_skipped` of the rows were skipped.
@@ -66,13 +68,10 @@ def preprocess(
         raise ConfigError(f"partition {part}/{parts}: expected i/n with 1 <= i <= n")
     with telling(config.out, lambda: AGAIN):
         job = open_job(config, only=only)
-        if only == "features":
-            from preprocess.additions import add_features
-
-            made = add_features(job, progress or _silent, partition)
-        else:
-            made = _make_missing(job, progress or _silent, partition, retry)
-        report = _finish(job, made, began)
+        made = _make_missing(job, progress or _silent, partition, retry) if only is None else 0
+        added = add_missing(job, only, progress or _silent, partition)
+        report = _finish(job, made + added.slices, began)
+    added.check(job)
     if report.complete:
         _check_share(report, config)
     return report

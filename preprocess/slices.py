@@ -33,6 +33,7 @@ from preprocess.plan import PlannedClip, PlannedRow
 from preprocess.pool import DecodePool
 from preprocess.segment import change_segments, uniform_segments
 from preprocess.sheets import contact_sheet
+from preprocess.variants import clip_variants
 from shards.format import shard_path, sidecar_path
 from shards.writer import SliceWriter
 from taro.errors import VideoError
@@ -85,7 +86,8 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
     skipped: list[SkippedRow] = []
     given: Counter[str] = Counter()
     written = captions = count = clipped = uncaptioned = 0
-    with SliceWriter(job.config.out, index, kinds=job.kinds) as writer:
+    kinds = _kinds(job)
+    with SliceWriter(job.config.out, index, kinds=kinds) as writer:
         for batch in _batches(clips, job.config.caption.batch):
             drafts = []
             for clip, frames in zip(batch, itertools.islice(results, len(batch)), strict=True):
@@ -104,7 +106,8 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
                 if record is None:
                     continue
                 features = encode_clip(tools.policy, draft.frames, job.config.sampling)
-                writer.add_clip(record, _sheet(draft, job.config), {job.encoder.name: features}, _clip_part(job, draft))
+                writer.add_clip(record, _sheet(draft, job.config), {job.encoder.name: features}, _clip_part(job, draft),
+                                clip_variants(job, tools.policy, draft.frames, record))  # fmt: skip
                 written, captions, count = written + len(record.queries), captions + len(record.captions), count + 1
                 clipped += cut
                 uncaptioned += not record.captions
@@ -115,16 +118,20 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
         assert rows == written + len(skipped), f"slice {index}: {rows} rows, {written} written, {len(skipped)} skipped"
         writer.finish()
         # Older shards must not count as those of the new ledger, should the job be killed between the two.
-        for kind in job.kinds:
+        for kind in kinds:
             Path(job.config.out, sidecar_path(kind, index)).unlink(missing_ok=True)
         write_ledger(job.state, index, ledger)
         writer.commit()
     return ledger
 
 
+def _kinds(job: Job) -> tuple[str, ...]:
+    return job.kinds if job.variants_kind is None else (*job.kinds, job.variants_kind)
+
+
 def _sweep(job: Job, index: int) -> None:
     """Removes what a killed writer of this slice left under temporary names (the lock on the slice is held)."""
-    for kind in job.kinds:
+    for kind in _kinds(job):
         shard = job.config.out / shard_path(kind, index)
         for left in (*shard.parent.glob(f".{shard.name}.*.tmp"), *shard.parent.glob(f".{shard.stem}.json.*.tmp")):
             left.unlink(missing_ok=True)

@@ -74,7 +74,7 @@ def build_manifest(root: str | Path, *, inputs: int, skipped: int, captions: int
     `inputs`: rows of the annotations; `skipped`: rows of skipped.parquet; `captions`: of all clips. ShardError unless
     inputs = written + skipped. `fields`: name, encoders, provenance, ... of `Manifest`.
     """
-    entries = read_entries(root)
+    entries = _whole_kinds(read_entries(root))
     paths = [entry for entry in entries if entry.kind == "paths"]
     queries = sum(entry.queries for entry in paths)
     if inputs != queries + skipped:
@@ -85,6 +85,15 @@ def build_manifest(root: str | Path, *, inputs: int, skipped: int, captions: int
     table = Path(root) / SKIPPED
     digest = hashlib.sha256(table.read_bytes()).hexdigest() if table.is_file() else None
     return Manifest(counts=counts, shards=entries, skipped_sha256=digest, **fields)
+
+
+def _whole_kinds(entries: list[ShardEntry]) -> list[ShardEntry]:
+    """Without variants of which a slice is missing yet: they are an addition, and a set without them is whole."""
+    slices: dict[str, set[int]] = {}
+    for entry in entries:
+        slices.setdefault(entry.kind, set()).add(entry.index)
+    return [entry for entry in entries if not entry.kind.startswith("variants/")
+            or slices[entry.kind] == slices.get("paths", set())]
 
 
 def write_manifest(root: str | Path, manifest: Manifest) -> None:

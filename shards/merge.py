@@ -2,7 +2,9 @@
 
 All sets must hold the same kinds, made by the same encoders. A clip that comes twice must be the same clip (video, cut,
 frame times, captions, tensors), a query that comes twice the same query; anything else is refused by name, since which
-one to believe is not ours to say. The result does not depend on the order in which the sets are named, to the byte.
+one to believe is not ours to say. Frame variants come along where all sets hold the same for the clips
+that they share; else they are left out, and that is said: a set is whole without. The result does not depend on the
+order in which the sets are named, to the byte.
 
 The ledger: a query or a skipped row that comes twice counts once; a row that a part left out ("filter", see
 derive.py) goes where another part wrote its query. So the inputs of all sets are the inputs of the new one and what
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,8 @@ class Merged:
     made: Derived
     clips_twice: int
     source_inputs: int
+    left_out: tuple[str, ...] = ()
+    """kinds of frame variants that some sets hold and the merged one does not"""
 
     @property
     def repeated(self) -> int:
@@ -64,6 +68,7 @@ def merge_sets(sources: Sequence[ShardSet], out: str | Path, *, slice_bytes: int
     for source in sources:
         for key in source.keys:
             owners.setdefault(key, []).append(source)
+    kinds, left_out = _variants(sources, owners, kinds)
     written: set[tuple[str, str]] = set()
     skipped: list[dict[str, Any]] = []
 
@@ -80,20 +85,40 @@ def merge_sets(sources: Sequence[ShardSet], out: str | Path, *, slice_bytes: int
         made = write_derived(root, pieces(), kinds, skipped, slice_bytes=slice_bytes,
                              **_fields([source.manifest for source in sources], step))
     return Merged(Derived(Path(out), made.clips, made.queries, made.skipped),
-                  sum(len(sets) > 1 for sets in owners.values()), sum(fact["inputs"] for fact in facts))
+                  sum(len(sets) > 1 for sets in owners.values()), sum(fact["inputs"] for fact in facts), left_out)
 
 
 def _same_kinds(sources: Sequence[ShardSet]) -> list[str]:
-    """The kinds of all sets; ShardError that names the encoders where they differ."""
+    """The kinds of all sets, variants aside; ShardError that names the encoders where they differ."""
     first = sources[0]
     for other in sources[1:]:
-        if first.manifest.kinds != other.manifest.kinds or _encoders(first) != _encoders(other):
+        if _whole(first) != _whole(other) or _encoders(first) != _encoders(other):
             told = "\n".join(f"  {one.store.root}: {', '.join(kind for kind in one.manifest.kinds if kind != 'paths')}"
                              f"{''.join(chr(10) + '    ' + line for line in _told(one.manifest))}"
                              for one in (first, other))
             raise ShardError(f"the sets were not made by the same encoders, so they cannot be one set\n{told}\n"
                              "add what is missing with `taro preprocess ... --only features --policy DIR`, then merge")
-    return first.manifest.kinds
+    return _whole(first)
+
+
+def _whole(source: ShardSet) -> list[str]:
+    return [kind for kind in source.manifest.kinds if not kind.startswith("variants/")]
+
+
+def _variants(sources: Sequence[ShardSet], owners: Mapping[str, Sequence[ShardSet]],
+              kinds: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """`kinds` with those variants that the merged set can hold, and those that are left out: of another making in
+    another set, or not the same for a clip that several sets hold."""
+    every = sorted({kind for source in sources for kind in source.manifest.kinds} - set(kinds))
+    kept = []
+    for kind in every:
+        made = {source.reading(kind.partition("/")[2]).variant_settings() for source in sources}
+        held = all(kind in source.manifest.kinds for source in sources)
+        same = all(digests(one, kind, key) == digests(sets[0], kind, key) for key, sets in owners.items()
+                   for one in sets[1:])
+        if held and same and len(made - {None}) <= 1:
+            kept.append(kind)
+    return sorted([*kinds, *kept]), tuple(kind for kind in every if kind not in kept)
 
 
 def _encoders(source: ShardSet) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -38,6 +38,7 @@ from shards.store import LocalStore, open_store
 from shards.strict import parse_json, parse_model
 from shards.tar import read_header
 from shards.tensors import unpack_features, unpack_frames
+from shards.variants import FrameVariants, VariantSettings, check_variants, patch_facts, unpack_variants
 from taro.errors import ShardError
 from taro.features import EncoderFingerprint, VideoFeatures, patch_times_s
 from taro.records import ClipRecord, QueryRecord
@@ -59,12 +60,14 @@ class QueryRef:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """All that training needs for one query."""
+    """All that training needs for one query. `variants`: those of its windows, None where none were asked for or it
+    has none."""
 
     ref: QueryRef
     clip: ClipRecord
     query: QueryRecord
     features: VideoFeatures
+    variants: FrameVariants | None = None
 
 
 def read_manifest(store: LocalStore) -> Manifest:
@@ -124,6 +127,7 @@ class ShardSet:
         if "paths" not in self._places:
             raise ShardError(f"{store.root}: the set has no paths shards; the manifest lists {self.manifest.kinds}")
         self._encoder = None if encoder is None else self._named(encoder)
+        self._with_variants = False
 
     def _load(self, kind: str) -> None:
         entries = [entry for entry in self.manifest.shards if entry.kind == kind]
@@ -163,11 +167,24 @@ class ShardSet:
             self._encoder = self._named("")
         return self._encoder
 
-    def reading(self, encoder: str) -> ShardSet:
-        """The same open set, its features those of `encoder`; nothing is read again."""
+    def reading(self, encoder: str, *, variants: bool = False) -> ShardSet:
+        """The same open set, its features those of `encoder`, its samples with frame variants where asked for; nothing
+        is read again."""
         other = copy.copy(self)
-        other._encoder = self._named(encoder)
+        other._encoder, other._with_variants = self._named(encoder), variants
         return other
+
+    @property
+    def kinds_of_a_sample(self) -> tuple[str, ...]:
+        """The kinds that `sample` reads."""
+        kinds = ("paths", f"features/{self.encoder}")
+        return (*kinds, f"variants/{self.encoder}") if self._with_variants else kinds
+
+    def variant_settings(self) -> VariantSettings | None:
+        """How the frame variants of `encoder` were made, from the first record; None where the set has none."""
+        keys = self._places.get(f"variants/{self.encoder}", {})
+        found = self.variants(min(keys)) if keys else None
+        return None if found is None else found.settings
 
     @property
     def fingerprint(self) -> EncoderFingerprint:
@@ -202,6 +219,14 @@ class ShardSet:
         """The features of a clip from `encoder`."""
         data, where = self._member(f"features/{self.encoder}", key, "safetensors")
         return unpack_features(data, where)
+
+    def variants(self, key: str) -> FrameVariants | None:
+        """The frame variants of a clip for `encoder`, None where it has none."""
+        kind = f"variants/{self.encoder}"
+        if key not in self._places.get(kind, {}):
+            return None
+        data, where = self._member(kind, key, "safetensors")
+        return unpack_variants(data, where)
 
     def clip_features(self, key: str, encoder: str | None = None) -> torch.Tensor:
         """CLIP features [T, D] of the sampled frames; `encoder` may be left out where there is one."""
@@ -240,7 +265,12 @@ class ShardSet:
         kind = f"features/{self.encoder}"
         shard = self.store.where(shard_path(kind, self._place(kind, ref.key)[0]))
         check_times(clip, features, f"{shard}: record {ref.key}")
-        return Sample(ref, clip, ref.query, features)
+        held = self.variants(ref.key) if self._with_variants else None
+        if held is None:
+            return Sample(ref, clip, ref.query, features)
+        check_variants(held, features.grid_thw[0], patch_facts(features.main_SND, features.deepstack_LSND),
+                       f"{self.store.where(f'variants/{self.encoder}')}: record {ref.key}")
+        return Sample(ref, clip, ref.query, features, held.of(ref.query.windows))
 
     def listed(self, kind: str, key: str) -> SidecarRecord | None:
         """What the sidecars say of a record (members, sizes, digests), none of it read; None where it is not there."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pack_features", "pack_frames", "pack_tensors", "unpack_features", "unpack_frames", "unpack_tensors"]
 
-DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "BF16": 2, "F16": 2}
 FEATURE_DTYPES = frozenset({"F32", "BF16", "F16"})
 MAX_LEVELS = 16
 
@@ -36,7 +36,8 @@ def pack_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
     """Safetensors bytes: header keys sorted; data by falling element size, then name, as the library lays it out."""
     import torch
 
-    names = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+    names = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16",
+             torch.float16: "F16"}
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     chunks: list[bytes] = []
@@ -57,7 +58,8 @@ def unpack_tensors(data: bytes, where: str) -> tuple[dict[str, torch.Tensor], di
     """Tensors and metadata of safetensors bytes; what does not fit the format is a ShardError opening with `where`."""
     import torch
 
-    dtypes = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    dtypes = {"F64": torch.float64, "I64": torch.int64, "F32": torch.float32, "BF16": torch.bfloat16,
+              "F16": torch.float16}
     start, header = _header(data, where)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -140,7 +142,8 @@ def unpack_features(data: bytes, where: str = "features") -> VideoFeatures:
     if main.ndim != 3 or any(level.shape != main.shape or level.dtype != main.dtype for level in deepstack):
         raise ShardError(f"{where}: main has shape {tuple(main.shape)}, deepstack "
                          f"{[tuple(x.shape) for x in deepstack]}; expected [S, N, D], all alike")
-    if main.element_size() == 8 or times.element_size() != 8 or times.ndim != 1 or not times.isfinite().all():
+    if (main.element_size() == 8 or str(times.dtype) != "torch.float64" or times.ndim != 1
+            or not times.isfinite().all()):
         raise ShardError(f"{where}: main is {main.dtype}, times_s {times.dtype} {tuple(times.shape)}; expected a dtype "
                          f"of {', '.join(sorted(FEATURE_DTYPES))}, and finite float64 [S]")
     if not grid[0] == main.shape[0] == times.shape[0]:
@@ -172,6 +175,6 @@ def pack_frames(frames_TD: torch.Tensor) -> bytes:
 def unpack_frames(data: bytes, where: str = "clip features") -> torch.Tensor:
     """The CLIP features [T, D] that `pack_frames` wrote."""
     tensors, _ = unpack_tensors(data, where)
-    if set(tensors) != {"frames"} or tensors["frames"].ndim != 2:
+    if set(tensors) != {"frames"} or tensors["frames"].ndim != 2 or not tensors["frames"].is_floating_point():
         raise ShardError(f"{where}: expected one tensor, frames [T, D], got {sorted(tensors)[:8]}")
     return tensors["frames"]

@@ -2,8 +2,9 @@
 
 Checked: manifest and version; every sidecar against the manifest; every shard against its sidecar, byte by byte, with
 the strict tar reader (hash, offsets, sizes, member digests); every KEY.json and tensor file against the format;
-features' patches against the JSON's times; that the kinds of a slice hold the same keys; the manifest's counts and
-encoders; skipped.parquet; files that the manifest does not know.
+features' patches against the JSON's times; frame variants against the features that they go over, and that no query
+lacks those of its windows; that the kinds of a slice hold the same keys; the manifest's counts and encoders;
+skipped.parquet; files that the manifest does not know.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from shards.reader import check_times, read_manifest, read_sidecar
 from shards.store import LocalStore, file_sha256, open_store
 from shards.strict import parse_model
 from shards.tar import TarMember, read_tar
-from shards.tensors import unpack_features, unpack_frames, unpack_tensors
+from shards.tensors import unpack_features, unpack_frames
+from shards.variants import VariantSettings, check_variants, patch_facts, unpack_variants, wanted_groups
 from taro.errors import ShardError
 from taro.records import ClipRecord
 
@@ -60,6 +62,17 @@ class VerifyReport:
         return {**asdict(self), "ok": self.ok}
 
 
+@dataclass
+class _Seen:
+    """What later shards are held against: clips (times alone), the boundaries that variants must know, features' facts
+    by (encoder, key), how each variants kind was made."""
+
+    clips: dict[str, ClipRecord] = field(default_factory=dict)
+    groups: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
+    facts: dict[tuple[str | None, str], tuple[int, int, str, int]] = field(default_factory=dict)
+    settings: dict[str, VariantSettings] = field(default_factory=dict)
+
+
 def verify(root: str | Path, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
     """Checks everything; `progress(bytes done, bytes in all)` is called after every shard."""
     store = open_store(root)
@@ -71,18 +84,18 @@ def verify(root: str | Path, *, progress: Callable[[int, int], None] | None = No
         return report
     total = sum(entry.bytes for entry in manifest.shards)
     keys: dict[tuple[str, int], list[str]] = {}
-    frames: dict[str, ClipRecord] = {}
-    # The paths shards first: what the others say is held against their JSON. Only times are kept of it.
+    seen = _Seen()
+    # The paths shards first: what the others say is held against their JSON. Only times are kept of it. Variants last.
     for entry in sorted(manifest.shards, key=lambda entry: (entry.kind != "paths", entry.kind, entry.index)):
-        keys[entry.kind, entry.index] = _shard(store, entry, report, frames)
+        keys[entry.kind, entry.index] = _shard(store, entry, report, seen)
         if progress:
             progress(report.bytes, total)
-    _same_keys(store, keys, report)
+    _same_keys(store, keys, seen, report)
     _totals(store, manifest, report)
     return report
 
 
-def _shard(store: LocalStore, entry: ShardEntry, report: VerifyReport, clips: dict[str, ClipRecord]) -> list[str]:
+def _shard(store: LocalStore, entry: ShardEntry, report: VerifyReport, seen: _Seen) -> list[str]:
     """Checks one shard; returns the keys that were read."""
     report.shards += 1
     report.bytes += entry.bytes
@@ -106,7 +119,7 @@ def _shard(store: LocalStore, entry: ShardEntry, report: VerifyReport, clips: di
                 told = None if expected is None else expected.pop((member.key, member.ext), (0, 0, ""))
                 if told is not None and told != (member.offset, member.size, hashlib.sha256(data).hexdigest()):
                     report.problems.append(f"{at}: offset, size or sha256 of .{member.ext} is not the sidecar's")
-                _content(entry, member, data, at, report, clips)
+                _content(entry, member, data, at, report, seen)
     except ShardError as error:
         report.problems.append(str(error))
     for key, ext in expected or {}:
@@ -119,9 +132,9 @@ def _expected(sidecar: Sidecar) -> dict[tuple[str, str], tuple[int, int, str]]:
             for record in sidecar.records for member in record.members}
 
 
-def _content(entry: ShardEntry, member: TarMember, data: bytes, at: str, report: VerifyReport,
-             clips: dict[str, ClipRecord]) -> None:
-    stem = split_kind(entry.kind)[0]
+def _content(entry: ShardEntry, member: TarMember, data: bytes, at: str, report: VerifyReport, seen: _Seen) -> None:
+    stem, encoder = split_kind(entry.kind)
+    clips = seen.clips
     try:
         if member.ext == "json" and stem == "paths":
             clip = parse_model(ClipRecord, data, at, limit_bytes=MAX_JSON_BYTES)
@@ -132,6 +145,7 @@ def _content(entry: ShardEntry, member: TarMember, data: bytes, at: str, report:
             report.records += 1
             report.queries += len(clip.queries)
             report.captions += len(clip.captions)
+            seen.groups[member.key] = wanted_groups(clip)
             clips[member.key] = clip.model_copy(update={"captions": [], "queries": []})
         elif member.ext == "jpg" and stem == "paths":
             if data[:3] != b"\xff\xd8\xff":
@@ -140,6 +154,7 @@ def _content(entry: ShardEntry, member: TarMember, data: bytes, at: str, report:
             raise ShardError(f"{at}: a {entry.kind} shard holds no .{member.ext}")
         elif stem == "features":
             features = unpack_features(data, at)
+            seen.facts[encoder, member.key] = patch_facts(features.main_SND, features.deepstack_LSND)
             if member.key in clips:
                 check_times(clips[member.key], features, at)
         elif stem == "clip":
@@ -147,12 +162,28 @@ def _content(entry: ShardEntry, member: TarMember, data: bytes, at: str, report:
             if member.key in clips and len(frames_TD) != len(clips[member.key].times_s):
                 raise ShardError(f"{at}: {len(frames_TD)} frames, its JSON says {len(clips[member.key].times_s)}")
         else:
-            unpack_tensors(data, at)
+            _variants(entry.kind, member.key, data, at, seen)
     except ShardError as error:
         report.problems.append(str(error))
 
 
-def _same_keys(store: LocalStore, keys: dict[tuple[str, int], list[str]], report: VerifyReport) -> None:
+def _variants(kind: str, key: str, data: bytes, at: str, seen: _Seen) -> None:
+    """The frame variants of one clip. Groups that no query has any more are no fault: a cut set carries them."""
+    found = unpack_variants(data, at)
+    if seen.settings.setdefault(kind, found.settings) != found.settings:
+        raise ShardError(f"{at}: made with {found.settings}, others with {seen.settings[kind]}; make them again with "
+                         "`taro preprocess ... --only variants`")
+    facts = seen.facts.get((split_kind(kind)[1], key))
+    if facts is None or key not in seen.clips:
+        raise ShardError(f"{at}: variants of a clip or an encoder whose features the set does not hold")
+    check_variants(found, len(seen.clips[key].times_s) // 2, facts, at)
+    lost = [group for group in seen.groups[key] if group not in found.boundaries]
+    if lost:
+        raise ShardError(f"{at}: none for a query with boundaries {str(list(lost[0]))[:80]} s, so its windows changed "
+                         "since; make them again with `taro preprocess ... --only variants`")
+
+
+def _same_keys(store: LocalStore, keys: dict[tuple[str, int], list[str]], seen: _Seen, report: VerifyReport) -> None:
     kinds = sorted({kind for kind, _ in keys})
     indices = sorted({index for _, index in keys})
     for kind in kinds:
@@ -160,7 +191,10 @@ def _same_keys(store: LocalStore, keys: dict[tuple[str, int], list[str]], report
             paths = set(keys.get(("paths", index), ()))
             if (kind, index) not in keys:
                 report.problems.append(f"{store.root}: slice {index} has no {kind} shard")
-            elif split_kind(kind)[0] != "variants" and set(keys[kind, index]) != paths:
+                continue
+            if split_kind(kind)[0] == "variants":  # a clip of one frame, or without a window, can have none
+                paths = {key for key in paths if seen.groups.get(key) or key in keys[kind, index]}
+            if set(keys[kind, index]) != paths:
                 differ = sorted(set(keys[kind, index]) ^ paths)
                 report.problems.append(f"{store.root}: slice {index}: {kind} and paths hold different records, such as "
                                        f"{', '.join(differ[:3])}")

@@ -42,6 +42,7 @@ from shards.store import LocalStore, file_sha256, fsync_folder
 from shards.strict import canonical_json, parse_model
 from shards.tar import TarWriter, read_tar, write_tar
 from shards.tensors import pack_features, pack_frames, unpack_features
+from shards.variants import FrameVariants, pack_variants
 from taro.errors import ShardError
 from taro.features import VideoFeatures
 from taro.records import ClipRecord
@@ -118,14 +119,18 @@ class SliceWriter:
         self._shards = {kind: _Shard(self.root, kind, index) for kind in sorted(set(kinds))}
 
     def add_clip(self, record: ClipRecord, thumbnail_jpeg: bytes | None, features: Mapping[str, VideoFeatures],
-                 clip_features: Mapping[str, torch.Tensor]) -> None:
+                 clip_features: Mapping[str, torch.Tensor],
+                 variants: Mapping[str, FrameVariants | None] | None = None) -> None:
         """Adds one clip to every kind of the slice, or to none if it does not fit the format.
 
         `features`: by encoder name (`EncoderFingerprint.name`); `clip_features`: CLIP frame features [T, D] by encoder
-        name. Encoders must be the ones named in `kinds`. Clips come in ascending order of key.
+        name; `variants`: by encoder name, None for a clip that can have none. Encoders must be the ones named in
+        `kinds`. Clips come in ascending order of key.
         """
         parts = {f"features/{name}": [("safetensors", _checked(record, x))] for name, x in features.items()}
         parts |= {f"clip/{name}": [("safetensors", pack_frames(x))] for name, x in clip_features.items()}
+        parts |= {f"variants/{name}": [] if x is None else [("safetensors", pack_variants(x))]
+                  for name, x in (variants or {}).items()}
         if "paths" in self._shards:
             text = canonical_json(record)
             parts["paths"] = [("jpg", thumbnail_jpeg)] if thumbnail_jpeg is not None else []
@@ -138,7 +143,8 @@ class SliceWriter:
         if not key_ok(record.key):
             raise ShardError(f"key {record.key[:120]!r}: use shards.format.clip_key")
         for kind, shard in self._shards.items():
-            shard.add(record.key, len(record.queries), parts[kind])
+            if parts[kind]:
+                shard.add(record.key, len(record.queries), parts[kind])
 
     def copy_clip(self, record: ClipRecord, source: ShardSet) -> None:
         """Adds `record` with everything else of its key copied from `source`, as bytes, one member at a time.

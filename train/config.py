@@ -68,7 +68,8 @@ class RewardConfig(Config):
     drop_over: Literal["reasoning", "response"] = "reasoning"
     """tokens whose log-probability drop counts (METHOD 4, row 2)"""
     disruption: Kind = "patch"
-    """what is done to the video; all but patch (the method's) are for comparison, see train/disruption.py"""
+    """what is done to the video; all but patch (the method's) are for comparison, see train/disruption.py; frame needs
+    the shard set's frame variants, made with the same dt_s"""
     no_think: bool = False
     """accept `<answer>` alone"""
     protocol: Literal["taro"] = "taro"

@@ -1,7 +1,7 @@
 """Where a video's order is broken for the log-probability drop: METHOD 5's `patch`, and what to hold it against.
 
 A temporal patch is encoded on its own by the frozen tower, so moving features equals moving pixels and no video is
-needed. Every kind is an order [S] for `VideoFeatures.permuted`: patch i gets the content of patch order[i].
+needed. Every kind but `frame` is an order [S] for `VideoFeatures.permuted`: patch i gets the content of patch order[i].
 
 - `patch`: the patches within `dt_s` of each boundary are permuted. The method's own.
 - `reverse`: they stand in reverse order. Nothing is drawn; neighbours stay neighbours, only the arrow of time turns.
@@ -10,67 +10,38 @@ needed. Every kind is an order [S] for `VideoFeatures.permuted`: patch i gets th
 - `noise`: each patch near a boundary shows one drawn, with replacement, from those away from every boundary: the
   event's edges are gone, not out of order. Patches of the clip itself and no Gaussian: a feature that no frame has
   would also measure how the policy takes what it never saw.
+- `frame`: single frames near each boundary are shuffled, the released code's operation. It mixes frames across patches,
+  which is no order of features: the shard set holds variants encoded offline, one of which is drawn.
 
 One disruption per (seed, epoch, sample), shared by the group; never the identity. None, which callers count, where a
-video has no room for it. Left out: shuffling single frames (`frame`), which needs variants encoded offline.
+video has no room for it, or no variant.
 Legend: S temporal patches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from taro import draws
+from taro.boundaries import BOUNDARIES, Boundary, boundary_windows, shuffled
 from taro.moment import Moment
 
-__all__ = ["BOUNDARIES", "KINDS", "Boundary", "Kind", "boundary_windows", "disruption", "patch_disruption"]
+if TYPE_CHECKING:
+    from shards.variants import FrameVariants
+    from taro.features import VideoFeatures
 
-Kind = Literal["patch", "reverse", "elsewhere", "noise"]
+__all__ = ["BOUNDARIES", "KINDS", "Boundary", "Kind", "Order", "boundary_windows", "disrupted", "disruption",
+           "frame_disruption", "patch_disruption"]
+
+Order = Literal["patch", "reverse", "elsewhere", "noise"]
+Kind = Literal["patch", "reverse", "elsewhere", "noise", "frame"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-
-Boundary = Literal["both", "start", "end"]
-BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
 
 PLACING_TRIES = 32
 """random placements of `elsewhere` before its stretches are packed to the left"""
-
-
-def boundary_windows(times_S: np.ndarray, windows: Sequence[Moment], *, dt_s: float = 3.0,
-                     boundary: Boundary = "both") -> list[np.ndarray]:
-    """Ascending patch indices of each stretch to shuffle: a patch belongs iff `|time - boundary| <= dt_s`.
-
-    Every boundary of every window counts, or with `boundary` their starts or their ends alone; a stretch of fewer
-    than 2 patches is widened to the 2 nearest; stretches that share a patch merge. Empty where the video has fewer
-    than 2 patches.
-
-    >>> [w.tolist() for w in boundary_windows(np.arange(12) + 0.5, [Moment(2, 8)], dt_s=1.0)]
-    [[1, 2], [7, 8]]
-    >>> [w.tolist() for w in boundary_windows(np.arange(12) + 0.5, [Moment(2, 4)], dt_s=1.6)]
-    [[0, 1, 2, 3, 4, 5]]
-    """
-    if len(times_S) < 2:
-        return []
-    spans: list[tuple[int, int]] = []  # first and last index; times ascend, so every stretch is contiguous
-    for boundary_s in sorted({edge for window in windows for edge in _edges(window, boundary)}):
-        distance_S = np.abs(times_S - boundary_s)
-        inside = np.flatnonzero(distance_S <= dt_s)
-        if len(inside) < 2:
-            inside = np.sort(np.argsort(distance_S, kind="stable")[:2])
-        spans.append((int(inside[0]), int(inside[-1])))
-    merged: list[tuple[int, int]] = []
-    for first, last in sorted(spans):
-        if merged and first <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
-        else:
-            merged.append((first, last))
-    return [np.arange(first, last + 1) for first, last in merged]
-
-
-def _edges(window: Moment, boundary: Boundary) -> tuple[float, ...]:
-    return {"start": (window.start_s,), "end": (window.end_s,)}.get(boundary, (window.start_s, window.end_s))
 
 
 def patch_disruption(times_S: np.ndarray, windows: Sequence[Moment], *, seed: int, epoch: int, sample: str,
@@ -85,9 +56,30 @@ def patch_disruption(times_S: np.ndarray, windows: Sequence[Moment], *, seed: in
     return disruption("patch", times_S, windows, seed=seed, epoch=epoch, sample=sample, dt_s=dt_s)
 
 
-def disruption(kind: Kind, times_S: np.ndarray, windows: Sequence[Moment], *, seed: int, epoch: int, sample: str,
+def frame_disruption(features: VideoFeatures, variants: FrameVariants | None, *, seed: int, epoch: int,
+                     sample: str) -> VideoFeatures | None:
+    """`features` with one of the query's variants put over them, drawn uniformly; None where it has none."""
+    if variants is None:
+        return None
+    drawn = draws.rng("disruption", "frame", seed, epoch, sample).integers(variants.settings.count)
+    return variants.spliced(features, int(drawn))
+
+
+def disrupted(kind: Kind, features: VideoFeatures, windows: Sequence[Moment], *, variants: FrameVariants | None,
+              seed: int, epoch: int, sample: str, dt_s: float = 3.0,
+              boundary: Boundary = "both") -> VideoFeatures | None:
+    """`features` under a disruption of any kind; `variants`: the query's, for `frame`. None where there is none."""
+    if kind == "frame":
+        assert boundary == "both", "variants shuffle both boundaries"
+        return frame_disruption(features, variants, seed=seed, epoch=epoch, sample=sample)
+    order_S = disruption(kind, features.times_S, windows, seed=seed, epoch=epoch, sample=sample, dt_s=dt_s,
+                         boundary=boundary)
+    return None if order_S is None else features.permuted(order_S)
+
+
+def disruption(kind: Order, times_S: np.ndarray, windows: Sequence[Moment], *, seed: int, epoch: int, sample: str,
                dt_s: float = 3.0, boundary: Boundary = "both") -> np.ndarray | None:
-    """Order [S] of a disruption of any kind; see the module for what each does.
+    """Order [S] of a disruption of any kind but `frame`; see the module for what each does.
 
     None for all kinds where the video has fewer than 2 patches or the query no window; for `elsewhere` where its
     stretches do not fit between the boundaries'; for `noise` where every patch is near a boundary. Both keep away from
@@ -127,10 +119,7 @@ def disruption(kind: Kind, times_S: np.ndarray, windows: Sequence[Moment], *, se
 def _permute(order_S: np.ndarray, stretches: Sequence[np.ndarray], generator: np.random.Generator) -> np.ndarray:
     """`order_S` with each stretch under a permutation drawn uniformly from all but the identity."""
     for stretch in stretches:
-        drawn = stretch
-        while np.array_equal(drawn, stretch):
-            drawn = generator.permutation(stretch)
-        order_S[stretch] = drawn
+        order_S[stretch] = shuffled(stretch, generator)
     return order_S
 
 

@@ -3,7 +3,8 @@
 Rollouts are sampled and scored by the code of training (`train.rollouts`), so a drop here is the drop of the reward;
 then each is scored again under every condition: a kind of disruption, a radius, and both boundaries or one alone.
 Responses are the policy's own, none is guided; every draw is a function of (seed, clip, query, rollout), of step 0 and
-epoch 0. Left out: what the numbers say (`train.probe_report`), and `frame`, which needs variants encoded offline.
+epoch 0. `frame` is of the one radius that the set's variants were made with, and of both boundaries. Left out: what the
+numbers say (`train.probe_report`).
 Legend: B prompts, G rollouts of a group, R response tokens, C conditions, N rollouts, K bins of relative position.
 """
 
@@ -94,9 +95,14 @@ class Probe:
         assert self.positions_CNK.shape == (*shape, POSITIONS), f"{self.positions_CNK.shape}"
 
 
-def conditions(kinds: Sequence[str], radii_s: Sequence[float], boundaries: Sequence[str]) -> tuple[Condition, ...]:
-    """All combinations. The first is the lead: the first kind at 3 s, the method's radius, with both boundaries where
-    those are asked for. ConfigError for a name that does not exist and a radius that is not positive."""
+def conditions(kinds: Sequence[str], radii_s: Sequence[float], boundaries: Sequence[str], *,
+               frame_s: float | None = None) -> tuple[Condition, ...]:
+    """All combinations, of `frame` the one that exists. The first is the lead: the first kind at 3 s, the method's
+    radius, with both boundaries where those are asked for.
+
+    Args: frame_s: radius of the set's frame variants; None: any.
+    Raises ConfigError: a name that does not exist, a radius that is not positive, `frame` at another radius.
+    """
     for words, known, what in ((kinds, KINDS, "kind"), (boundaries, BOUNDARIES, "boundary")):
         for word in words:
             if word not in known:
@@ -108,7 +114,12 @@ def conditions(kinds: Sequence[str], radii_s: Sequence[float], boundaries: Seque
             raise ConfigError(f"radius {radius_s:g}: expected seconds above 0")
     found = [Condition(kind, radius_s, boundary)  # type: ignore[arg-type]  # checked above
              for kind in dict.fromkeys(kinds) for radius_s in dict.fromkeys(radii_s)
-             for boundary in dict.fromkeys(boundaries)]
+             for boundary in dict.fromkeys(boundaries)
+             if kind != "frame" or (boundary == "both" and frame_s in (None, radius_s))]
+    if "frame" in kinds and not any(condition.kind == "frame" for condition in found):
+        where = "at one radius" if frame_s is None else f"here within {frame_s:g} s"
+        raise ConfigError(f"frame: variants shuffle both boundaries, {where}; expected that radius and the boundary "
+                          "both among those asked for")
     lead = next((c for c in found if (c.kind, c.radius_s, c.boundary) == (kinds[0], 3.0, "both")), found[0])
     return (lead, *(condition for condition in found if condition is not lead))
 

@@ -21,7 +21,7 @@ from taro.features import VideoFeatures
 from taro.mllm import Decoding, Policy, Prompt, generate, score
 from train.config import TrainConfig
 from train.curriculum import guided_rollouts
-from train.disruption import Boundary, disruption
+from train.disruption import Boundary, disrupted
 from train.prefixes import draw_paths, prefix_ids
 
 if TYPE_CHECKING:
@@ -148,10 +148,11 @@ def disrupt(batch: RolloutBatch, config: TrainConfig, *,
     prompts, changed = [], []
     for sample, prompt in zip(batch.samples, batch.prompts, strict=True):
         windows = [window.clip(sample.clip.duration_s) for window in sample.query.windows]
-        order_S = disruption(config.reward.disruption, prompt.features.times_S, windows, seed=config.seed,
-                             epoch=batch.epoch, sample=sample_name(sample), dt_s=config.reward.dt_s, boundary=boundary)
-        changed.append(order_S is not None)
-        prompts.append(prompt if order_S is None else prompt.with_features(prompt.features.permuted(order_S)))
+        features = disrupted(config.reward.disruption, prompt.features, windows, variants=sample.variants,
+                             seed=config.seed, epoch=batch.epoch, sample=sample_name(sample), dt_s=config.reward.dt_s,
+                             boundary=boundary)
+        changed.append(features is not None)
+        prompts.append(prompt if features is None else prompt.with_features(features))
     return prompts, np.array(changed)
 
 

@@ -23,6 +23,7 @@ import yaml
 
 from shards.order import QueryOrder
 from shards.reader import QueryRef, Sample, ShardSet, check_encoder, open_shards
+from shards.variants import VariantSettings
 from taro.config import read_yaml
 from taro.disk import telling
 from taro.errors import ConfigError
@@ -37,7 +38,7 @@ from train.trackers import Tracker, check_trackers, cut_back, open_trackers
 from train.update import make_optimizer
 
 __all__ = ["Run", "compute_device", "load_frozen", "open_encoded_shards", "open_run", "policy_folder",
-           "policy_template"]
+           "policy_template", "with_variants"]
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +136,8 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
     pixel_settings(folder)  # training needs no processor, but whoever loads the export does
     shard_set = open_encoded_shards(config.shards, policy, encoder=config.data.encoder)
+    if config.reward.disruption == "frame":
+        shard_set, _ = with_variants(shard_set, dt_s=config.reward.dt_s)
     refs = list(shard_set.queries(split=config.data.split, difficulty=config.data.difficulty))
     if len(refs) < config.rollout.prompts:
         wanted = f"split {config.data.split!r}"
@@ -186,7 +189,7 @@ def _data_sha256(shard_set: ShardSet, refs: list[QueryRef]) -> str:
     sliced."""
     digest = hashlib.sha256()
     for ref in refs:
-        listed = [shard_set.listed(kind, ref.key) for kind in ("paths", f"features/{shard_set.encoder}")]
+        listed = [shard_set.listed(kind, ref.key) for kind in shard_set.kinds_of_a_sample]
         members = [m.sha256 for record in listed if record is not None for m in record.members if m.ext != "jpg"]
         digest.update(json.dumps([ref.key, ref.query.id, *members]).encode() + b"\n")
     return digest.hexdigest()
@@ -287,3 +290,18 @@ def open_encoded_shards(path: str | Path, policy: Policy, *, encoder: str | None
             return shard_set.reading(fingerprint.name)
     check_encoder(shard_set, ours)  # raises, naming both fingerprints
     raise AssertionError("check_encoder accepts a fingerprint that no encoder of the set has")
+
+
+def with_variants(shard_set: ShardSet, *, dt_s: float | None = None) -> tuple[ShardSet, VariantSettings]:
+    """The same set, its samples with frame variants, and how those were made. Raises ConfigError where it has none, or
+    none of `dt_s` (None: any)."""
+    found, root, wanted = shard_set.variant_settings(), shard_set.store.root, 3.0 if dt_s is None else dt_s
+    command = (f"`taro preprocess RECIPE --set out={root} --only variants --set variants.count=4 --set "
+               f"variants.dt_s={wanted:g}` (it needs the videos)")
+    if found is None:
+        raise ConfigError(f"{root}: the disruption frame needs frame variants of {shard_set.encoder}, and the set has "
+                          f"none; make them with {command}, or use another disruption")
+    if dt_s is not None and found.dt_s != dt_s:
+        raise ConfigError(f"{root}: its frame variants shuffle frames within {found.dt_s:g} s, reward.dt_s is "
+                          f"{dt_s:g}; set reward.dt_s={found.dt_s:g}, or make others with {command}")
+    return shard_set.reading(shard_set.encoder, variants=True), found

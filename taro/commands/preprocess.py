@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from taro.commands._say import say
+
 if TYPE_CHECKING:
     from preprocess.config import PreprocessConfig
 
@@ -24,6 +26,7 @@ class _Retry(StrEnum):
 
 class _Only(StrEnum):
     features = "features"
+    variants = "variants"
 
 
 def preprocess(
@@ -34,7 +37,7 @@ def preprocess(
     ] = None,
     partition: Annotated[str, typer.Option(metavar="I/N", help="Make every N-th slice, from the I-th.")] = "1/1",
     retry: Annotated[_Retry | None, typer.Option(help="Make slices again whose skipped rows may pass now.")] = None,
-    only: Annotated[_Only | None, typer.Option(help="Add this policy's features to a complete set.")] = None,
+    only: Annotated[_Only | None, typer.Option(help="Add this policy's features, or frame variants.")] = None,
     policy: Annotated[str | None, typer.Option(help="Model folder whose tower encodes; as --set policy=.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the shard set; as --set out=.")] = None,
     max_skipped: Annotated[float | None, typer.Option(min=0, max=1, help="Share of rows that may be skipped.")] = None,
@@ -53,7 +56,7 @@ def preprocess(
     config = load_config(PreprocessConfig, recipe, [*(overrides or []), *extra], package="preprocess.recipes")
     if dry_run:
         report = estimate(config)
-        typer.echo(json.dumps(report.as_dict()) if as_json else report.table())
+        say(json.dumps(report.as_dict()) if as_json else report.table())
         return
     _run(config, _parse_partition(partition), retry, only, as_json=as_json)
 
@@ -66,13 +69,13 @@ def _run(
 
     with progress("planning", quiet=as_json) as shown:
         report = run(config, progress=lambda at: shown.update(at.done, at.total, at.label), partition=partition,
-                     retry="transient" if retry else None, only="features" if only else None)  # fmt: skip
+                     retry="transient" if retry else None, only=None if only is None else only.value)  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(report.as_dict()))
+        say(json.dumps(report.as_dict()))
         return
-    typer.echo(report.table())
+    say(report.table())
     if report.complete:
-        typer.echo(f"next: taro shards verify {report.out}")
+        say(f"next: taro shards verify {report.out}")
 
 
 def _parse_partition(text: str) -> tuple[int, int]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from taro.commands._say import say
 
 if TYPE_CHECKING:
     from shards.derive import Derived
@@ -35,7 +38,7 @@ def info(path: Root, as_json: Json = False) -> None:
     shard_set = open_shards(path)
     found = _facts(shard_set)
     if as_json:
-        typer.echo(json.dumps(found))
+        say(json.dumps(found))
         return
     counts, source = found["counts"], found["provenance"]
     _say(f"{path}: {found['name']}, format {found['format_version']}, by taro {found['taro_version'] or '?'}")
@@ -52,8 +55,8 @@ def info(path: Root, as_json: Json = False) -> None:
 
 
 def _say(text: str) -> None:
-    """Prints a line with a stranger's text in it: nothing that moves a terminal's cursor."""
-    typer.echo("".join(char if char.isprintable() else "?" for char in text))
+    """Prints one line, whatever a stranger's text in it holds."""
+    say(text.replace("\n", "[U+000A]"))
 
 
 def _facts(shard_set: ShardSet) -> dict[str, Any]:
@@ -77,11 +80,11 @@ def verify(path: Root, as_json: Json = False) -> None:
     with progress("verifying, MB", quiet=as_json) as shown:
         report = verify_set(path, progress=lambda done, total: shown.update(done / 1e6, total / 1e6))
     if as_json:
-        typer.echo(json.dumps(report.as_dict()))
+        say(json.dumps(report.as_dict()))
     else:
         for problem in report.problems:
-            typer.echo(f"problem: {problem}")
-        typer.echo(f"{path}: {report.shards} shards, {report.records} clips, {report.queries} queries, "
+            say(f"problem: {problem}")
+        say(f"{path}: {report.shards} shards, {report.records} clips, {report.queries} queries, "
                    f"{report.captions} captions, {report.bytes:,} bytes: "
                    + ("all right" if report.ok else f"{len(report.problems)} problems"))
     if not report.ok:
@@ -99,7 +102,7 @@ def view(
     """Write one self-contained page: contact sheets, truth, captions and candidate paths on a time axis."""
     from shards.view import view as write_view
 
-    typer.echo(str(write_view(path, out, run=run, limit=limit, keys=key or ())))
+    say(str(write_view(path, out, run=run, limit=limit, keys=key or ())))
 
 
 @app.command()
@@ -110,7 +113,7 @@ def stats(path: Root, as_json: Json = False) -> None:
 
     found = count(open_shards(path))
     if as_json:
-        typer.echo(json.dumps(found.as_dict()))
+        say(json.dumps(found.as_dict()))
         return
     for line in found.lines():
         _say(line)
@@ -129,7 +132,7 @@ def sample(
 
     for one in draw(open_shards(path), n, seed=seed):
         if as_json:
-            typer.echo(json.dumps(one.as_dict()))
+            say(json.dumps(one.as_dict()))
             continue
         for line in one.lines():
             _say(line)
@@ -147,7 +150,7 @@ def diff(
 
     found = compare(open_shards(a), open_shards(b))
     if as_json:
-        typer.echo(json.dumps(found.as_dict()))
+        say(json.dumps(found.as_dict()))
     else:
         for line in found.lines():
             _say(line)
@@ -166,12 +169,13 @@ def filter_(
                                                     )] = None,
     keys: Annotated[list[str] | None, typer.Option(help="Keep this clip's key (several times; @FILE: one a line)."
                                                    )] = None,
+    text: Annotated[str | None, typer.Option(metavar="REGEX", help="Keep queries in whose text this is found.")] = None,
 ) -> None:
     """Copy the queries that all options let through, with their clips, to a set of its own."""
     from shards.filter import Selection, filter_set
     from shards.reader import open_shards
 
-    selection = Selection(split, _range(difficulty), _names(query), _names(keys))
+    selection = Selection(split, _range(difficulty), _names(query), _names(keys), _regex(text))
     _made(filter_set(open_shards(path), out, selection))
 
 
@@ -211,6 +215,8 @@ def merge(
     _made(merged.made)
     _say(f"  {merged.source_inputs} rows in {len(sources)} sets, {merged.repeated} of them repeated; "
          f"{merged.clips_twice} clips in more than one")
+    for kind in merged.left_out:
+        _say(f"  left out: {kind}, which the sets do not hold alike")
 
 
 def _made(derived: Derived) -> None:
@@ -234,13 +240,19 @@ def _range(text: str | None) -> tuple[float, float] | None:
 
 
 def _names(given: list[str] | None) -> frozenset[str] | None:
-    if given is None:
-        return None
-    names: list[str] = []
-    for word in given:
-        listed = Path(word[1:]).read_text(encoding="utf-8", errors="replace") if word.startswith("@") else word
-        names += listed.split("\n")
-    return frozenset(name.rstrip("\r") for name in names if name.strip())
+    from shards.filter import named
+
+    return None if given is None else named(given)
+
+
+def _regex(text: str | None) -> str | None:
+    from taro.errors import ConfigError
+
+    try:
+        re.compile(text or "")
+    except re.error as error:
+        raise ConfigError(f"--text {text!r}: expected a regular expression, got one with {error}") from None
+    return text
 
 
 def _shares(text: str) -> dict[str, float]:

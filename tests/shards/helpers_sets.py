@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from shards.format import ClipEncoder, clip_key
-from shards.manifest import build_manifest, write_card, write_manifest, write_skipped
+from shards.manifest import build_manifest, read_entries, write_card, write_manifest, write_skipped
+from shards.reader import open_shards, read_sidecar
+from shards.variants import FrameVariants, VariantSettings, wanted_groups
 from shards.writer import SliceWriter
 from taro.features import EncoderFingerprint, FrameSampling, VideoFeatures, patch_times_s
 from taro.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
@@ -46,6 +48,31 @@ def features(number: int, *, patches: int = 4, levels: int = 0, dtype: torch.dty
     main = torch.arange(patches * 24, dtype=torch.float64).reshape(patches, 4, 6).add(1000 * number).to(dtype)
     times_S = patch_times_s(np.array([0.1 + 0.5 * index for index in range(2 * patches)]))
     return VideoFeatures(main, times_S, (patches, 4, 4), 1.0, tuple(main + level + 1 for level in range(levels)))
+
+
+def variants(clip: ClipRecord, *, levels: int = 0, seed: int = 0) -> FrameVariants:
+    """Two variants of each query's windows by hand: frames 0 and 1 changed places; frames 0 1 2 3 became 2 3 1 0."""
+    groups = wanted_groups(clip)
+    swaps = [(0, 0, 1, 0), (1, 0, 2, 3), (1, 1, 1, 0)]
+    rows = np.array([(group, *swap) for group in range(len(groups)) for swap in swaps], dtype=np.int64)
+    number = int(clip.video.sha256, 16)
+    main = torch.arange(len(rows) * 24.0).reshape(-1, 4, 6).sub(1000 * number + 1 + seed)
+    return FrameVariants(VariantSettings(2, 1.0, seed), tuple(groups), rows, main,
+                         tuple(main - level - 1 for level in range(levels)))
+
+
+def add_variants(root: Path, *, seed: int = 0, but: frozenset[int] = frozenset()) -> None:
+    """Adds `variants` of every clip to a set of `write_set` (but to the clips numbered `but`)."""
+    source = open_shards(root)
+    for entry in [entry for entry in source.manifest.shards if entry.kind == "paths"]:
+        with SliceWriter(root, entry.index, kinds=[f"variants/{FINGERPRINT.name}"]) as writer:
+            for one in read_sidecar(source.store, entry).records:
+                clip = source.clip(one.key)
+                made = None if int(clip.video.sha256, 16) in but else variants(clip, seed=seed)
+                writer.add_clip(clip, None, {}, {}, {FINGERPRINT.name: made})
+            writer.commit()
+    held = source.manifest
+    write_manifest(root, held.model_copy(update={"shards": read_entries(root)}))
 
 
 def write_set(root: Path, slices: list[list[int]], *, encoders: dict[str, EncoderFingerprint] | None = None,

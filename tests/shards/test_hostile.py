@@ -262,7 +262,7 @@ def tensor(dtype: object = "F32", shape: object = (4, 4), offsets: object = (0, 
 
 
 @pytest.mark.parametrize("header", [
-    [], {"a": 1}, {"a": {"dtype": "F32"}}, {"a": tensor("I64", (8,))}, {"a": tensor("F8_E4M3", (64,))},
+    [], {"a": 1}, {"a": {"dtype": "F32"}}, {"a": tensor("I32", (16,))}, {"a": tensor("F8_E4M3", (64,))},
     {"a": tensor(shape=(2**62, 2**62), offsets=(0, 0))}, {"a": tensor(shape=(-4, -4))}, {"a": tensor(shape=(0, 4))},
     {"a": tensor(shape=(1, 1, 1, 4, 4))}, {"a": tensor(shape=("4", 4))}, {"a": tensor(shape=(True, 16))},
     {"a": tensor(shape=(4.0, 4))}, {"a": tensor(offsets=(64, 0))}, {"a": tensor(offsets=(-64, 0))},

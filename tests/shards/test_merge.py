@@ -18,13 +18,12 @@ from shards.filter import Selection, filter_set, split_by_fraction, split_by_spl
 from shards.manifest import build_manifest, read_skipped, write_card, write_manifest, write_skipped
 from shards.merge import merge_sets
 from shards.reader import open_shards
-from shards.tensors import pack_tensors
 from shards.verify import verify
 from shards.writer import SliceWriter
 from taro.cli import app
 from taro.errors import ConfigError, ShardError
 from taro.records import ClipRecord
-from tests.shards.helpers_sets import FINGERPRINT, SHEET, features, fingerprint, record, write_set
+from tests.shards.helpers_sets import FINGERPRINT, SHEET, add_variants, features, fingerprint, record, write_set
 from tests.shards.test_filter import files
 
 
@@ -141,20 +140,30 @@ def test_a_strangers_names_cannot_move_the_cursor(tmp_path: Path) -> None:
         assert "\u001b" not in told.output and "\u202e" not in told.output
 
 
-def test_variants_are_copied_where_a_clip_has_some(tmp_path: Path) -> None:
-    write_set(tmp_path / "set", [[1, 2, 3]])
-    data = pack_tensors({"x": torch.arange(6.0).reshape(2, 3)}, {})
-    with SliceWriter(tmp_path / "set", 0, kinds=["variants/x"]) as writer:
-        writer._shards["variants/x"].add(record(2).key, 2, [("safetensors", data)])
-        writer.commit()
-    manifest = build_manifest(tmp_path / "set", inputs=7, skipped=1, captions=9, encoders=[FINGERPRINT],
-                              config={"thumbnails": True})  # fmt: skip
-    write_manifest(tmp_path / "set", manifest)
-    parts = split_by_fraction(open_shards(tmp_path / "set"), tmp_path / "parts", {"a": 0.4, "b": 0.6})
-    merged(tmp_path / "whole", *(part.root for part in parts.values()))
-    whole = open_shards(tmp_path / "whole")
-    assert whole.raw("variants/x", record(2).key, "safetensors") == data and verify(tmp_path / "whole").ok
-    assert whole.listed("variants/x", record(1).key) is None and diff(open_shards(tmp_path / "set"), whole).ok
+def test_variants_come_along_where_all_sets_hold_the_same(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", [[1, 2], [3]])
+    add_variants(tmp_path / "set")
+    source = open_shards(tmp_path / "set")
+    for way, cut in (("split", split_by_split), ("fraction", lambda one, out: split_by_fraction(
+            one, out, {"a": 0.4, "b": 0.6}))):
+        parts = [part.root for part in cut(source, tmp_path / way).values()]
+        assert all(verify(part).ok for part in parts)  # half of the windows are gone: more variants than needed is fine
+        assert merged(tmp_path / f"whole-{way}", *parts).left_out == ()
+        whole = open_shards(tmp_path / f"whole-{way}")
+        assert diff(source, whole).ok and verify(tmp_path / f"whole-{way}").ok
+
+
+@pytest.mark.parametrize("why", ["another seed", "one set has none", "the shared clip's differ"])
+def test_variants_that_differ_are_left_out_and_named(tmp_path: Path, why: str) -> None:
+    for name, numbers in (("a", [1, 2]), ("b", [2, 3])):
+        write_set(tmp_path / name, [numbers])
+        if name == "a" or why != "one set has none":
+            add_variants(tmp_path / name, seed=int(name == "b" and why == "another seed"),
+                         but=frozenset({2} if name == "b" and why.startswith("the shared") else ()))
+    told = CliRunner().invoke(app, ["shards", "merge", str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "out")])
+    assert told.exit_code == 0 and f"left out: variants/{FINGERPRINT.name}" in told.output
+    assert verify(tmp_path / "out").ok and open_shards(tmp_path / "out").manifest.kinds == [
+        f"features/{FINGERPRINT.name}", "paths"]
 
 
 def test_other_encoders_are_refused_by_name(tmp_path: Path) -> None:

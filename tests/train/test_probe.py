@@ -92,8 +92,8 @@ def test_conditions_lead_with_the_first_kind_at_the_methods_radius() -> None:
     found = conditions(["noise", "patch"], [1.0, 3.0], ["start", "both"])
     assert len(found) == len(set(found)) == 8 and found[0] == Condition("noise", 3.0, "both")
     for kinds, radii, boundaries in (
-            (["frame"], [1.0], ["both"]), (["patch"], [0.0], ["both"]), (["patch"], [float("nan")], ["both"]),
-            (["patch"], [1.0], ["middle"]), ([], [1.0], ["both"])):
+            (["shuffle"], [1.0], ["both"]), (["patch"], [0.0], ["both"]), (["patch"], [float("nan")], ["both"]),
+            (["patch"], [1.0], ["middle"]), ([], [1.0], ["both"]), (["frame"], [1.0], ["start", "end"])):
         with pytest.raises(ConfigError, match="expected"):
             conditions(kinds, radii, boundaries)
 
@@ -156,7 +156,8 @@ def test_a_page_is_self_contained_and_runs_nothing_of_a_stranger() -> None:
 
 def test_wrong_use_is_one_message(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     where = ("probe", "--policy", str(tiny.policy), "--shards", str(tiny.shards))
-    for words, message in ((("--kinds", "frame"), "expected some of: patch, reverse, elsewhere, noise"),
+    for words, message in ((("--kinds", "shuffle"), "some of: patch, reverse, elsewhere, noise, frame"),
+                           (("--kinds", "frame"), "--only variants --set variants.count=4"),
                            (("--radius", "x"), "such as 1,3,5"), (("--over", "x"), "reasoning or response"),
                            (("--split", "nope"), "the set has train, val")):
         code, out, err = run(capsys, *where, *words)
