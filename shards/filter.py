@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,30 +30,41 @@ from taro.draws import rng
 from taro.errors import ConfigError, ShardError
 from taro.records import ClipRecord, QueryRecord
 
-__all__ = ["Selection", "filter_set", "split_by_fraction", "split_by_split"]
+__all__ = ["Selection", "filter_set", "named", "split_by_fraction", "split_by_split"]
 
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What to keep; None: no matter. `difficulty`: in [low, high], a query without one is left out then."""
+    """What to keep; None: no matter. `difficulty`: in [low, high], a query without one is left out then; `queries`: ids;
+    `keys`: of clips; `text`: a regular expression that is found in the query's text, capitals or not."""
 
     split: str | None = None
     difficulty: tuple[float, float] | None = None
     queries: frozenset[str] | None = None
     keys: frozenset[str] | None = None
+    text: str | None = None
 
     def keeps(self, key: str, query: QueryRecord) -> bool:
         """Whether a query stays."""
+        return self.left_out_by(key, query) is None
+
+    def left_out_by(self, key: str, query: QueryRecord) -> str | None:
+        """The first filter, in the order of `as_dict`, that leaves a query out; None where it stays."""
         low, high = self.difficulty or (-math.inf, math.inf)
-        return ((self.keys is None or key in self.keys) and (self.split is None or query.split == self.split)
-                and (self.queries is None or query.id in self.queries)
-                and (self.difficulty is None or (query.difficulty is not None and low <= query.difficulty <= high)))
+        passed = {
+            "split": self.split is None or query.split == self.split,
+            "difficulty": self.difficulty is None or (query.difficulty is not None and low <= query.difficulty <= high),
+            "queries": self.queries is None or query.id in self.queries,
+            "keys": self.keys is None or key in self.keys,
+            "text": self.text is None or re.search(self.text, query.text, re.IGNORECASE) is not None,
+        }
+        return next((name for name, ok in passed.items() if not ok), None)
 
     def keeps_empty(self, key: str) -> bool:
         """Whether a clip that never had a query stays."""
-        return (self.split is None and self.difficulty is None and self.queries is None
+        return (self.split is None and self.difficulty is None and self.queries is None and self.text is None
                 and (self.keys is None or key in self.keys))
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,14 +72,31 @@ class Selection:
         told = {"split": self.split, "difficulty": self.difficulty and [end if math.isfinite(end) else None
                                                                          for end in self.difficulty],
                 "queries": None if self.queries is None else len(self.queries),
-                "keys": None if self.keys is None else len(self.keys)}
+                "keys": None if self.keys is None else len(self.keys), "text": self.text}
         return {name: value for name, value in told.items() if value is not None}
+
+
+def named(words: Iterable[str]) -> frozenset[str]:
+    """Names as filters take them: each a name, or @FILE with one a line. Raises ConfigError.
+
+    >>> sorted(named(["b", "a"]))
+    ['a', 'b']
+    """
+    names: list[str] = []
+    for word in words:
+        try:
+            listed = Path(word[1:]).read_text(encoding="utf-8", errors="replace") if word.startswith("@") else word
+        except OSError as error:
+            raise ConfigError(f"{word}: expected a file with one name a line after the @, got none that can be read "
+                              f"({error.strerror})") from None
+        names += listed.split("\n")
+    return frozenset(name.rstrip("\r") for name in names if name.strip())
 
 
 def filter_set(source: ShardSet, out: str | Path, selection: Selection, *, slice_bytes: int = SLICE_BYTES) -> Derived:
     """Writes the queries that `selection` keeps, and their clips, as a set at `out`."""
     if not selection.as_dict():
-        raise ConfigError("nothing to filter by; expected a split, a difficulty, queries or keys "
+        raise ConfigError("nothing to filter by; expected a split, a difficulty, queries, keys or a text "
                           "(a plain copy is `cp -r`)")
     _known("key", selection.keys, source.keys, source)
     if selection.queries is not None:
