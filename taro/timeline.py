@@ -12,9 +12,10 @@ from __future__ import annotations
 import html
 import math
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from taro.text import visible
 
 __all__ = ["CSS", "Lane", "Span", "page", "safe_text", "timeline_svg"]
 
@@ -52,7 +53,6 @@ svg.timeline .on { fill: var(--on); }
 
 _CLASS = re.compile(r"[a-z][a-z0-9-]*")
 _DARK = {"truth", "path", "before", "after"}
-_BIDI = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +82,7 @@ def safe_text(text: str) -> str:
     >>> safe_text("a" + chr(0x202E) + "b" + chr(0) + chr(10) + "c")
     'a[U+202E]b[U+0000]\\nc'
     """
-    return html.escape("".join(_shown(char) for char in text), quote=True)
-
-
-def _shown(char: str) -> str:
-    if char in "\n\t":
-        return char
-    code = ord(char)
-    if code in _BIDI or unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"}:
-        return f"[U+{code:04X}]"
-    return char
+    return html.escape(visible(text), quote=True)
 
 
 def timeline_svg(duration_s: float, lanes: Sequence[Lane], width_px: int = 1000) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from taro.text import visible
+
 __all__ = ["Lines", "Shown", "progress"]
 
 EVERY_S = 30.0
@@ -50,7 +52,7 @@ class Shown:
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

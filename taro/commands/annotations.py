@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from taro.commands._say import say
+
 __all__ = ["app", "column_mapping", "lint"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -48,15 +50,15 @@ def lint(
         file, dataset=dataset, split=split, lengths=lengths, policy=policy.value, columns=column_mapping(column or [])
     )
     if as_json:
-        typer.echo(json.dumps(report.as_dict()))
+        say(json.dumps(report.as_dict()))
     else:
-        typer.echo(f"{file} as {dataset}, policy {policy.value}")
-        typer.echo(report.table(show=show))
+        say(f"{file} as {dataset}, policy {policy.value}")
+        say(report.table(show=show))
         if any(row.duration_s is None for row in report.rows):
             unknown = sum(row.duration_s is None for row in report.rows)
-            typer.echo(f"{unknown:,} rows have no duration: their windows were not checked against it (see --lengths)")
+            say(f"{unknown:,} rows have no duration: their windows were not checked against it (see --lengths)")
     if not report.rows:
-        typer.echo(f"error: no row of {file} can be used; is it a {dataset} file?", err=True)
+        say(f"error: no row of {file} can be used; is it a {dataset} file?", err=True)
         raise typer.Exit(1)
 
 

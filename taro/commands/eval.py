@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from taro.commands._say import say
+
 __all__ = ["evaluate"]
 
 Text = str | None
@@ -111,14 +113,14 @@ def _score_file(predictions: Path, annotations: Path | None, dataset: str, split
                            "protocol": protocol, "bootstrap_seed": seed, "columns": column_mapping(column)}
     if compare is not None:
         compared = compare_files(predictions, compare, **how)
-        typer.echo(json.dumps(compared.as_dict()) if as_json else compared.table())
+        say(json.dumps(compared.as_dict()) if as_json else compared.table())
         return
     found = evaluate_file(predictions, **how)
     if html is not None:
         write_page(html, examples_page(found.examples, table=found.table(), protocol=protocol, seed=seed))
-    typer.echo(json.dumps(found.as_dict()) if as_json else found.table())
+    say(json.dumps(found.as_dict()) if as_json else found.table())
     if breakdown and not as_json:
-        typer.echo(found.scores.breakdown_table())
+        say(found.scores.breakdown_table())
 
 
 def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, limit: int | None, seed: int,
@@ -147,8 +149,8 @@ def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, 
         write_predictions(rows, out)
     mode = "sampled" if decoding["temperature"] else "greedy"
     if as_json:
-        typer.echo(json.dumps({**scores.as_dict(), "decoding": mode}))
+        say(json.dumps({**scores.as_dict(), "decoding": mode}))
     else:
-        typer.echo(f"{mode} decoding\n{scores.table()}")
+        say(f"{mode} decoding\n{scores.table()}")
         if breakdown:
-            typer.echo(scores.breakdown_table())
+            say(scores.breakdown_table())

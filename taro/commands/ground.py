@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from taro.commands._say import say
+
 __all__ = ["ground"]
 
 
@@ -91,16 +93,16 @@ def _show(video: Path, row: Any, as_json: bool, *, encode_s: float, answer_s: fl
 
     moment, reasoning = row.predicted, parse_reasoning(row.text).text.strip()
     if as_json:
-        typer.echo(json.dumps({
+        say(json.dumps({
             "video": str(video), "query": row.query, "duration_s": row.duration_s,
             "moment": None if moment is None else [moment.start_s, moment.end_s], "reasoning": reasoning,
             "text": row.text, "tokens": row.tokens, "finished": row.finished,
             "seconds": {"encode": round(encode_s, 3), "answer": round(answer_s, 3)}}))
         return
     if moment is None:
-        typer.echo(f"no moment in the response: {row.text[:500]!r}")
+        say(f"no moment in the response: {row.text[:500]!r}")
     else:
-        typer.echo(f"{moment.start_s:.2f}s to {moment.end_s:.2f}s (of {row.duration_s:.2f}s)")
+        say(f"{moment.start_s:.2f}s to {moment.end_s:.2f}s (of {row.duration_s:.2f}s)")
     if reasoning:
-        typer.echo(f"\n{reasoning}\n")
-    typer.echo(f"decoded and encoded in {encode_s:.1f} s, answered in {answer_s:.1f} s ({row.tokens} tokens)")
+        say(f"\n{reasoning}\n")
+    say(f"decoded and encoded in {encode_s:.1f} s, answered in {answer_s:.1f} s ({row.tokens} tokens)")

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from taro.commands._say import say
+
 __all__ = ["report"]
 
 
@@ -39,7 +41,7 @@ def report(
     page = render_report(run, _named(folders), evaluations, out or run / "report.html",
                          title=f"Training run {run.name}",
                          commands=[f"taro train {run.name}/config.yaml --set out=again", "taro report again"])
-    typer.echo(f"report: {page}")
+    say(f"report: {page}")
 
 
 def _own_shards(config: dict[str, Any]) -> list[Path]:

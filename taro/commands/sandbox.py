@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from taro.commands._say import say
+
 __all__ = ["app", "build", "make"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -75,7 +77,7 @@ def make(
             progress=shown.update,
         )  # fmt: skip
     facts = json.loads((out / "world.json").read_text(encoding="utf-8"))
-    typer.echo(
+    say(
         f"{out}: {videos} videos, {facts['queries']} queries (split {split})\n"
         f"next: taro preprocess sandbox --set videos={out}/videos --set annotations={out}/annotations.jsonl "
         "--set out=shards"

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from taro.commands._say import say
+
 __all__ = ["train"]
 
 SHOWN = (("reward", "reward"), ("format", "format"), ("tiou", "tIoU"), ("bonus", "bonus"), ("timestamps", "timestamps"),
@@ -45,7 +47,7 @@ def train(
 
         report = run_training(config, resume=resume, on_step=show)
     if as_json:
-        typer.echo(json.dumps({"run": str(report.run), "export": str(report.export), "steps": report.steps,
+        say(json.dumps({"run": str(report.run), "export": str(report.export), "steps": report.steps,
                                "skipped": report.skipped, "best_step": report.best_step,
                                "best_score": report.best_score, "seconds": round(report.seconds, 3),
                                "last": _finite(report.last)}))
@@ -58,12 +60,12 @@ def _describe(line: dict[str, Any]) -> str:
 
 
 def _summary(report: Any, shards: Path) -> None:
-    typer.echo(f"{report.steps} steps in {report.seconds:.0f} s; metrics: {report.run / 'metrics.jsonl'}")
+    say(f"{report.steps} steps in {report.seconds:.0f} s; metrics: {report.run / 'metrics.jsonl'}")
     if report.skipped:
-        typer.echo(f"{report.skipped} updates skipped: loss or gradient not finite")
+        say(f"{report.skipped} updates skipped: loss or gradient not finite")
     if report.best_step is not None:
-        typer.echo(f"best on validation: step {report.best_step}, mIoU {report.best_score:.3f}")
-    typer.echo(f"checkpoint: {report.export}\nnext: taro eval --policy {report.export} --shards {shards}")
+        say(f"best on validation: step {report.best_step}, mIoU {report.best_score:.3f}")
+    say(f"checkpoint: {report.export}\nnext: taro eval --policy {report.export} --shards {shards}")
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
