@@ -21,6 +21,7 @@ import typer.core
 import typer.main
 
 from taro import __version__
+from taro.commands._say import say
 from taro.errors import TaroError
 from taro.stages import check_stages
 
@@ -115,7 +116,7 @@ class _Lazy(typer.core.TyperGroup):
         except TaroError as error:
             _fail(f"error: {error}", debug=ctx.params["debug"])
         except KeyboardInterrupt:
-            typer.echo("\ninterrupted; what was finished is on disk: the same command (train: with --resume) goes on",
+            say("\ninterrupted; what was finished is on disk: the same command (train: with --resume) goes on",
                        err=True)
             raise typer.Exit(130) from None
         except Exception as error:  # the last place that can answer with a message
@@ -149,7 +150,7 @@ def _examples(lines: tuple[str, ...]) -> str | None:
 def _fail(message: str, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    typer.echo(message, err=True)
+    say(message, err=True)
     raise typer.Exit(1) from None
 
 
@@ -177,7 +178,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"taro {__version__}")
+        say(f"taro {__version__}")
         raise typer.Exit
 
 

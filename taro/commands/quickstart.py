@@ -15,6 +15,7 @@ import typer
 
 from taro.commands._progress import Lines
 from taro.commands._quickstart_run import SAMPLED, STAGES, Quickstart, run_quickstart
+from taro.commands._say import say
 
 __all__ = ["quickstart"]
 
@@ -42,7 +43,7 @@ def quickstart(
     with _Screen(console) as screen:
         result = run_quickstart(settings, screen)
     if as_json:
-        typer.echo(json.dumps(result))
+        say(json.dumps(result))
         return
     _print(result)
 
