@@ -43,6 +43,9 @@ class Entry(NamedTuple):
     end_s: float
     text: str
 
+MAX_TEXT_BYTES = 20_000
+"""of one caption, as shards hold it"""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -182,8 +185,10 @@ def captions_file(path: Path) -> dict[str, list[Entry]]:
 
 def _entry(caption: Any) -> Entry:
     entry = Entry(float(caption["start_s"]), float(caption["end_s"]), caption["text"])
-    if not (math.isfinite(entry.start_s) and math.isfinite(entry.end_s) and isinstance(entry.text, str)):
-        raise ValueError(f"a caption needs two finite times and a text, got {str(caption)[:100]}")
+    finite = math.isfinite(entry.start_s) and math.isfinite(entry.end_s)
+    if not (finite and isinstance(entry.text, str) and len(entry.text.encode()) <= MAX_TEXT_BYTES):  # encodes: is text
+        raise ValueError(f"a caption needs two finite times and a text of at most {MAX_TEXT_BYTES:,} bytes, got "
+                         f"{str(caption)[:100]!a}")
     return entry
 
 

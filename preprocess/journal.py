@@ -70,7 +70,7 @@ class Journal:
     def _take(self, line: bytes) -> None:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if not isinstance(row, dict):
             return

@@ -54,7 +54,8 @@ class RunState:
 
     def __post_init__(self) -> None:
         whole = (self.step, self.skipped, self.nonfinite_streak, 0 if self.best_step is None else self.best_step)
-        if any(type(number) is not int or number < 0 for number in whole) or not isinstance(self.data_sha256, str):
+        if any(type(number) is not int or number < 0 for number in whole) or not isinstance(self.data_sha256, str) \
+                or not isinstance(self.best_score, int | float | None):
             raise TypeError(f"not the state of a run: {self!r:.200}")
 
 
@@ -119,6 +120,7 @@ def load_checkpoint(path: Path, named_parameters: Iterable[tuple[str, torch.nn.P
                     optimizer: torch.optim.Optimizer) -> RunState:
     """Fills parameters and optimizer from a checkpoint, checking hashes, names and shapes. Raises DamagedError, or
     TaroError where it is another policy's."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     state, hashes = _read(path)
@@ -129,12 +131,21 @@ def load_checkpoint(path: Path, named_parameters: Iterable[tuple[str, torch.nn.P
             raise DamagedError(f"{path / name}: damaged or missing ({error.strerror})") from None
         if found != hashes.get(name):
             raise DamagedError(f"{path / name}: damaged (its sha256 is not the one in state.json)")
-    weights, moments = (load_file(path / name) for name in TENSORS)
+    try:
+        weights, moments = (load_file(path / name) for name in TENSORS)
+    except SafetensorError as error:
+        raise DamagedError(f"{path}: damaged ({error!s:.200})") from None
     parameters = dict(named_parameters)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     if {name: tuple(tensor.shape) for name, tensor in weights.items()} != shapes:
         raise TaroError(f"{path}: its weights are not this policy's (names or shapes differ); "
                         "resume with the policy that the run was started with")
+    for name, tensor in moments.items():
+        parameter_name, _, key = name.rpartition(".")
+        if tensor.shape != (torch.Size() if key == "step" else shapes.get(parameter_name)) or any(
+                f"{parameter_name}.{other}" not in moments for other in MOMENTS):
+            raise TaroError(f"{path}: its optimizer state is not this policy's ({name[:200]!a} has shape "
+                            f"{tuple(tensor.shape)}); resume with the policy that the run was started with")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
@@ -155,7 +166,7 @@ def _read(path: Path) -> tuple[RunState, dict[str, str]]:
         if data["version"] != VERSION:
             raise TaroError(f"{path}: checkpoint version {data['version']!r:.40}, this taro reads {VERSION}")
         check, state, hashes = data.pop("check", None), RunState(**data["state"]), dict(data["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{path}: not a checkpoint of taro train ({error!r:.200}); expected state.json, "
                            "model.safetensors, optimizer.safetensors") from None
     if check is not None and check != _check(data):  # an older taro wrote none
