@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import unicodedata
 from pathlib import Path
@@ -57,8 +58,8 @@ def test_errors_are_shown_not_obeyed(tmp_path: Path, capsys: pytest.CaptureFixtu
     evil.mkdir()
     (evil / "manifest.json").write_text("{}")
     for line in (["shards", "info", str(evil)], ["shards", "verify", str(evil)], ["report", str(evil)],
-                 ["annotations", "lint", str(evil), "--dataset", "jsonl"], ["train", str(evil / "a.yaml")], ["train", str(evil)],
-                 ["eval", "--policy", str(evil), "--shards", str(evil)]):  # fmt: skip
+                 ["annotations", "lint", str(evil), "--dataset", "jsonl"], ["train", str(evil / "a.yaml")],
+                 ["train", str(evil)], ["eval", "--policy", str(evil), "--shards", str(evil)]):  # fmt: skip
         with pytest.raises(SystemExit):
             main(line)
         out, err = capsys.readouterr()
@@ -70,10 +71,8 @@ def test_what_lint_says_of_a_file_is_shown(tmp_path: Path, capsys: pytest.Captur
             {"video": "v", "query": EVIL, "qid": EVIL, "windows": [[0, 1]], EVIL: 1}]  # fmt: skip
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for policy in ("repair", "drop", "fail"):
-        try:
+        with contextlib.suppress(SystemExit):
             main(["annotations", "lint", str(tmp_path / "a.jsonl"), "--dataset", "jsonl", "--policy", policy])
-        except SystemExit:
-            pass
         out, err = capsys.readouterr()
         assert fine(out) and fine(err)
 
