@@ -26,6 +26,7 @@ class _Retry(StrEnum):
 
 class _Only(StrEnum):
     features = "features"
+    variants = "variants"
 
 
 def preprocess(
@@ -36,7 +37,7 @@ def preprocess(
     ] = None,
     partition: Annotated[str, typer.Option(metavar="I/N", help="Make every N-th slice, from the I-th.")] = "1/1",
     retry: Annotated[_Retry | None, typer.Option(help="Make slices again whose skipped rows may pass now.")] = None,
-    only: Annotated[_Only | None, typer.Option(help="Add this policy's features to a complete set.")] = None,
+    only: Annotated[_Only | None, typer.Option(help="Add this policy's features, or frame variants.")] = None,
     policy: Annotated[str | None, typer.Option(help="Model folder whose tower encodes; as --set policy=.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the shard set; as --set out=.")] = None,
     max_skipped: Annotated[float | None, typer.Option(min=0, max=1, help="Share of rows that may be skipped.")] = None,
@@ -68,7 +69,7 @@ def _run(
 
     with progress("planning", quiet=as_json) as shown:
         report = run(config, progress=lambda at: shown.update(at.done, at.total, at.label), partition=partition,
-                     retry="transient" if retry else None, only="features" if only else None)  # fmt: skip
+                     retry="transient" if retry else None, only=None if only is None else only.value)  # fmt: skip
     if as_json:
         say(json.dumps(report.as_dict()))
         return

@@ -40,14 +40,25 @@ def probe(
     from taro.metrics_page import write_page
     from train.probe import conditions, probe_policy
     from train.probe_report import probe_page, probe_table, summarise
-    from train.run import compute_device, load_frozen, open_encoded_shards, policy_folder, policy_template
+    from train.run import (
+        compute_device,
+        load_frozen,
+        open_encoded_shards,
+        policy_folder,
+        policy_template,
+        with_variants,
+    )
 
     if over not in ("reasoning", "response"):
         raise ConfigError(f"--over {over}: expected reasoning or response")
-    asked = conditions(_words(kinds), _seconds(radius), _words(boundary))
+    conditions(_words(kinds), _seconds(radius), _words(boundary))  # a wrong word is told before anything is loaded
     where = compute_device(device)
     loaded = load_frozen(policy_folder(policy), where, bf16=where.type == "cuda")
-    shard_set = open_encoded_shards(shards, loaded)
+    shard_set, frame_s = open_encoded_shards(shards, loaded), None
+    if "frame" in _words(kinds):
+        shard_set, settings = with_variants(shard_set)
+        frame_s = settings.dt_s
+    asked = conditions(_words(kinds), _seconds(radius), _words(boundary), frame_s=frame_s)
     with progress("probing", quiet=as_json) as shown:
         found = probe_policy(
             loaded, shard_set, template=policy_template(loaded, template), asked=asked, split=split, limit=limit,

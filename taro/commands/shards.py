@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -168,12 +169,13 @@ def filter_(
                                                     )] = None,
     keys: Annotated[list[str] | None, typer.Option(help="Keep this clip's key (several times; @FILE: one a line)."
                                                    )] = None,
+    text: Annotated[str | None, typer.Option(metavar="REGEX", help="Keep queries in whose text this is found.")] = None,
 ) -> None:
     """Copy the queries that all options let through, with their clips, to a set of its own."""
     from shards.filter import Selection, filter_set
     from shards.reader import open_shards
 
-    selection = Selection(split, _range(difficulty), _names(query), _names(keys))
+    selection = Selection(split, _range(difficulty), _names(query), _names(keys), _regex(text))
     _made(filter_set(open_shards(path), out, selection))
 
 
@@ -213,6 +215,8 @@ def merge(
     _made(merged.made)
     _say(f"  {merged.source_inputs} rows in {len(sources)} sets, {merged.repeated} of them repeated; "
          f"{merged.clips_twice} clips in more than one")
+    for kind in merged.left_out:
+        _say(f"  left out: {kind}, which the sets do not hold alike")
 
 
 def _made(derived: Derived) -> None:
@@ -236,13 +240,19 @@ def _range(text: str | None) -> tuple[float, float] | None:
 
 
 def _names(given: list[str] | None) -> frozenset[str] | None:
-    if given is None:
-        return None
-    names: list[str] = []
-    for word in given:
-        listed = Path(word[1:]).read_text(encoding="utf-8", errors="replace") if word.startswith("@") else word
-        names += listed.split("\n")
-    return frozenset(name.rstrip("\r") for name in names if name.strip())
+    from shards.filter import named
+
+    return None if given is None else named(given)
+
+
+def _regex(text: str | None) -> str | None:
+    from taro.errors import ConfigError
+
+    try:
+        re.compile(text or "")
+    except re.error as error:
+        raise ConfigError(f"--text {text!r}: expected a regular expression, got one with {error}") from None
+    return text
 
 
 def _shares(text: str) -> dict[str, float]:
