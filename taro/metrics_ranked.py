@@ -35,7 +35,8 @@ from taro.metrics_protocols import PROTOCOLS
 from taro.moment import Moment, iou
 
 __all__ = ["HIGHLIGHT_MARKS", "MAP_THRESHOLDS", "RankedPrediction", "RankedScores", "average_precisions",
-           "evaluate_ranked", "highlight_precision", "highlight_scores", "voc_precision"]  # fmt: skip
+           "comparable_columns", "evaluate_ranked", "highlight_precision", "highlight_scores",
+           "voc_precision"]  # fmt: skip
 
 MAP_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 MAX_RANKED = 10
@@ -117,6 +118,18 @@ def evaluate_ranked(predictions: Sequence[RankedPrediction], *, bootstrap_seed: 
         intervals=intervals, baselines=baselines,
         queries={name: int((~np.isnan(columns[name])).sum()) for name in LENGTHS_S},
     )  # fmt: skip
+
+
+def comparable_columns(
+    a: Sequence[RankedPrediction], b: Sequence[RankedPrediction]
+) -> dict[str, tuple[Floats, Floats]]:
+    """What two systems can be compared by, beside their best windows: name -> ([Q] of a, [Q] of b). mAP; and highlight
+    detection at the highest mark, where every query has marks and both systems have numbers."""
+    truths = [p.answer.truths(PROTOCOLS["moment-detr"]) for p in a]
+    sides = [_map_columns([p.top for p in side], truths) | _highlight_columns(side) for side in (a, b)]
+    names = ("mAP", f"HL mAP >= {HIGHLIGHT_MARKS[-1]}", f"HL Hit@1 >= {HIGHLIGHT_MARKS[-1]}")
+    return {name: (sides[0][name], sides[1][name]) for name in names
+            if all(name in side and not np.isnan(side[name]).any() for side in sides)}  # fmt: skip
 
 
 def _mean(values_Q: Floats) -> float:

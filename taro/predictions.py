@@ -24,9 +24,10 @@ from taro.metrics import Prediction, Scores, evaluate_predictions
 from taro.metrics_compare import Comparison, compare_predictions
 from taro.metrics_page import Example
 from taro.metrics_protocols import protocol_named
-from taro.metrics_ranked import RankedPrediction, RankedScores, evaluate_ranked
+from taro.metrics_ranked import RankedPrediction, RankedScores, comparable_columns, evaluate_ranked
 from taro.moment import Moment
 from taro.prompts import normalise_query, parse_answer, parse_reasoning
+from taro.published import published_for, published_table
 
 __all__ = ["FileComparison", "FileEvaluation", "Response", "compare_files", "evaluate_file", "join_ranked",
            "join_responses", "read_responses"]  # fmt: skip
@@ -53,7 +54,7 @@ class Response:
 @dataclass(frozen=True)
 class FileEvaluation:
     """Scores of a predictions file, the report on the annotations it was held against, and the names of responses
-    that answer no query of them. `ranked`: mAP and highlights, where the file and the protocol are of that kind;
+    that answer no query of them. `ranked`: mAP and highlights, under moment-detr (an answer alone is a list of one);
     `examples`: every answer with its words; `with_dropped`: the metrics where queries that the linter dropped count as
     misses, as evaluations do that keep windows without length in; None where none was dropped or a split was asked
     for (a dropped line has none)."""
@@ -69,8 +70,17 @@ class FileEvaluation:
         """For JSON: the scores, `unknown` ids and the counts of the annotations."""
         scores = self.ranked or self.scores
         return scores.as_dict() | {
-            "unknown_ids": list(self.unknown), "annotations": self.lint.counts, "with_dropped": self.with_dropped
+            "unknown_ids": list(self.unknown), "annotations": self.lint.counts, "with_dropped": self.with_dropped,
+            "dataset": self.lint.dataset, "published": self.published,
         }  # fmt: skip
+
+    @property
+    def published(self) -> dict[str, list[float | None]]:
+        """What others published on these very queries: R1 at 0.3, 0.5 and 0.7, percent, by model; {} where the
+        annotations are no benchmark, or not the whole of it."""
+        whole = self.scores.queries == len(self.lint.rows)
+        return {name: list(figures) for name, figures in
+                published_for(self.lint.dataset, len(self.lint.outcomes) if whole else 0).items()}  # fmt: skip
 
     def table(self) -> str:
         """Plain text: the table of the scores, then what did not fit together."""
@@ -83,6 +93,8 @@ class FileEvaluation:
         if self.unknown:
             shown = ", ".join(self.unknown[:SHOWN]) + (", ..." if len(self.unknown) > SHOWN else "")
             lines.append(f"{len(self.unknown):,} predictions answer no query of these annotations: {shown}")
+        if self.published:
+            lines.append(published_table(self.lint.dataset, len(self.lint.outcomes)))
         return "\n".join(lines)
 
 
@@ -120,7 +132,7 @@ def evaluate_file(
     responses = read_responses(predictions, protocol=protocol)
     joined, unknown = _joined(responses, rows, predictions, annotations)
     ranked = None
-    if protocol == "moment-detr" and any(response.ranked is not None for response in responses):
+    if protocol == "moment-detr":
         ranked = evaluate_ranked(join_ranked(responses, rows), bootstrap_seed=bootstrap_seed)
     scores = evaluate_predictions(joined, protocol=protocol, bootstrap_seed=bootstrap_seed)
     texts = [response.text if response else None for response in _answers(responses, rows)[0]]
@@ -147,8 +159,12 @@ def compare_files(
     does not answer are misses of that file."""
     protocol_named(protocol)
     lint, rows = _queries(annotations, dataset=dataset, split=split, lengths=lengths, columns=columns)
-    sides = [_joined(read_responses(path, protocol=protocol), rows, path, annotations)[0] for path in (a, b)]
-    return FileComparison(compare_predictions(*sides, protocol=protocol, bootstrap_seed=bootstrap_seed), lint)
+    responses = [read_responses(path, protocol=protocol) for path in (a, b)]
+    sides = [_joined(said, rows, path, annotations)[0] for said, path in zip(responses, (a, b), strict=True)]
+    ranked = [join_ranked(said, rows) for said in responses] if protocol == "moment-detr" else []
+    compared = compare_predictions(*sides, protocol=protocol, bootstrap_seed=bootstrap_seed,
+                                   more=comparable_columns(*ranked) if ranked else None)  # fmt: skip
+    return FileComparison(compared, lint)
 
 
 def _queries(

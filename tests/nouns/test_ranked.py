@@ -214,9 +214,11 @@ def test_what_is_not_answered_is_a_miss(tmp_path: Path) -> None:
     assert empty.ranked is not None and empty.ranked.maps["mAP"] == 0.5 and empty.scores.unparsable == ("2",)
 
 
-def test_one_answer_a_query_has_no_map(tmp_path: Path) -> None:
-    found = scored(tmp_path, {"qid": 1, "predicted": [0, 4]})
-    assert found.ranked is None and found.scores.protocol == "moment-detr"
+def test_an_answer_alone_is_a_list_of_one(tmp_path: Path) -> None:
+    alone = scored(tmp_path, {"qid": 1, "predicted": [0, 4]})
+    listed = scored(tmp_path, {"qid": 1, "pred_relevant_windows": [[0, 4, 0.3]]})
+    assert alone.ranked is not None and listed.ranked is not None and alone.ranked.maps == listed.ranked.maps
+    assert alone.ranked.maps["mAP"] > 0 and alone.ranked.highlights == {}
 
 
 @pytest.mark.parametrize(
@@ -239,3 +241,11 @@ def test_two_files_are_compared(tmp_path: Path) -> None:
     )
     assert found.comparison.difference["miou"] == pytest.approx((0.5 + 0) / 2 - 1) and found.comparison.worse == 2
     assert found.as_dict()["annotations"]["kept"] == 2 and "B against A" in found.table()
+    assert set(found.comparison.difference) == {"miou", "r1@0.3", "r1@0.5", "r1@0.7"}
+    ranked = compare_files(tmp_path / "p.jsonl", tmp_path / "b.jsonl", dataset="qvhighlights",
+                           annotations=tmp_path / "a.jsonl", protocol="moment-detr").comparison  # fmt: skip
+    assert ranked.a["mAP"] == 1.0 and ranked.difference["mAP"] == pytest.approx(ranked.b["mAP"] - 1)
+    assert "HL mAP >= 4" not in ranked.difference, "b has no numbers for highlights"
+    both = compare_files(tmp_path / "p.jsonl", tmp_path / "p.jsonl", dataset="qvhighlights",
+                         annotations=tmp_path / "a.jsonl", protocol="moment-detr")  # fmt: skip
+    assert both.comparison.difference["HL Hit@1 >= 4"] == 0.0 and "HL mAP >= 4" in both.table()
