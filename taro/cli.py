@@ -2,8 +2,8 @@
 
 `COMMANDS` is the whole command line, in the order of the work. A command's module is imported when the command runs,
 so `taro --help` is instant and `taro train` needs no decoding library. A TaroError ends as one message on stderr and
-exit code 1, wrong use of the command line as 2, an interruption as 130; a traceback only with `--debug` (anywhere on
-the line). What is left out: everything that a command does; see taro/commands/.
+exit code 1, wrong use of the command line as 2, an interruption as 130 (SIGTERM: 143); a traceback only with `--debug`
+(anywhere on the line). What is left out: everything that a command does; see taro/commands/.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -115,10 +117,10 @@ class _Lazy(typer.core.TyperGroup):
             return super().invoke(ctx)
         except TaroError as error:
             _fail(f"error: {error}", debug=ctx.params["debug"])
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             say("\ninterrupted; what was finished is on disk: the same command (train: with --resume) goes on",
                        err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(143 if isinstance(stop, _TerminatedError) else 130) from None
         except Exception as error:  # the last place that can answer with a message
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort | EOFError) or _closed_pipe(error):
                 raise  # typer's own: wrong use, Exit, Abort, `taro ... | head`
@@ -159,6 +161,14 @@ def _system_says(error: OSError) -> str:
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     return (f"error: {where}{error.strerror}; expected files and folders that taro can read and write: check the path, "
             "its permissions and the free space")
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM: as a scheduler stops a job. It unwinds like Ctrl-C, so that files are closed and locks dropped."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _TerminatedError
 
 
 def _closed_pipe(error: Exception) -> bool:
@@ -204,4 +214,11 @@ def main(args: list[str] | None = None) -> None:
     end = line.index("--") if "--" in line else len(line)
     if "--debug" in line[:end]:
         line = ["--debug", *(word for word in line[:end] if word != "--debug"), *line[end:]]
-    app(line, prog_name="taro")
+    if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
+        app(line, prog_name="taro")
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(line, prog_name="taro")
+    finally:
+        signal.signal(signal.SIGTERM, before)

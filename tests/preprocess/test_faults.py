@@ -1,0 +1,183 @@
+"""What may happen to `taro preprocess` from outside: each ends in a message, and in the same bytes once mended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preprocess.config import PreprocessConfig
+from preprocess.job import open_job
+from preprocess.journal import Journal
+from preprocess.ledger import slice_lock
+from preprocess.plan import STATE
+from preprocess.run import preprocess
+from taro.errors import ConfigError, TaroError
+from tests.helpers_faults import ROOT, TARO, dies, mad_clock, small_disk
+from tests.preprocess.test_run import digests
+
+Make = Callable[..., PreprocessConfig]
+
+
+def recipe(config: PreprocessConfig, folder: Path) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(config.model_dump_json())
+    return str(path)
+
+
+def tars(folder: Path) -> dict[str, str]:
+    return {name: digest for name, digest in digests(folder).items() if name.endswith(".tar")}
+
+
+@pytest.mark.slow
+def test_a_kill_between_two_renames_and_one_between_ledger_and_shards(job: Make, tmp_path: Path, videos: Path) -> None:
+    folder = tmp_path / "copies"
+    shutil.copytree(videos, folder)
+    reference = digests(preprocess(job(videos=folder, out=tmp_path / "whole")).out)
+    config = job(videos=folder, max_skipped=1.0)
+    words = ("preprocess", recipe(config, tmp_path))
+    kept = (folder / "v0.mp4").read_bytes()
+    open_job(config)  # plans
+    (folder / "v0.mp4").write_bytes(kept + b"\0")
+    dies(*words, at="os.rename", name=".tmp", count=8)  # of slice 1: its ledger and one shard have their names
+    assert [path.name for path in config.out.rglob("*-000001.tar")] == ["features-000001.tar"]
+    assert preprocess(config).reasons == {"decode: changed since the plan": 2}
+    (folder / "v0.mp4").write_bytes(kept)
+    dies(*words, "--retry", "transient", at="os.rename", name=".tmp", count=2)  # the new ledger is there, no new shard
+    healed = preprocess(config)
+    assert (healed.made, healed.written, healed.skipped) == (1, 12, 0)
+    assert tars(config.out) == {name: digest for name, digest in reference.items() if name.endswith(".tar")}
+
+
+@pytest.mark.slow
+def test_small_and_read_only_disks_are_one_message_and_cost_nothing(job: Make, tmp_path: Path) -> None:
+    whole = preprocess(job(out=tmp_path / "whole"))
+    config = job(out=tmp_path / "disk" / "out", caption={"method": "annotations"})
+    size = sum(path.stat().st_size for path in whole.out.rglob("*")) // 1024
+    tries = small_disk(tmp_path / "disk", config.out, [20, 60, size // 2, size], "preprocess",
+                       recipe(config, tmp_path))  # fmt: skip
+    for what, code, said, left in tries[:-1]:
+        assert code == 1 and "Traceback" not in said and left == [], (what, said, left)
+        words = " ".join(said.split())
+        reason = "Read-only file system" if what == "read-only" else "No space left on device"
+        assert f"expected a folder with room to write in, got: {reason}" in words, said
+        assert "Make room or mend the disk, then run the same command again" in words
+    assert tries[-1][1] == 0
+    assert digests(tmp_path / "copied") == digests(whole.out)
+
+
+@pytest.mark.slow
+def test_two_jobs_on_one_folder_with_mad_clocks_make_each_slice_once(job: Make, tmp_path: Path) -> None:
+    reference = digests(preprocess(job(out=tmp_path / "whole", slice_clips=1)).out)
+    config = job(slice_clips=1)
+    command = [*TARO, "preprocess", recipe(config, tmp_path), "--json"]
+    env = mad_clock(tmp_path / "clock")
+    jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env) for _ in range(2)]
+    reports = [json.loads(running.communicate()[0]) for running in jobs]
+    assert [running.returncode for running in jobs] == [0, 0]
+    assert sum(report["made"] for report in reports) == 6 and any(report["complete"] for report in reports)
+    assert digests(config.out) == reference
+
+
+def test_a_slice_that_another_job_holds_is_left_to_it(job: Make) -> None:
+    config = job()
+    state = open_job(config).state
+    with slice_lock(state, 1) as mine:
+        assert mine
+        report = preprocess(config)
+        assert (report.made, report.slices, report.complete) == (2, (2, 3), False)
+        assert "not complete yet, run it again" in report.table() and not (config.out / "manifest.json").exists()
+    assert preprocess(config).complete  # the lock file is still there; nobody holds it
+
+
+def test_the_plan_of_the_job_that_was_first_counts(job: Make, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Two jobs looked at the folder before either had a plan there: the second takes the first one's, or is refused."""
+    from preprocess.job import _first
+
+    first = open_job(job()).plan
+    other = open_job(job(rows[:4], out=tmp_path / "elsewhere")).plan
+    assert _first(other, job().out).sha256 == first.sha256 != other.sha256
+
+
+@pytest.mark.slow
+def test_sigterm_stops_the_job_with_a_message_and_no_leftovers(job: Make, tmp_path: Path) -> None:
+    config = job(slice_clips=1)
+    running = subprocess.Popen([*TARO, "preprocess", recipe(config, tmp_path)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True, cwd=ROOT)  # fmt: skip
+    while running.poll() is None and not list((config.out / "paths").glob("*.json")):
+        time.sleep(0.005)
+    running.send_signal(signal.SIGTERM)
+    said = running.communicate()[1]
+    assert running.returncode == 143, said
+    assert "interrupted; what was finished is on disk" in said and "Traceback" not in said
+    assert not list(config.out.glob("*/**/*.tmp"))
+    assert 0 < preprocess(config).made < 6
+
+
+def test_videos_that_vanish_after_the_plan_come_back_with_retry(job: Make, tmp_path: Path, videos: Path) -> None:
+    reference = tars(preprocess(job(out=tmp_path / "whole")).out)
+    link = tmp_path / "mount"
+    link.symlink_to(videos)
+    config = job(videos=link)
+    open_job(config)
+    link.unlink()
+    link.mkdir()  # a mount that is gone
+    with pytest.raises(TaroError, match=r"none of 12 rows.*12 decode: missing.*--retry transient"):
+        preprocess(config)
+    link.rmdir()
+    link.symlink_to(videos)
+    assert preprocess(config, retry="transient").written == 12
+    assert tars(config.out) == reference
+
+
+def test_a_damaged_plan_is_named_and_made_again(job: Make) -> None:
+    config = job()
+    reference = digests(preprocess(config).out)
+    plan = config.out / STATE / "plan.json"
+    plan.write_bytes(plan.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"plan\.json: expected a plan.*remove it and run again"):
+        preprocess(config)
+    plan.unlink()
+    assert preprocess(config).made == 0 and digests(config.out) == reference
+
+
+def test_a_caption_that_the_disk_changed_is_asked_for_again(tmp_path: Path) -> None:
+    Journal(tmp_path, 0).add([("a", "one"), ("b", "two")])
+    path = tmp_path / "captions-000000.jsonl"
+    whole = path.read_bytes()
+    lost = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        journal = Journal(tmp_path, 0)
+        said = {asked: journal.get(asked) for asked in ("a", "b")}
+        assert said["a"] in ("one", None) and said["b"] in ("two", None), (place, said)
+        lost += None in said.values()
+    assert lost > 0.9 * len(whole)
+    path.write_text('{"question": "c", "text": "of an older taro"}\n')
+    assert Journal(tmp_path, 0).get("c") == "of an older taro"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from preprocess.journal import Journal
+journal = Journal(Path(sys.argv[1]), 0)
+for number in range(60):
+    journal.add([(f"{sys.argv[2]}-{number}-{k}", "x" * 4000 + sys.argv[2]) for k in range(8)])
+"""
+
+
+def test_two_jobs_that_share_a_journal_spoil_no_line(tmp_path: Path) -> None:
+    jobs = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], cwd=ROOT) for name in "ab"]
+    assert [running.wait() for running in jobs] == [0, 0]
+    journal = Journal(tmp_path, 1)
+    assert len(journal) == 2 * 60 * 8 and journal.get("b-59-7") == "x" * 4000 + "b"
+    assert len((tmp_path / "captions-000000.jsonl").read_bytes().splitlines()) == 2 * 60 * 8
