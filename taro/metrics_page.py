@@ -74,7 +74,10 @@ def _iou(example: Example, rules: Protocol) -> float:
 
 def _section(example: Example, rules: Protocol) -> str:
     prediction = example.prediction
-    lanes = [Lane("truth", [Span(w.start_s, w.end_s, "", "truth") for w in prediction.windows])]
+    first = 1 if rules.truth == "first" else len(prediction.windows)
+    lanes = [Lane("truth", [Span(w.start_s, w.end_s, "", "truth") for w in prediction.windows[:first]])]
+    if prediction.windows[first:]:
+        lanes.append(Lane("not counted", [Span(w.start_s, w.end_s, "", "before") for w in prediction.windows[first:]]))
     answer = "no answer" if prediction.missing else "no moment in the response"
     if prediction.predicted is not None:
         start_s, end_s = prediction.predicted.start_s, prediction.predicted.end_s

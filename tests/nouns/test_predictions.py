@@ -203,3 +203,11 @@ def test_a_predictions_file_that_is_none_is_called_so(tmp_path: Path) -> None:
     for path, found in ((tmp_path / "absent", "none"), (tmp_path, "a folder")):
         with pytest.raises(AnnotationError, match=f"expected a predictions file, found {found}"):
             evaluate_file(path, dataset="jsonl", annotations=tmp_path / "a.jsonl")
+
+
+def test_a_page_shows_which_windows_count() -> None:
+    """A protocol of the first window names the others apart; one of the best window shows all as truth."""
+    two = Prediction("q", "v", Moment(10, 20), (Moment(0, 5), Moment(10, 20)), 30.0)
+    pages = {name: examples_page([Example(two, "q")], table="", protocol=name, each=1) for name in ("taro", "timelens")}
+    assert "not counted" not in pages["taro"] and "IoU 1.00" in pages["taro"]
+    assert "not counted" in pages["timelens"] and "IoU 0.00" in pages["timelens"]
