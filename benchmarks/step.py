@@ -104,6 +104,8 @@ def random_policy(size: str, device: str, dtype: torch.dtype, folder: Path) -> P
 
 def timed(name: str, run: Callable[[], Any], results: dict[str, Any], *, device: str, repeats: int) -> None:
     """Median seconds of `repeats` runs after one to warm up, and peak memory; running out of it is recorded."""
+    if device == "cuda":
+        torch.cuda.empty_cache()  # what the part before cached is not this part's
     try:
         run()
         if device == "cuda":

@@ -28,6 +28,9 @@ GUIDED_SHARE = 0.3
 """of the steps that open with captions"""
 SAMPLED = "sampled, T = 1"
 
+POLICIES = {"qwen2_5_vl": ("sandbox:policy", "Qwen2.5-VL"), "qwen3_vl": ("sandbox:policy-qwen3-vl", "Qwen3-VL")}
+"""a family's start policy and what people call it"""
+
 STAGES = {
     "worlds": ("Worlds", "synthetic videos, some to train on, some held out"),
     "preprocess": ("Stage 1, shards", "decode, segment, caption, encode, paths"),
@@ -42,7 +45,7 @@ NOTES = (
     "The start policy was weakened on purpose: its perception is trained, its answers are noisy and its reasonings "
     "seldom name times. Part of the greedy gain is a switch to reasonings that do; scores of sampled answers rise more "
     "slowly and are the better measure of what was learned.",
-    "The videos are synthetic and the model has 2.2 million parameters: this shows that every part works, not how well "
+    "The videos are synthetic and the model has two or three million parameters: this shows that every part works, not how well "
     "the method does on real videos.",
     "One seed proves nothing: run it with other seeds. With --control permute the rewards are permuted inside each "
     "group; what still improves then comes from imitating the guided prefixes, not from the rewards.",
@@ -72,13 +75,19 @@ class Quickstart:
     control: Literal["none", "permute"] = "none"
     train_videos: int = 64
     held_out_videos: int = 40
-    policy: str = "sandbox:policy"
+    family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
     captioner: str = "sandbox:captioner"
     clip_model: str = "sandbox:clip"
+
+    @property
+    def policy(self) -> str:
+        """What training starts from."""
+        return POLICIES[self.family][0]
 
     def command(self) -> str:
         """The command that makes the same again."""
         parts = ["taro quickstart", f"--seed {self.seed}", f"--steps {self.steps}"]
+        parts += [f"--family {self.family}"] if self.family != "qwen2_5_vl" else []
         return " ".join(parts + ([f"--control {self.control}"] if self.control != "none" else []))
 
 
@@ -271,7 +280,7 @@ def _result(settings: Quickstart, evaluations: list[Evaluation]) -> dict[str, An
     gains = {evaluation.name.partition(",")[0]: dict(zip(("miou", "low", "high"), evaluation.paired_gain, strict=True))
              for evaluation in evaluations}
     return {"queries": greedy.after_scores.queries, "seed": settings.seed, "steps": settings.steps,
-            "control": settings.control, **sides, "gain": gains, "training": training}
+            "family": settings.family, "control": settings.control, **sides, "gain": gains, "training": training}
 
 
 def _report(settings: Quickstart, shards: dict[str, Path], evaluations: list[Evaluation]) -> Path:
@@ -280,6 +289,6 @@ def _report(settings: Quickstart, shards: dict[str, Path], evaluations: list[Eva
     control = "" if settings.control == "none" else " CONTROL: rewards were permuted inside each group."
     return render_report(
         settings.out / "run", shards, evaluations, settings.out / "report.html", title="taro quickstart",
-        lead="A tiny Qwen2.5-VL learns to say when things happen in synthetic videos, by reinforcement learning on "
+        lead=f"A tiny {POLICIES[settings.family][1]} learns to say when things happen in synthetic videos, by reinforcement learning on "
              f"features that were encoded once.{control}",
         commands=["pip install taro-vtg", settings.command()], notes=NOTES)

@@ -27,6 +27,8 @@ def quickstart(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything it makes.")] = Path("quickstart"),
     steps: Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Training steps.")] = 40,
     seed: Annotated[int, typer.Option("--seed", min=0, max=9, help="Of the training worlds and of every draw.")] = 0,
+    family: Annotated[Literal["qwen2_5_vl", "qwen3_vl"], typer.Option(
+        "--family", help="Model family of the tiny policy.")] = "qwen2_5_vl",
     control: Annotated[Literal["none", "permute"], typer.Option(
         "--control", help="permute: rewards are permuted inside each group, to see what they are good for.")] = "none",
     as_json: Annotated[bool, typer.Option("--json", help="Print quickstart.json and nothing else.")] = False,
@@ -37,7 +39,7 @@ def quickstart(
     """
     from rich.console import Console
 
-    settings = Quickstart(out=out, steps=steps, seed=seed, control=control)
+    settings = Quickstart(out=out, steps=steps, seed=seed, family=family, control=control)
     console = Console(stderr=True, quiet=as_json)
     console.print("[bold]taro quickstart[/bold]: synthetic videos to a trained model, about five minutes on two cores")
     with _Screen(console) as screen:

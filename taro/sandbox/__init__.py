@@ -1,7 +1,7 @@
 """The embedded default: a synthetic video world, and tiny trained models with real architectures that know it.
 
-`weights_folder(name)` is where a shipped model is: "policy" (weak, what training starts from), "captioner" (strong
-perception) and "clip" (an open_clip model). They are made by `taro sandbox build`. `make_sandbox` makes videos.
+`weights_folder(name)` is where a shipped model is: "policy" (a Qwen2.5-VL, weak: what training starts from),
+"policy-qwen3-vl" (the same of the other family), "captioner" (strong perception) and "clip" (an open_clip model). They are made by `taro sandbox build`. `make_sandbox` makes videos.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from taro.sandbox.world import WorldSettings
 
 __all__ = ["MODELS", "WorldSettings", "make_sandbox", "weights_folder"]
 
-MODELS = ("policy", "captioner", "clip")
+MODELS = ("policy", "policy-qwen3-vl", "captioner", "clip")
 
 
 def weights_folder(name: str) -> Path:
