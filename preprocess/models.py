@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from taro.errors import ModelError
 from taro.features import EncoderFingerprint, FrameSampling
@@ -86,15 +86,10 @@ def load_tower_policy(folder: Path, device: torch.device, dtype: str) -> Policy:
 
 def encoder_fingerprint(folder: Path, sampling: FrameSampling, dtype: str) -> tuple[EncoderFingerprint, int]:
     """(fingerprint of a model folder's tower, numbers a video token takes, all its levels), from its files alone."""
-    from transformers import AutoConfig
-
     from taro.mllm.family import family_of
-    from taro.mllm.folder import tower_sha256
+    from taro.mllm.folder import read_config, tower_sha256
 
-    try:
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: not a usable model folder: {str(error)[:300]}") from None
+    config = read_config(folder)
     family = family_of(config, folder)
     fingerprint = EncoderFingerprint(
         family=family.name, model_id=folder.name, dtype=dtype, sampling=sampling,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,14 @@ from safetensors import SafetensorError, safe_open
 from taro.errors import ModelError
 from taro.mllm.family import Family, PixelSettings
 
-__all__ = ["chat_template", "check_tokenizer", "pixel_settings", "read_json", "template_name", "tensor_files",
-           "tensors", "tower_sha256"]
+__all__ = ["chat_template", "check_tokenizer", "pixel_settings", "read_config", "read_json", "template_name",
+           "tensor_files", "tensors", "tower_sha256"]
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
+MAX_PATCH_PX = 256
+MAX_TEMPLATE_BYTES = 1024 * 1024
+MAX_LAYERS = 1024
+"""of a language model or a tower; without weights each still costs memory and time"""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -33,8 +38,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: {path.stat().st_size:,} bytes of JSON; at most {MAX_JSON_BYTES:,} are read")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ModelError(f"{path}: not valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not valid JSON: {error!s:.200}") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
     if not isinstance(data, dict):
         raise ModelError(f"{path}: expected a JSON object, got a {type(data).__name__}")
     return data
@@ -116,15 +123,36 @@ def pixel_settings(folder: Path) -> PixelSettings:
             "preprocessor_config.json beside the weights (copy them from the base model)"
         )
     try:
-        return PixelSettings(
+        settings = PixelSettings(
             mean=tuple(float(value) for value in found["image_mean"]),
             std=tuple(float(value) for value in found["image_std"]),
             patch_size=int(found["patch_size"]),
             merge=int(found["merge_size"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder}: the processor file lacks {error}; expected image_mean, image_std, patch_size, "
-                         "merge_size") from None  # fmt: skip
+        sides = settings.patch_size, settings.merge
+        if not (len(settings.mean) == len(settings.std) == 3 and all(1 <= side <= MAX_PATCH_PX for side in sides)
+                and all(math.isfinite(value) for value in (*settings.mean, *settings.std)) and all(settings.std)):
+            raise ValueError(f"usable values: {settings}")
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder}: the processor file lacks {error!s:.200}; expected image_mean, image_std, "
+                         "patch_size, merge_size") from None  # fmt: skip
+    return settings
+
+
+def read_config(folder: Path) -> Any:
+    """transformers' config of a model folder, code of the folder never run. Raises ModelError."""
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        parts = config, getattr(config, "text_config", None), getattr(config, "vision_config", None)
+        layers = [getattr(part, name, 0) for part in parts for name in ("num_hidden_layers", "depth")]
+    except Exception as error:  # noqa: BLE001  transformers lets through whatever a wrong value leads to
+        raise ModelError(f"{folder}: not a usable model folder: {error!s:.300}") from None
+    if not all(type(count) is int and 0 <= count <= MAX_LAYERS for count in layers):
+        raise ModelError(f"{folder / 'config.json'}: its counts of layers are {layers!s:.100}; expected at most "
+                         f"{MAX_LAYERS:,}")
+    return config
 
 
 def check_tokenizer(folder: Path, tokenizer: Any, family: Family, config: Any) -> None:
@@ -149,7 +177,11 @@ def template_name(folder: Path) -> str | None:
         raise ModelError(f"{folder / 'taro.json'}: template is {name!r}; expected the name of a prompt template, or of "
                          "a .yaml file in this folder")  # fmt: skip
     beside = folder / Path(name).name
-    return str(beside) if beside.suffix in {".yaml", ".yml"} and beside.is_file() else name
+    if beside.suffix not in {".yaml", ".yml"}:
+        return name
+    if not beside.is_file():  # never a file elsewhere: who made the folder does not choose what is read here
+        raise ModelError(f"{folder / 'taro.json'}: template is {name[:200]!a}; expected that .yaml file in this folder")
+    return str(beside)
 
 
 def chat_template(folder: Path, tokenizer: Any) -> str:
@@ -157,7 +189,12 @@ def chat_template(folder: Path, tokenizer: Any) -> str:
     tokenizer's own. Raises ModelError where there is none."""
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
+        if jinja.stat().st_size > MAX_TEMPLATE_BYTES:
+            raise ModelError(f"{jinja}: {jinja.stat().st_size:,} bytes; at most {MAX_TEMPLATE_BYTES:,} are read")
+        try:
+            return jinja.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{jinja}: expected text in UTF-8, got other bytes at {error.start:,}") from None
     template = read_json(folder / "chat_template.json").get("chat_template") or tokenizer.chat_template
     if not isinstance(template, str):
         raise ModelError(f"{folder}: no chat template; expected chat_template.jinja or one in tokenizer_config.json")

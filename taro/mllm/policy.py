@@ -27,6 +27,7 @@ from taro.mllm.folder import (
     chat_template,
     check_tokenizer,
     pixel_settings,
+    read_config,
     read_json,
     template_name,
     tensor_files,
@@ -241,12 +242,15 @@ class Policy:
         """Token ids of the prompt's texts, the video's tokens left out between them. The user's text is tokenised with
         special tokens as plain text, so a query that spells `<|video_pad|>` stays a query."""
         content = [{"type": "video"}, {"type": "text", "text": SENTINEL}]
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self._chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=self._chat_template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except Exception as error:  # noqa: BLE001  the template is a program of the folder; transformers boxes it in
+            raise ModelError(f"{self.folder}: the chat template cannot be used: {error!s:.200}") from None
         placeholder = self.family.placeholder
         head, video, rest = rendered.partition(placeholder)
         lead, sentinel, tail = rest.partition(SENTINEL)
@@ -277,30 +281,38 @@ def load_policy(
 
     Raises ModelError: a missing or damaged file, an unknown family, tensors that do not fit the config.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; expected a Hugging Face model folder (weights, config, tokenizer)")
+    config = read_config(folder)
+    family = family_of(config, folder)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        family = family_of(config, folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: not a usable model folder: {str(error)[:300]}") from None
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001  as above
+        raise ModelError(f"{folder}: not a usable model folder: {error!s:.300}") from None
     check_tokenizer(folder, tokenizer, family, config)
-    with torch.device("meta"):
-        text = config.text_config
-        modules: dict[str, Any] = {
-            "lm": family.build_lm(config),
-            "head": torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False),
-            "tower": family.build_tower(config) if tower else None,
-        }
+    modules = _build(folder, config, family, tower=tower)
     _fill(modules, folder, config, family, device=torch.device(device), dtype=dtype)
     for name, module in modules.items():
         if module is not None:
             module.eval().requires_grad_(trainable and name != "tower")
     return Policy(folder, config, family, tokenizer, modules["lm"], modules["head"], modules["tower"])
+
+
+def _build(folder: Path, config: Any, family: Family, *, tower: bool) -> dict[str, Any]:
+    """The modules without memory, as config.json has them."""
+    try:
+        with torch.device("meta"):
+            text = config.text_config
+            return {
+                "lm": family.build_lm(config),
+                "head": torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False),
+                "tower": family.build_tower(config) if tower else None,
+            }
+    except Exception as error:  # noqa: BLE001  as above
+        raise ModelError(f"{folder}: config.json describes no {family.name}: {error!s:.300}") from None
 
 
 def _fill(

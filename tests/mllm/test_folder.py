@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from taro.errors import ModelError
 from taro.features import FrameSampling
 from taro.mllm import load_policy
+from taro.mllm.folder import read_json
 from tests.helpers_models import tiny_qwen2_5_vl
 
 
@@ -69,10 +72,60 @@ def test_a_prompt_template_that_is_no_name_is_refused(copy: Path, named: object)
 
 def test_a_prompt_template_beside_the_weights_is_named_by_its_path(copy: Path) -> None:
     assert load_policy(copy).template_name is None
-    (copy / "taro.json").write_text('{"template": "mine.yaml"}')
-    assert load_policy(copy).template_name == "mine.yaml"
+    (copy.parent / "mine.yaml").touch()
+    for named in ("mine.yaml", "../mine.yaml", str(copy.parent / "mine.yaml")):  # a file elsewhere is never read
+        (copy / "taro.json").write_text(json.dumps({"template": named}))
+        with pytest.raises(ModelError, match=r"expected that \.yaml file in this folder"):
+            load_policy(copy).template_name  # noqa: B018
     (copy / "mine.yaml").touch()
     assert load_policy(copy).template_name == str(copy / "mine.yaml")
+
+
+@pytest.mark.parametrize("changes", [
+    {"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "evil"},
+    {"auto_map": {"AutoTokenizer": ["evil.T", None]}},
+    {"text_config": {"num_hidden_layers": 10**9}}, {"vision_config": {"depth": 10**9}}, {"model_type": ["x"]},
+    {"text_config": {"hidden_size": 1.5}}, {"text_config": {"hidden_size": 2**62}}, {"text_config": 3},
+    {"text_config": {"num_attention_heads": 0}}, {"vision_config": {"num_heads": "2"}},
+    {"text_config": {"rope_parameters": 1}}, {"text_config": {"num_hidden_layers": True}},
+], ids=lambda changes: str(changes)[:60])  # fmt: skip
+def test_a_config_that_lies_is_one_message(
+    copy: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code that a folder brings is never run, and nothing is asked on the terminal."""
+    (copy / "evil.py").write_text(f"open({str(copy / 'ran')!r}, 'w')")
+    config = json.loads((copy / "config.json").read_text())
+    for name, value in changes.items():
+        config[name] = {**config[name], **value} if isinstance(value, dict) and name in config else value
+    (copy / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    began = time.monotonic()
+    try:
+        load_policy(copy, tower=True)
+    except ModelError as error:
+        assert str(error).startswith(str(copy))
+    else:
+        assert "auto_map" in changes  # a known model_type: the code is passed over
+    assert time.monotonic() - began < 20 and not (copy / "ran").exists()
+
+
+@pytest.mark.parametrize("template", [
+    "{{ 1 // 0 }}", "{% for", "{{ ''.__class__.__mro__ }}", "{{ messages.x.y }}", "no video",
+    "{% for i in range(10**9) %}{% endfor %}", "{{ raise_exception('\x1b[2J') }}", "{% include '/etc/passwd' %}",
+    "\udcff",
+])  # fmt: skip
+def test_a_chat_template_that_misbehaves_is_one_message(copy: Path, template: str) -> None:
+    (copy / "chat_template.jinja").write_bytes(template.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ModelError, match="template"):
+        policy = load_policy(copy, tower=True)
+        policy.prompt(encode(policy), "a dog")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\ufeff{}", "[1]", '{"a": NaN', "\udcff"])
+def test_json_that_breaks_parsers_is_one_message(copy: Path, text: str) -> None:
+    (copy / "taro.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ModelError, match=r"taro\.json"):
+        read_json(copy / "taro.json")
 
 
 def test_damaged_weights_are_named(copy: Path) -> None:
