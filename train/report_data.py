@@ -155,7 +155,12 @@ def read_run(folder: str | Path) -> Run:
         if not path.is_file():
             raise ConfigError(f"{folder}: expected the folder of a training run, with config.yaml and metrics.jsonl, "
                               f"got no {path.name}; give the folder that `taro train` wrote (its key `out`)")
-    lines, data = read_jsonl(metrics), read_yaml(config)
+    lines = read_jsonl(metrics)
+    try:
+        data = read_yaml(config)
+    except ConfigError as error:
+        raise ConfigError(f"{config}: expected the YAML that a run wrote, got what cannot be read as such ({error}); "
+                          "restore the file") from None
     return Run(folder, data if isinstance(data, dict) else {}, config.read_text(encoding="utf-8"),
                [step_line(line, metrics) for line in lines if "reward" in line],
                [eval_line(line, metrics) for line in lines if "eval" in line])

@@ -228,7 +228,10 @@ def _check_folder(config: TrainConfig, *, resume: bool) -> None:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    data = read_yaml(path)
+    try:
+        data = read_yaml(path)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: not the YAML that a run wrote ({error}); start a new run") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected the settings of a run, got a {type(data).__name__}; start a new run")
     return data
