@@ -1,6 +1,7 @@
-# Two commands on a fresh clone, with Python (3.11 or newer) and make only:
+# On a fresh clone, with Python (3.11 or newer) and make only:
 #   make quickstart   installs taro into .venv and runs the whole method on the embedded sandbox
 #   make test         installs the development tools too, then ruff, mypy and pytest
+#   make docs         runs the commands of docs/ and writes what they print into the pages
 # Another interpreter: make PYTHON=python3.12 test. The first run downloads torch; later runs start at once.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint wheel clean
+.PHONY: help quickstart test lint docs wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -42,6 +43,10 @@ lint: $(VENV)/.installed-dev
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Runs the commands of docs/ and writes their outputs and tables of options anew.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.docs --update
 
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build --wheel --no-isolation
