@@ -45,8 +45,8 @@ NOTES = (
     "The start policy was weakened on purpose: its perception is trained, its answers are noisy and its reasonings "
     "seldom name times. Part of the greedy gain is a switch to reasonings that do; scores of sampled answers rise more "
     "slowly and are the better measure of what was learned.",
-    "The videos are synthetic and the model has two or three million parameters: this shows that every part works, not how well "
-    "the method does on real videos.",
+    "The videos are synthetic and the model has two or three million parameters: this shows that every part works, "
+    "not how well the method does on real videos.",
     "One seed proves nothing: run it with other seeds. With --control permute the rewards are permuted inside each "
     "group; what still improves then comes from imitating the guided prefixes, not from the rewards.",
 )
@@ -289,6 +289,6 @@ def _report(settings: Quickstart, shards: dict[str, Path], evaluations: list[Eva
     control = "" if settings.control == "none" else " CONTROL: rewards were permuted inside each group."
     return render_report(
         settings.out / "run", shards, evaluations, settings.out / "report.html", title="taro quickstart",
-        lead=f"A tiny {POLICIES[settings.family][1]} learns to say when things happen in synthetic videos, by reinforcement learning on "
-             f"features that were encoded once.{control}",
+        lead=f"A tiny {POLICIES[settings.family][1]} learns to say when things happen in synthetic videos, by "
+             f"reinforcement learning on features that were encoded once.{control}",
         commands=["pip install taro-vtg", settings.command()], notes=NOTES)
