@@ -1,7 +1,8 @@
 """The embedded default: a synthetic video world, and tiny trained models with real architectures that know it.
 
 `weights_folder(name)` is where a shipped model is: "policy" (a Qwen2.5-VL, weak: what training starts from),
-"policy-qwen3-vl" (the same of the other family), "captioner" (strong perception) and "clip" (an open_clip model). They are made by `taro sandbox build`. `make_sandbox` makes videos.
+"policy-qwen3-vl" (the same of the other family), "captioner" (strong perception) and "clip" (an open_clip model). They
+are made by `taro sandbox build`. `make_sandbox` makes videos.
 """
 
 from __future__ import annotations
