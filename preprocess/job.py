@@ -7,6 +7,7 @@ meets an existing folder and is refused with the difference.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,12 +24,14 @@ from taro.features import EncoderFingerprint
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Job", "Only", "open_job"]
+__all__ = ["Job", "Only", "begin", "open_job"]
 
 Only = Literal["features", "variants"]
 """what a run can add to a complete set"""
 
 BYTES = {"float32": 4, "bfloat16": 2}
+BEGUN = "begun"
+"""file in the state folder: a slice of the plan was begun"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Job:
 
 def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool = True) -> Job:
     """Resolves a configuration and makes, or checks, the plan of its folder. Raises ConfigError where the folder was
-    begun with other settings."""
+    begun with other settings, AnnotationError where no row can become a query; neither claims the folder, nor does a
+    plan of which no slice was begun."""
     from taro.mllm.folder import pixel_settings
 
     if only == "variants" and not config.variants.count:
@@ -91,6 +95,8 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
         "lengths_sha256": None if config.lengths is None else file_sha256(config.lengths),
     }  # fmt: skip
     plan = load_plan(config.out)
+    if plan is not None and (plan.shaping, plan.encoder) != (shaping, encoder) and _unbegun(config.out):
+        plan = None
     if plan is None:
         if only is not None:
             raise ConfigError(f"out {config.out}: --only {only} adds to a set, and here is none; run without it first")
@@ -98,6 +104,7 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
             config, shaping, encoder=encoder, clip_encoder=clip, captioner=facts,
             bytes_per_clip=config.sampling.total_tokens * width * BYTES[dtype],
         )  # fmt: skip
+        _check_rows(config, plan)
         if save:
             plan = _first(plan, config.out)
     _check(config, plan, shaping, encoder, only)
@@ -105,13 +112,42 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
     return Job(config, plan, device, dtype, encoder, width, pixels.patch_size * pixels.merge)
 
 
+def begin(job: Job) -> None:
+    """To be called when everything is loaded, before the first slice: from here on the plan of the folder stays. Raises
+    ConfigError where another job has replaced it since."""
+    with plan_lock(job.state):
+        there = load_plan(job.config.out)
+        if there is None or there.sha256 != job.plan.sha256:
+            raise ConfigError(f"out {job.config.out}: another job began here with other settings a moment ago; run "
+                              "this one again with those settings, or with another out folder")
+        (job.state / BEGUN).touch()
+
+
 def _first(plan: Plan, out: Path) -> Plan:
-    """Freezes a plan; where another job froze one a moment ago, that one counts."""
+    """Freezes a plan; where another job froze one a moment ago, that one counts, unless it was never begun."""
     with plan_lock(out / STATE):
         there = load_plan(out)
-        if there is None:
+        if there is None or (there.sha256 != plan.sha256 and _unbegun(out)):
             freeze(plan, out)
-        return there or plan
+            return plan
+        return there
+
+
+def _unbegun(out: Path) -> bool:
+    """Whether no slice of the folder's plan was ever begun: a wrong setting was found before, and may be mended."""
+    state = out / STATE
+    return not (state / BEGUN).exists() and not any(
+        any(state.glob(pattern)) for pattern in ("ledger/*", "journal/*", "locks/slice-*"))
+
+
+def _check_rows(config: PreprocessConfig, plan: Plan) -> None:
+    if plan.rows:
+        return
+    reasons = Counter(f"{row.stage}: {row.reason}" for row in plan.skipped)
+    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5))
+    raise AnnotationError(f"{config.annotations}: none of its {plan.inputs:,} rows became a query ({why}); nothing was "
+                          f"written. Check that its format is {config.dataset} and that its videos are in "
+                          f"{config.videos}")  # fmt: skip
 
 
 def _check(config: PreprocessConfig, plan: Plan, shaping: dict[str, Any], encoder: EncoderFingerprint,

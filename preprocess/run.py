@@ -21,7 +21,7 @@ from preprocess.caption import TransformersCaptioner
 from preprocess.clip import ClipModel
 from preprocess.config import PreprocessConfig
 from preprocess.given import given_captions
-from preprocess.job import Job, Only, open_job
+from preprocess.job import Job, Only, begin, open_job
 from preprocess.ledger import SkippedRow, SliceLedger, read_ledger, slice_lock
 from preprocess.models import cpu_threads, load_tower_policy, model_folder
 from preprocess.pool import DecodePool
@@ -119,6 +119,7 @@ def _make_missing(
     ) as pool:
         pool.warm()
         tools = _load_tools(job)
+        begin(job)
         progress(Progress("clips", 0, total))
         for index in todo:
             with slice_lock(job.state, index) as held:

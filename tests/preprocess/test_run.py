@@ -161,7 +161,7 @@ def test_too_many_skipped_rows_fail_the_job_after_all_is_written(job: Make, rows
 
 
 def test_a_set_without_any_query_is_an_error(job: Make) -> None:
-    with pytest.raises(TaroError, match="none of 1 rows"):
+    with pytest.raises(TaroError, match="none of its 1 rows became a query"):
         preprocess(job([{"video": "gone.mp4", "query": "x", "windows": [[0, 1]]}], max_skipped=1.0))
 
 
