@@ -46,15 +46,15 @@ def clip_record(number: int, split: str) -> tuple[ClipRecord, VideoFeatures]:
     return record, VideoFeatures(main_SND, patch_times_s(np.array(times_s)), (4, 4, 4), 2.0)
 
 
-def tiny_shards(root: Path, policy: Policy) -> Path:
-    """CLIPS training clips and 2 of split `val`, features named as this policy's tower would have made them."""
+def tiny_shards(root: Path, policy: Policy, *, clips: int = CLIPS) -> Path:
+    """`clips` training clips and 2 of split `val`, features named as this policy's tower would have made them."""
     encoder = policy.fingerprint(SAMPLING, "float32")
     with SliceWriter(root, 0, kinds=("paths", f"features/{encoder.name}")) as writer:
-        for number in range(CLIPS + 2):
-            record, features = clip_record(number, "train" if number < CLIPS else "val")
+        for number in range(clips + 2):
+            record, features = clip_record(number, "train" if number < clips else "val")
             writer.add_clip(record, None, {encoder.name: features}, {})
         writer.commit()
-    write_manifest(root, build_manifest(root, inputs=CLIPS + 2, skipped=0, captions=4 * (CLIPS + 2), name="tiny",
+    write_manifest(root, build_manifest(root, inputs=clips + 2, skipped=0, captions=4 * (clips + 2), name="tiny",
                                         encoders=[encoder]))
     return root
 

@@ -1,0 +1,271 @@
+"""What may happen to `taro train` from outside: each ends in a message, and in the same run once it is mended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from taro.errors import ConfigError, TaroError
+from taro.mllm import load_policy
+from tests.helpers_faults import ROOT, TARO, dies, mad_clock, small_disk
+from tests.train.conftest import Tiny
+from tests.train.test_loop import lines
+from tests.train.tiny import tiny_shards
+from train.checkpoint import (
+    DamagedError,
+    RunState,
+    checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    read_state,
+    resume_checkpoint,
+    save_checkpoint,
+)
+from train.config import TrainConfig
+from train.grpo import train
+from train.report_data import read_run
+from train.run import open_run
+
+Make = Callable[..., TrainConfig]
+SHORT = {"length": {"amount": 4}}
+
+
+@pytest.fixture(scope="session")
+def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 4 steps that nobody disturbed: the start's, checkpoints of steps 2 and 4."""
+    return train(tiny.config(tmp_path_factory.mktemp("whole") / "run", **SHORT)).run
+
+
+def recipe(config: TrainConfig, folder: Path) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return str(path)
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    """Bit for bit, wall-clock numbers aside."""
+    assert lines(run) == lines(whole)
+    for folder in ("export", "rollouts", "checkpoints/step-000004"):
+        files = {path.name: path.read_bytes() for path in (whole / folder).iterdir()}
+        assert {path.name: path.read_bytes() for path in (run / folder).iterdir()} == files, folder
+
+
+def copy_of(whole: Path, run: Path) -> Path:
+    """The whole run as its own folder `run`, which says so."""
+    shutil.copytree(whole, run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(whole), str(run)))
+    return run
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_checkpoint_write_and_one_in_the_export(make_config: Make, whole: Path, tmp_path: Path) -> None:
+    config = make_config(**SHORT)
+    words = ("train", recipe(config, tmp_path))
+    dies(*words, at="os.rename", name=".tmp-step-000004")
+    folder = config.out / "checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"step-000002", ".tmp-step-000004"}
+    dies(*words, "--resume", at="os.rename", name=".tmp-export")
+    assert not (config.out / "export").exists() and {p.name for p in folder.iterdir()} == {"step-000002", "step-000004"}
+    train(config, resume=True)
+    assert_same(config.out, whole)
+
+
+@pytest.mark.slow
+def test_small_and_read_only_disks_are_one_message_and_cost_nothing(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
+    config = tiny.config(tmp_path / "disk" / "run", **SHORT)
+    one = sum(path.stat().st_size for path in (whole / "checkpoints/step-000004").iterdir()) // 1024
+    sizes = [4, 40, one * 2 // 3, one * 3 // 2, one * 2 + 80]  # settings; a line; checkpoint; the next one; export
+    tries = small_disk(tmp_path / "disk", config.out, sizes, "train", recipe(config, tmp_path))
+    for what, code, said, left in tries[:-1]:
+        assert code == 1 and "Traceback" not in said and left == [], (what, said, left)
+        words = " ".join(said.split())
+        reason = "Read-only file system" if what == "read-only" else "No space left on device"
+        assert f"expected a folder with room to write in, got: {reason}" in words, (what, said)
+        assert "ake room or mend the disk, then run the same command" in words
+    assert tries[-1][1] == 0, tries[-1]
+    kept = [said for _, _, said, _ in tries if "Checkpoint step-00000" in said]
+    assert kept, tries
+    assert_same(tmp_path / "copied", whole)
+
+
+@pytest.mark.slow
+def test_sigint_and_a_mad_clock_change_nothing_of_a_run(make_config: Make, whole: Path, tmp_path: Path) -> None:
+    config = make_config(**SHORT)
+    env, command = mad_clock(tmp_path / "clock"), [*TARO, "train", recipe(config, tmp_path)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+    metrics = config.out / "metrics.jsonl"
+    while running.poll() is None and not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= 3):
+        time.sleep(0.005)
+    with pytest.raises(ConfigError, match=r"another process trains in this folder now|holds a run already"):
+        open_run(config, resume=running.poll() is None)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate()[1]
+    assert running.returncode == 130 and "train: with --resume" in said and "Traceback" not in said, said
+    subprocess.run([*command, "--resume"], check=True, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+    assert_same(config.out, whole)
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(
+        whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = copy_of(whole, tmp_path / "run")
+    flip(run / "checkpoints/step-000004/model.safetensors", -5)
+    damaged = (run / "checkpoints/step-000004/model.safetensors").read_bytes()
+    config = TrainConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
+    with caplog.at_level(logging.WARNING):
+        train(config, resume=True)
+    assert "step-000004/model.safetensors: damaged" in caplog.text
+    assert "kept as damaged-step-000004, and the run goes on from step-000002" in caplog.text
+    assert (run / "checkpoints/damaged-step-000004/model.safetensors").read_bytes() == damaged
+    assert_same(run, whole)
+
+
+class Bare:
+    """Two parameters with an optimizer that has moments, and their checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        torch.manual_seed(0)
+        self.named = {"a": torch.nn.Parameter(torch.randn(3, 2)), "b": torch.nn.Parameter(torch.randn(4))}
+        self.optimizer = torch.optim.AdamW(self.named.values(), lr=0.1)
+        self.folder = folder
+
+    def save(self, step: int, **state: Any) -> Path:
+        for parameter in self.named.values():
+            parameter.grad = torch.ones_like(parameter) * step
+        self.optimizer.step()
+        return save_checkpoint(self.folder, self.named.items(), self.optimizer, RunState(step=step, **state))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "flipped", "folder"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_whatever_happens_to_a_file_the_newest_whole_checkpoint_is_loaded(
+        tmp_path: Path, damage: str, name: str) -> None:
+    bare = Bare(tmp_path)
+    first, second = bare.save(1), bare.save(2)
+    kept = {path.name: path.read_bytes() for path in first.iterdir()}
+    path = second / name
+    data = path.read_bytes()
+    if damage in ("gone", "folder"):
+        path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "flipped":
+        flip(path, len(data) // 2)
+    elif damage != "gone":
+        path.write_bytes(data[: len(data) // 2 if damage == "cut" else 0])
+    fresh = Bare(tmp_path)
+    state = resume_checkpoint(tmp_path, fresh.named.items(), fresh.optimizer)
+    assert state == RunState(step=1)
+    assert (tmp_path / "damaged-step-000002").is_dir() and checkpoints(tmp_path) == [first]
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == kept
+    bare.save(2)
+    flip(tmp_path / "step-000002" / "model.safetensors", -1)
+    resume_checkpoint(tmp_path, fresh.named.items(), fresh.optimizer)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-000001", "damaged-step-000002", "damaged-step-000002-2"}
+
+
+def test_any_flipped_bit_of_a_state_is_found(tmp_path: Path) -> None:
+    path = Bare(tmp_path).save(7, best_step=5, best_score=0.25) / "state.json"
+    whole = path.read_bytes()
+    found = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert read_state(path.parent) == RunState(step=7, best_step=5, best_score=0.25), place
+        except TaroError:
+            found += 1
+    assert found > 0.8 * len(whole), "only a blank, and the name of the check, may change unseen"
+
+
+def test_where_no_checkpoint_is_whole_the_run_is_refused_and_nothing_is_moved(tmp_path: Path) -> None:
+    bare = Bare(tmp_path)
+    for step in (1, 2):
+        flip(bare.save(step) / "model.safetensors", -1)
+    with pytest.raises(TaroError, match=r"got 2 damaged ones \(.*step-000002.*step-000001.*move the checkpoints"):
+        resume_checkpoint(tmp_path, bare.named.items(), bare.optimizer)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-000001", "step-000002"}
+
+
+def test_another_policys_checkpoint_is_no_damaged_one(tmp_path: Path) -> None:
+    bare = Bare(tmp_path)
+    bare.save(1)
+    other = {"a": torch.nn.Parameter(torch.zeros(2, 2))}
+    with pytest.raises(TaroError, match="not this policy's") as caught:
+        resume_checkpoint(tmp_path, other.items(), torch.optim.AdamW(other.values()))
+    assert not isinstance(caught.value, DamagedError) and checkpoints(tmp_path)
+
+
+def test_a_kept_checkpoint_keeps_its_best_too_and_steps_are_numbers(tmp_path: Path) -> None:
+    bare = Bare(tmp_path)
+    for step, best in ((1, None), (2, 2), (3, 2), (4, 4), (999_999, 4), (1_000_000, 1_000_000)):
+        bare.save(step, best_step=best)
+    prune_checkpoints(tmp_path, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000004", "step-999999", "step-1000000"]
+    assert len(list(tmp_path.iterdir())) == 3
+    state = load_checkpoint(checkpoints(tmp_path)[-1], bare.named.items(), bare.optimizer)
+    assert state.step == 1_000_000
+
+
+def test_the_best_that_is_damaged_is_named_with_the_way_out(whole: Path, tmp_path: Path) -> None:
+    run = copy_of(whole, tmp_path / "run")
+    data = {**yaml.safe_load((run / "config.yaml").read_text()), "checkpoint": {"every": 2, "export": "best"}}
+    bare_state = json.loads((run / "checkpoints/step-000004/state.json").read_text())
+    bare_state["state"]["best_step"] = 2
+    del bare_state["check"]
+    (run / "checkpoints/step-000004/state.json").write_text(json.dumps(bare_state))
+    flip(run / "checkpoints/step-000002/model.safetensors", -1)
+    with pytest.raises(TaroError, match=r"step-000002/model.safetensors: damaged.*checkpoint\.export=last"):
+        train(TrainConfig.model_validate(data), resume=True)
+    assert (run / "export/model.safetensors").read_bytes() == (whole / "export/model.safetensors").read_bytes()
+
+
+def test_a_shard_set_that_changed_under_a_run_is_refused(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
+    run = copy_of(whole, tmp_path / "run")
+    shards = tmp_path / "shards"
+    shutil.copytree(tiny.shards, shards)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(tiny.shards), str(shards)))
+    same = TrainConfig.model_validate(yaml.safe_load(config.read_text()))
+    open_run(same, resume=True).close()
+    shutil.rmtree(shards)
+    tiny_shards(shards, load_policy(tiny.policy), clips=7)
+    with pytest.raises(ConfigError, match=r"not those that the run in .* was started with; restore the shard set"):
+        open_run(same, resume=True)
+
+
+def test_a_torn_line_is_passed_over_and_a_damaged_one_is_named(whole: Path, tmp_path: Path) -> None:
+    run = copy_of(whole, tmp_path / "run")
+    steps = read_run(run).steps
+    for torn in (b'{"step": 4, "reward": 0.', b'{"step": 4, "phase": "\xff', b"\0\0\0\0"):
+        (run / "metrics.jsonl").write_bytes((whole / "metrics.jsonl").read_bytes() + torn)
+        assert read_run(run).steps == steps
+    dump = run / "rollouts/step-000003.jsonl"
+    rows = len(dump.read_bytes().splitlines())
+    dump.write_bytes(dump.read_bytes()[:-30])
+    assert sum(len(group) for group in read_run(run).rollouts(3)) == rows - 1
+    subprocess.run([*TARO, "report", str(run)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    metrics = (whole / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(metrics[0] + metrics[1][:-40] + b"\n" + b"".join(metrics[2:]))
+    config = TrainConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
+    before = (run / "metrics.jsonl").read_bytes()
+    for reading in (lambda: read_run(run), lambda: open_run(config, resume=True)):
+        with pytest.raises(ConfigError, match=r"metrics\.jsonl:2: expected a JSON object.*restore it, or delete"):
+            reading()
+    assert (run / "metrics.jsonl").read_bytes() == before, "what can still be read is not thrown away"
