@@ -37,8 +37,8 @@ PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 @dataclass(frozen=True)
 class Selection:
-    """What to keep; None: no matter. `difficulty`: in [low, high], a query without one is left out then; `queries`: ids;
-    `keys`: of clips; `text`: a regular expression that is found in the query's text, capitals or not."""
+    """What to keep; None: no matter. `difficulty`: in [low, high], a query without one is left out then; `queries`:
+    ids; `keys`: of clips; `text`: a regular expression that is found in the query's text, capitals or not."""
 
     split: str | None = None
     difficulty: tuple[float, float] | None = None

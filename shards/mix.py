@@ -38,9 +38,10 @@ class MixedOrder:
     ((0, 5), (1, 0))
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], *, seed: int, draws: int | None = None) -> None:
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], *, seed: int, draws: int | None = None,
+                 names: Sequence[str] = ()) -> None:
         """`sizes`: queries of each set after its filters; `weights`: of each set, in any unit; `draws`: an epoch's,
-        as many as all sets have queries where it is None."""
+        as many as all sets have queries where it is None; `names`: of the sets, for messages."""
         if not sizes or len(sizes) != len(weights):
             raise ConfigError(f"{len(sizes)} sets and {len(weights)} weights; expected one weight for each of one or "
                               "more sets")
@@ -55,8 +56,10 @@ class MixedOrder:
                               "draw: check the sets, the split and the filters")
         self.shares = _shares(weights, self.n)
         if not all(self.shares):
-            raise ConfigError(f"weights {list(weights)}: of {self.n} draws an epoch set {self.shares.index(0) + 1} "
-                              "gets none; raise its weight or the draws an epoch")
+            empty = self.shares.index(0)
+            raise ConfigError(f"weights {list(weights)}: of {self.n} draws an epoch set "
+                              f"{names[empty] if names else empty + 1} gets none; raise its weight or the draws an "
+                              "epoch, or leave the set out")
         # The first set has the seed itself, so that one set is drawn from as QueryOrder does.
         self._orders = [QueryOrder(size, seed=seed if at == 0 else int(rng("mixed-order", seed, at).integers(2**62)))
                         for at, size in enumerate(sizes)]

@@ -61,13 +61,16 @@ class QueryRef:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """All that training needs for one query. `variants`: those of its windows, None where none were asked for or it
-    has none."""
+    has none; `from_set`: the name of its set, where there are several; `repeat`: how often the same step held the query
+    before."""
 
     ref: QueryRef
     clip: ClipRecord
     query: QueryRecord
     features: VideoFeatures
     variants: FrameVariants | None = None
+    from_set: str = ""
+    repeat: int = 0
 
 
 def read_manifest(store: LocalStore) -> Manifest:

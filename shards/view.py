@@ -55,7 +55,7 @@ def view(root: str | Path, out: str | Path, *, run: str | Path | None = None, li
     `run`: a training run's folder; clips that it has rollouts of then come first. Returns the page's path.
     """
     shard_set = open_shards(root)
-    rollouts = {} if run is None else read_rollouts(run)
+    rollouts = {} if run is None else read_rollouts(run, shard_set.store.root)
     unknown = sorted(set(keys) - set(shard_set.keys))
     if unknown:
         raise ShardError(f"{root}: no clip {unknown[0][:120]}; the set holds {len(shard_set.keys)} clips, such as "
@@ -69,21 +69,38 @@ def view(root: str | Path, out: str | Path, *, run: str | Path | None = None, li
     return path
 
 
-def read_rollouts(run: str | Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Rollouts of a run by (clip key, query id): the group of the last step that dumped one, in order of g."""
+def read_rollouts(run: str | Path, root: Path | None = None) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Rollouts of a run by (clip key, query id): the group of the last step that dumped one, in order of g.
+
+    Of a run on several sets those on the set at `root` alone: the one that the run's data.json has at that path, else
+    the one with the name of that folder."""
     folder = Path(run) / "rollouts"
     if not folder.is_dir():
         raise ShardError(f"{run}: no rollouts folder there; expected the folder of a `taro train` run")
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    name = None if root is None else _set_name(Path(run), root)
     for path in sorted(folder.glob("step-*.jsonl")):
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for number, line in enumerate(path.read_bytes().splitlines(), 1):
             row = parse_json(line, f"{path}: line {number}", limit_bytes=MAX_JSON_BYTES)
             if not isinstance(row, dict):
                 raise ShardError(f"{path}: line {number}: not a rollout")
+            if row.get("repeat") or (name is not None and row.get("set", name) != name):
+                continue
             groups.setdefault((str(row.get("key")), str(row.get("query_id"))), []).append(row)
         found |= groups
     return found
+
+
+def _set_name(run: Path, root: Path) -> str:
+    """What a run on several sets calls the set at `root`."""
+    path = run / "data.json"
+    data = parse_json(path.read_bytes(), str(path), limit_bytes=MAX_JSON_BYTES) if path.is_file() else {}
+    sets = data.get("sets") if isinstance(data, dict) else None
+    for one in sets if isinstance(sets, list) else ():
+        if isinstance(one, dict) and str(one.get("path")) in (str(root), str(root.resolve())):
+            return str(one.get("name"))
+    return root.resolve().name
 
 
 def _head(shard_set: ShardSet, shown: int) -> str:

@@ -143,13 +143,21 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if not eq or not key:
         raise ConfigError(f"--set {override}: expected key=value, such as --set seed=1")
     parts = key.split(".")
-    at = data
+    at: Any = data
     for part in parts[:-1]:
-        inner = at.setdefault(part, {})
-        if not isinstance(inner, dict):
+        at = at[_place(at, part, override)] if isinstance(at, list) else at.setdefault(part, {})
+        if not isinstance(at, dict | list):
             raise ConfigError(f"--set {override}: {part} is a value, not a group of keys")
-        at = inner
-    at[parts[-1]] = parse_yaml(text, f"--set {override}: the value")
+    at[_place(at, parts[-1], override)] = parse_yaml(text, f"--set {override}: the value")
+
+
+def _place(at: dict[str, Any] | list[Any], part: str, override: str) -> Any:
+    """The key of a group; the place, from 0, in a list."""
+    if isinstance(at, dict):
+        return part
+    if not part.isdecimal() or len(part) > 6 or int(part) >= len(at):
+        raise ConfigError(f"--set {override}: {part} names no item of a list of {len(at)}; expected 0 to {len(at) - 1}")
+    return int(part)
 
 
 def _explain(error: ValidationError, model: type[BaseModel], source: str) -> str:

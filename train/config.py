@@ -5,17 +5,21 @@ Left out: anything that a shard set or a model folder already says (sampling, te
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from taro.config import Config
 from train.curriculum import Curriculum
 from train.disruption import Kind
 
 __all__ = ["CheckpointConfig", "DataConfig", "Length", "LossConfig", "OptimizerConfig", "RewardConfig",
-           "RolloutConfig", "TrainConfig", "ValidationConfig"]
+           "RolloutConfig", "ShardSource", "TrainConfig", "ValidationConfig"]
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+"""names of sets; without the characters that part a draw's name"""
 
 
 class Length(Config):
@@ -26,13 +30,73 @@ class Length(Config):
 
 
 class DataConfig(Config):
-    """Which queries of the shard set are trained on."""
+    """Which queries of the shard sets are trained on, and how many make an epoch. A set of several may say otherwise
+    for itself, see `ShardSource`."""
 
     split: str = "train"
     encoder: str | None = None
     """features to read; null: the ones that this policy's tower made"""
     difficulty: tuple[float, float] | None = None
     """keep queries whose difficulty is in [low, high]; null: all"""
+    queries: tuple[str, ...] | None = None
+    """keep these query ids; "@FILE": one a line; null: all"""
+    keys: tuple[str, ...] | None = None
+    """keep queries of the clips with these keys; "@FILE": one a line; null: all"""
+    text: str | None = None
+    """keep queries in whose text this regular expression is found, capitals or not; null: all"""
+    draws: int | None = Field(None, ge=1)
+    """queries drawn in an epoch, from all sets together; null: as many as they hold after their filters"""
+
+    @field_validator("text")
+    @classmethod
+    def _is_a_regex(cls, text: str | None) -> str | None:
+        return _regex(text)
+
+
+class ShardSource(Config):
+    """One of several shard sets. A filter that is null is that of `data`; a list `["A", "B"]` of paths is enough where
+    the sets are alike."""
+
+    path: Path
+    name: str | None = Field(None, pattern=NAME)
+    """in metrics, rollouts and messages; null: the folder's name"""
+    weight: float = Field(1.0, ge=0)
+    """share of an epoch's draws, against the other sets' weights; 0: nothing is drawn, for validation alone"""
+    split: str | None = None
+    encoder: str | None = None
+    difficulty: tuple[float, float] | None = None
+    queries: tuple[str, ...] | None = None
+    keys: tuple[str, ...] | None = None
+    text: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_path_alone(cls, data: Any) -> Any:
+        return {"path": data} if isinstance(data, str | Path) else data
+
+    @field_validator("text")
+    @classmethod
+    def _is_a_regex(cls, text: str | None) -> str | None:
+        return _regex(text)
+
+    def filled(self, data: DataConfig) -> Self:
+        """With its name, and the filters of `data` where it has none of its own."""
+        inherited = {field: getattr(data, field) for field in type(self).model_fields
+                     if field in type(data).model_fields and getattr(self, field) is None}
+        return self.model_copy(update={"name": self.name or Path(self.path).resolve().name, **inherited})
+
+
+def _regex(text: str | None) -> str | None:
+    try:
+        re.compile(text or "")
+    except re.error as error:
+        raise ValueError(f"expected a regular expression, but {error}") from None
+    return text
+
+
+Shards = Annotated[Annotated[Path, Tag("path")] | Annotated[tuple[ShardSource, ...], Field(min_length=1), Tag("sets")],
+                   Discriminator(lambda value: "path" if isinstance(value, str | Path) else "sets")]
+"""The folder of one set, or a list of several."""
 
 
 class RolloutConfig(Config):
@@ -125,10 +189,12 @@ class ValidationConfig(Config):
 
     split: str | None = None
     """null: no validation"""
+    sets: tuple[str, ...] | None = None
+    """of several shard sets those, by name, whose queries of the split are answered; null: all that hold the split"""
     every: int = Field(20, ge=1)
     """steps; also before the first and after the last"""
     limit: int = Field(128, ge=1)
-    """queries, drawn once by the seed"""
+    """queries of each set, drawn once by the seed"""
     batch_prompts: int = Field(16, ge=1)
     max_new_tokens: int = Field(1024, ge=1, le=32_768)
     repetition_penalty: float = Field(1.05, gt=0)
@@ -147,11 +213,12 @@ class CheckpointConfig(Config):
 
 
 class TrainConfig(Config):
-    """A training run: one policy, one shard set, one folder."""
+    """A training run: one policy, one folder, one shard set or several."""
 
     policy: str
     """model folder, or sandbox:NAME"""
-    shards: Path
+    shards: Shards
+    """the folder of a shard set; or a list of several, each with its weight and filters"""
     out: Path
     seed: int = Field(0, ge=0)
     template: str | None = None
@@ -176,12 +243,35 @@ class TrainConfig(Config):
         if self.rollout.prompts % self.optimizer.mini_batches:
             raise ValueError(f"rollout.prompts={self.rollout.prompts} must be a multiple of "
                              f"optimizer.mini_batches={self.optimizer.mini_batches}")
-        if self.validation.split is not None and self.validation.split == self.data.split:
-            raise ValueError(f"validation.split and data.split are both {self.data.split!r}; name a split of its own, "
-                             "or null to train without validation")
         if self.reward.no_think and self.curriculum.schedule != "off":
             raise ValueError("reward.no_think=true leaves no reasoning to guide; set curriculum.schedule=off")
+        _check_sources(self.sources, self.validation)
         if self.rollout.min_free_tokens >= self.rollout.max_new_tokens and self.curriculum.schedule != "off":
             raise ValueError(f"rollout.min_free_tokens={self.rollout.min_free_tokens} leaves no room for a guided "
                              f"prefix in max_new_tokens={self.rollout.max_new_tokens}")
         return self
+
+    @property
+    def sources(self) -> tuple[ShardSource, ...]:
+        """The shard sets, each with its name and all its filters."""
+        listed = self.shards if isinstance(self.shards, tuple) else (ShardSource(path=self.shards),)
+        return tuple(source.filled(self.data) for source in listed)
+
+
+def _check_sources(sources: tuple[ShardSource, ...], validation: ValidationConfig) -> None:
+    """Names that tell sets apart, something to draw from, and a validation split that no set is trained on."""
+    names = [str(source.name) for source in sources]
+    for name in names if len(names) > 1 else ():
+        if names.count(name) > 1 or not re.match(NAME, name):
+            raise ValueError(f"shards: {name!r} does not name one of several sets (letters, digits, _ . and -, at most "
+                             "64, each name once); give the sets a `name` of their own")
+    if not any(source.weight for source in sources):
+        raise ValueError("shards: every set has weight 0; expected one at least to draw from")
+    if unknown := [name for name in validation.sets or () if name not in names]:
+        raise ValueError(f"validation.sets names {', '.join(unknown)}; the sets are {', '.join(names)}")
+    for source in sources:
+        asked = validation.sets is None or source.name in validation.sets
+        if source.weight and asked and validation.split is not None and validation.split == source.split:
+            where = "data.split" if len(sources) == 1 else f"the split that {source.name} is trained on"
+            raise ValueError(f"validation.split and {where} are both {source.split!r}; name a split of its own, "
+                             "or null to train without validation")

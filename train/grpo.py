@@ -15,6 +15,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import yaml
 from taro import draws
 from taro.disk import fsync, telling
 from taro.errors import TaroError
+from taro.metrics import METRICS
 from taro.mllm import Decoding, export_checkpoint
 from train.advantages import group_advantages
 from train.checkpoint import DamagedError, load_checkpoint, prune_checkpoints, save_checkpoint, write_text
@@ -56,13 +58,17 @@ class TrainReport:
     last: dict[str, Any]
 
 
-def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None = None) -> TrainReport:
+def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None = None,
+          on_start: Callable[[dict[str, Any]], None] | None = None) -> TrainReport:
     """Trains, from the start or from the newest checkpoint; leaves a Hugging Face folder in `out`/export.
 
-    Args: on_step: called with every line of metrics.jsonl, steps and evaluations alike.
+    Args: on_step: called with every line of metrics.jsonl, steps and evaluations alike; on_start: called once, with
+    what data.json holds (`train.data.TrainingData.summary`).
     """
     started = time.monotonic()
     run = open_run(config, resume=resume, on_step=on_step)
+    if on_start is not None:
+        on_start(run.data.summary())
     with telling(run.folder, run.kept), contextlib.closing(run):
         if run.state.step == 0:
             validate(run)
@@ -132,16 +138,23 @@ def is_due(run: Run, every: int) -> bool:
 
 
 def validate(run: Run) -> None:
-    """Greedy scores on the validation split; the best so far is kept as a checkpoint of its own."""
+    """Greedy scores on the validation split, of several sets over all their queries together; the best so far is kept
+    as a checkpoint of its own."""
     knobs = run.config.validation
     if knobs.split is None:
         return
     started = time.monotonic()
     decoding = Decoding(knobs.max_new_tokens, temperature=0.0, repetition_penalty=knobs.repetition_penalty)
-    rows = evaluate_policy(run.policy, run.shard_set, split=knobs.split, template=run.template, decoding=decoding,
-                           limit=knobs.limit, seed=run.config.seed, batch_prompts=knobs.batch_prompts,
-                           no_think=run.config.reward.no_think, bf16=uses_bf16(run.config, run.policy.device))
-    scores = score_rows(rows, protocol=run.config.reward.protocol).as_dict()
+    rows = {one.name: evaluate_policy(
+        run.policy, one.shard_set, split=knobs.split, template=run.template, decoding=decoding, limit=knobs.limit,
+        seed=run.config.seed, batch_prompts=knobs.batch_prompts, no_think=run.config.reward.no_think,
+        protocol=run.config.reward.protocol, bf16=uses_bf16(run.config, run.policy.device))
+        for one in run.data.validated}
+    protocol = run.config.reward.protocol
+    scores = score_rows([row for some in rows.values() for row in some], protocol=protocol).as_dict()
+    if len(run.data.sets) > 1:
+        each = {name: score_rows(some, protocol=protocol).as_dict() for name, some in rows.items()}
+        scores["sets"] = {name: {key: one[key] for key in ("queries", *METRICS)} for name, one in each.items()}
     run.log(run.state.step, {"eval": {**scores, "split": knobs.split}, "seconds": time.monotonic() - started})
     score = float(scores["miou"])
     if run.state.step and (run.state.best_score is None or score > run.state.best_score):
@@ -171,7 +184,7 @@ def export_run(run: Run) -> Path:
         write_text(temporary / "template.yaml", yaml.safe_dump(template.model_dump(mode="json"), sort_keys=False))
         write_text(temporary / "taro.json", json.dumps(
             {"template": "template.yaml", "template_name": template.name, "template_sha256": template.sha256,
-             "steps": run.state.step, "seed": run.config.seed}, indent=1))
+             "no_think": run.config.reward.no_think, "steps": run.state.step, "seed": run.config.seed}, indent=1))
         for file in temporary.iterdir():
             fsync(file)
     except BaseException:

@@ -55,7 +55,16 @@ def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG
         "loss": update.loss, "grad_norm": update.grad_norm, "skipped": update.skipped,
         "lr": learning_rate(config.optimizer, batch.step), "tokens_per_s": tokens / max(seconds, 1e-9),
         "memory_gib": memory_gib(), "seconds": seconds,
+        **_by_set(batch, parts),
     }
+
+
+def _by_set(batch: RolloutBatch, parts: Rewards) -> dict[str, Any]:
+    """`sets`: the same of each of several shard sets; nothing where there is one."""
+    names_B = np.array([sample.from_set for sample in batch.samples])
+    return {} if not all(names_B) else {"sets": {str(name): {
+        "prompts": int((names_B == name).sum()), "reward": float(parts.total_BG[names_B == name].mean()),
+        "tiou": float(parts.tiou_BG[names_B == name].mean())} for name in sorted(set(names_B))}}
 
 
 def _share_above(drop_BG: np.ndarray, margin: float) -> float:
@@ -88,9 +97,11 @@ def memory_gib() -> float:
 
 
 def dump_rollouts(path: Path, batch: RolloutBatch, parts: Rewards, advantages_BG: np.ndarray) -> None:
-    """One JSON row a rollout: its text, its reward parts, its drop, its advantage. The file is whole or not there."""
+    """One JSON row a rollout: its text, its reward parts, its drop, its advantage, and of several shard sets the one it
+    comes from. The file is whole or not there."""
     lines = []
     for b, sample in enumerate(batch.samples):
+        place = {name: value for name, value in (("set", sample.from_set), ("repeat", sample.repeat)) if value}
         for g, text in enumerate(batch.texts_BG[b]):
             predicted, drop = parts.predicted_BG[b][g], float(parts.drop_BG[b, g])
             lines.append(json.dumps({
@@ -102,6 +113,6 @@ def dump_rollouts(path: Path, batch: RolloutBatch, parts: Rewards, advantages_BG
                 "drop": drop if math.isfinite(drop) else None, "advantage": float(advantages_BG[b, g]),
                 "predicted": None if predicted is None else [predicted.start_s, predicted.end_s],
                 "windows": [[window.start_s, window.end_s] for window in sample.query.windows],
-                "duration_s": sample.clip.duration_s}))
+                "duration_s": sample.clip.duration_s, **place}))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(line + "\n" for line in lines))

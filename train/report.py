@@ -38,6 +38,7 @@ from train.report_sections import (
     made_with_html,
     reproduce_html,
     scores_html,
+    sets_html,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def render_report(run_folder: str | Path, shards: Mapping[str, str | Path], eval
     shown = _public(run)
     body = [f"<header><h1>{safe_text(title)}</h1><p>{safe_text(lead)}</p></header>",
             headline_html(evaluations[0] if evaluations else None, run), scores_html(evaluations), curves_html(run),
-            _examples_html(evaluations, opened), _groups_html(run, opened),
+            _examples_html(evaluations, opened), _groups_html(run, sets), sets_html(run),
             accounting_html([ledger(name, shards[name], shard_set) for name, shard_set in sets.items()]),
             made_with_html(_facts(shown, sets), shown), reproduce_html(commands, notes)]
     out = Path(out)
@@ -106,8 +107,12 @@ def _examples_html(evaluations: Sequence[Evaluation], shards: Sequence[ShardSet]
             f"{parts}</section>")
 
 
-def _groups_html(run: Run, shards: Sequence[ShardSet]) -> str:
-    parts = "".join(group_html(why, step, rows, shards) for why, step, rows in training_groups(run))
+def _groups_html(run: Run, sets: Mapping[str, ShardSet]) -> str:
+    parts = ""
+    for why, step, rows in training_groups(run):
+        name = str(rows[0]["set"])  # of several sets: another one may hold the same key
+        shown = [one for known, one in sets.items() if name in ("", known)]
+        parts += group_html(f"{why}, set {name}" if name else why, step, rows, shown)
     if not parts:
         return ""
     return ('<section id="groups"><h2>Groups of training rollouts</h2><p class="dim">The group with the widest spread '
@@ -118,6 +123,9 @@ def _groups_html(run: Run, shards: Sequence[ShardSet]) -> str:
 def _public(run: Run) -> Run:
     """The run with its configuration as a page may show it: folders by their last part."""
     config = {key: _last_part(value) if key in LOCAL_KEYS else value for key, value in run.config.items()}
+    if isinstance(config.get("shards"), list):  # several sets
+        config["shards"] = [{key: _last_part(value) if key == "path" else value for key, value in one.items()}
+                            if isinstance(one, dict) else _last_part(one) for one in config["shards"]]
     return Run(run.folder, config, yaml.safe_dump(config, sort_keys=False), run.steps, run.evals)
 
 

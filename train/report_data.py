@@ -70,11 +70,11 @@ class Run:
 
     def rollouts(self, step: int) -> list[list[dict[str, Any]]]:
         """Groups of one step, in the order of the dump; the rows of a group in order of `g`."""
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        groups: dict[tuple[str, str, int, str], list[dict[str, Any]]] = {}
         path = self.folder / "rollouts" / f"step-{step:06d}.jsonl"
         for number, row in enumerate(read_jsonl(path), 1):
             line = checked(RolloutLine, row, path, number)
-            groups.setdefault((line.key, line.query_id), []).append(line.model_dump())
+            groups.setdefault((line.set, line.key, line.repeat, line.query_id), []).append(line.model_dump())
         return [sorted(rows, key=lambda row: int(row["g"])) for rows in groups.values()]
 
 

@@ -13,7 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from taro.errors import ConfigError
 
-__all__ = ["AnswerLine", "RolloutLine", "checked", "eval_line", "step_line"]
+__all__ = ["SET", "AnswerLine", "RolloutLine", "checked", "eval_line", "step_line"]
+
+SET = "set/"
+"""how the numbers of one of several sets are named in a step"""
 
 Seconds = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
 Window = tuple[Seconds, Seconds]
@@ -62,6 +65,8 @@ class RolloutLine(_Line):
     predicted: Window | None
     windows: list[Window]
     duration_s: float
+    set: str = ""
+    repeat: Count = 0
 
 
 LineT = TypeVar("LineT", bound=_Line)
@@ -79,9 +84,12 @@ def checked(model: type[LineT], row: dict[str, Any], path: Path, number: int) ->
 
 
 def step_line(row: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A line of metrics.jsonl about a step: its number, its phase, and the values of it that are numbers."""
-    phase = row.get("phase")
-    return {"step": _step(row, path), "phase": phase if isinstance(phase, str) else None, **_numbers(row)}
+    """A line of metrics.jsonl about a step: its number, its phase, and the values of it that are numbers; those of
+    one of several sets are named set/NAME/KEY."""
+    phase, sets = row.get("phase"), row.get("sets")
+    each = {f"{SET}{name}/{key}": value for name, one in (sets if isinstance(sets, dict) else {}).items()
+            if isinstance(one, dict) for key, value in _numbers(one).items()}
+    return {"step": _step(row, path), "phase": phase if isinstance(phase, str) else None, **_numbers(row), **each}
 
 
 def eval_line(row: dict[str, Any], path: Path) -> dict[str, Any]:

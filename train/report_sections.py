@@ -15,9 +15,10 @@ from taro.metrics import Scores
 from taro.timeline import safe_text
 from train.report_charts import Curve, Interval, IntervalRow, curve_svg, intervals_svg, number
 from train.report_data import Evaluation, Run, mean_of
+from train.report_rows import SET
 
 __all__ = ["SECTIONS_CSS", "Ledger", "accounting_html", "curves_html", "headline_html", "made_with_html",
-           "reproduce_html", "scores_html"]
+           "reproduce_html", "scores_html", "sets_html"]
 
 ENDS = 5
 """steps at either end of a run that the curve titles average"""
@@ -140,6 +141,25 @@ def curves_html(run: Run) -> str:
             f"guided; thin: each step, strong: mean of 5 steps; the numbers are means of the first and the last "
             f'{min(ENDS, len(steps))} steps.<span class="key guided">guided steps</span></p>'
             f'<div class="curves">{"".join(figures[:MAIN_CURVES])}</div>{folded}{_validation(run)}</section>')
+
+
+def sets_html(run: Run) -> str:
+    """Of several shard sets: what each gave and how its rewards went; nothing where there was one."""
+    names = sorted({key.removeprefix(SET).rpartition("/")[0] for record in run.steps for key in record
+                    if key.startswith(SET)})
+    rows = []
+    for name in names:
+        mine = [record for record in run.steps if record.get(f"{SET}{name}/prompts")]
+        cells = f'<td class="num">{sum(int(record[f"{SET}{name}/prompts"] or 0) for record in mine):,}</td>'
+        for key in ("reward", "tiou"):
+            first, last = (mean_of(part, f"{SET}{name}/{key}") for part in (mine[:ENDS], mine[-ENDS:]))
+            cells += f'<td class="num">{number(first, 2)} to {number(last, 2)}</td>'
+        rows.append(f"<tr><td>{safe_text(name)}</td>{cells}</tr>")
+    return "" if not rows else (
+        f'<section id="sets"><h2>Shard sets</h2><p class="dim">Rewards are means of the first and the last {ENDS} '
+        'steps that drew from the set; what its filters left out is in data.json.</p><table><thead><tr><th>set</th>'
+        '<th class="num">prompts</th><th class="num">reward</th><th class="num">tIoU</th></tr></thead><tbody>'
+        f"{''.join(rows)}</tbody></table></section>")
 
 
 def accounting_html(ledgers: Sequence[Mapping[str, Any]]) -> str:

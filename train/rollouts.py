@@ -73,8 +73,10 @@ class Scores:
 
 
 def sample_name(sample: Sample) -> str:
-    """Names a query of a clip in every draw."""
-    return f"{sample.clip.key}/{sample.query.id}"
+    """Names a query of a clip in every draw: of several sets with its set's name, and apart from itself where a step
+    holds it again."""
+    place = f"{sample.from_set}{f'#{sample.repeat}' if sample.repeat else ''}"
+    return f"{f'{place}:' if place else ''}{sample.clip.key}/{sample.query.id}"
 
 
 def uses_bf16(config: TrainConfig, device: torch.device) -> bool:

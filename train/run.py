@@ -1,15 +1,15 @@
-"""A training run, opened: the folder, the policy and its frozen reference, the shard set, the order of the data.
+"""A training run, opened: the folder, the policy and its frozen reference, the data (`train.data`).
 
 `open_run` does everything that happens once, and refuses what does not fit before anything is loaded: a folder that
 holds another run, a shard set of another vision tower, an empty split. Left out: the loop (`train.grpo`).
-One process at a time trains in a folder. Run folder: config.yaml, metrics.jsonl, rollouts/step-N.jsonl,
-checkpoints/step-N/, export/.
+One process at a time trains in a folder. Run folder: config.yaml, data.json, metrics.jsonl,
+rollouts/step-N.jsonl, checkpoints/step-N/, export/.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import ValidationError
 
-from shards.order import QueryOrder
-from shards.reader import QueryRef, Sample, ShardSet, check_encoder, open_shards
+from shards.reader import Sample, ShardSet, check_encoder, open_shards
 from shards.variants import VariantSettings
 from taro.config import read_yaml
 from taro.disk import telling
@@ -32,7 +32,8 @@ from taro.mllm import Policy, load_policy
 from taro.mllm.folder import pixel_settings
 from taro.prompts import PromptTemplate, load_template
 from train.checkpoint import RunState, checkpoints, resume_checkpoint, write_text
-from train.config import TrainConfig
+from train.config import ShardSource, TrainConfig
+from train.data import TrainingData, TrainingSet, select
 from train.rollouts import uses_bf16
 from train.trackers import Tracker, check_trackers, cut_back, open_trackers
 from train.update import make_optimizer
@@ -74,9 +75,7 @@ class Run:
     policy: Policy
     reference: Policy | None
     template: PromptTemplate
-    shard_set: ShardSet
-    refs: list[QueryRef]
-    order: QueryOrder
+    data: TrainingData
     optimizer: torch.optim.Optimizer
     state: RunState
     trackers: list[Tracker]
@@ -98,12 +97,11 @@ class Run:
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in one pass over the data."""
-        return self.order.steps_per_epoch(self.config.rollout.prompts)
+        return self.data.steps_per_epoch
 
     def samples(self, step: int) -> tuple[int, list[Sample]]:
         """Epoch and samples of a step; a function of (seed, step) alone."""
-        epoch, indices = self.order.step(step, self.config.rollout.prompts)
-        return epoch, [self.shard_set.sample(self.refs[index]) for index in indices]
+        return self.data.samples(step)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Hands one line to every tracker and to the caller's callback."""
@@ -135,19 +133,8 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     folder, device = policy_folder(config.policy), compute_device(config.device)
     policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
     pixel_settings(folder)  # training needs no processor, but whoever loads the export does
-    shard_set = open_encoded_shards(config.shards, policy, encoder=config.data.encoder)
-    if config.reward.disruption == "frame":
-        shard_set, _ = with_variants(shard_set, dt_s=config.reward.dt_s)
-    refs = list(shard_set.queries(split=config.data.split, difficulty=config.data.difficulty))
-    if len(refs) < config.rollout.prompts:
-        wanted = f"split {config.data.split!r}"
-        wanted += "" if config.data.difficulty is None else f" and difficulty {list(config.data.difficulty)}"
-        raise ConfigError(f"{config.shards}: {wanted} has {len(refs)} queries, a step takes rollout.prompts="
-                          f"{config.rollout.prompts}; choose other queries or fewer prompts")
-    if config.validation.split is not None and not shard_set.queries(split=config.validation.split):
-        raise ConfigError(f"{config.shards}: no query has the split {config.validation.split!r} of validation.split; "
-                          "name one that exists, or null")
-    _tell_unguided(config, shard_set, refs)
+    data = TrainingData([_open_set(source, policy, config) for source in config.sources], config)
+    data.tell_unguided(config)
     template = policy_template(policy, config.template)
     with telling(config.out, lambda: AGAIN):
         lock = _lock(config, resume=resume)
@@ -155,44 +142,26 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
             (config.out / name).mkdir(parents=True, exist_ok=True)
     optimizer = make_optimizer(policy, config.optimizer)
     found = resume_checkpoint(config.out / "checkpoints", policy.named_parameters(), optimizer) if resume else None
-    state, data_sha256 = found or RunState(), _data_sha256(shard_set, refs)
+    state, data_sha256 = found or RunState(), data.sha256
     if state.data_sha256 not in ("", data_sha256):
-        raise ConfigError(f"{config.shards}: the queries or features are not those that the run in {config.out} was "
+        paths = ", ".join(str(one.source.path) for one in data.drawn)
+        raise ConfigError(f"{paths}: the queries or features are not those that the run in {config.out} was "
                           "started with; restore the shard set, or start a new run on this one")
     state.data_sha256 = data_sha256
     with telling(config.out, lambda: AGAIN):
         cut_back(config.out, state.step)
         write_text(config.out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    return Run(config, policy, _reference(config, folder, device), template, shard_set, refs,
-               QueryOrder(len(refs), seed=config.seed), optimizer, state,
+        write_text(config.out / "data.json", json.dumps(data.summary(), indent=1) + "\n")
+    return Run(config, policy, _reference(config, folder, device), template, data, optimizer, state,
                open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
                lock, on_step, None if found is None else state.step)
 
 
-def _tell_unguided(config: TrainConfig, shard_set: ShardSet, refs: list[QueryRef]) -> None:
-    """Warns, once, of queries that have nothing to guide a rollout with: theirs will all be free."""
-    source = config.rollout.paths
-    if config.curriculum.schedule == "off":
-        return
-    if source == "online":
-        bare = len(refs) - sum(bool(shard_set.clip(ref.key).captions) for ref in refs)
-    else:
-        bare = sum(not any(getattr(ref.query.paths, source)) for ref in refs)
-    if bare:
-        log.warning("%s: %s of %s queries have no captions to guide a rollout with (rollout.paths=%s): their rollouts "
-                    "are free, in the guided phase too; preprocess with captions, or set curriculum.schedule=off",
-                    config.shards, "all" if bare == len(refs) else f"{bare:,}", f"{len(refs):,}", source)  # fmt: skip
-
-
-def _data_sha256(shard_set: ShardSet, refs: list[QueryRef]) -> str:
-    """Digest of what is trained on: every query in order, with its clip's record and features, however they are
-    sliced."""
-    digest = hashlib.sha256()
-    for ref in refs:
-        listed = [shard_set.listed(kind, ref.key) for kind in shard_set.kinds_of_a_sample]
-        members = [m.sha256 for record in listed if record is not None for m in record.members if m.ext != "jpg"]
-        digest.update(json.dumps([ref.key, ref.query.id, *members]).encode() + b"\n")
-    return digest.hexdigest()
+def _open_set(source: ShardSource, policy: Policy, config: TrainConfig) -> TrainingSet:
+    shard_set = open_encoded_shards(source.path, policy, encoder=source.encoder)
+    if config.reward.disruption == "frame":
+        shard_set, _ = with_variants(shard_set, dt_s=config.reward.dt_s)
+    return select(source, shard_set)
 
 
 def _lock(config: TrainConfig, *, resume: bool) -> _Lock:
@@ -216,8 +185,9 @@ def _check_folder(config: TrainConfig, *, resume: bool) -> None:
         raise ConfigError(f"{config.out} holds a run already; go on with it (--resume), or choose another folder with "
                           "--set out=DIR")
     if old.is_file():
-        then = _settings(old)
-        now = config.model_dump(mode="json")
+        then, now = _settings(old), config.model_dump(mode="json")
+        with contextlib.suppress(ValidationError):  # settings that are newer than the run have their defaults
+            then = TrainConfig.model_validate(then).model_dump(mode="json")
         changed = [f"{key}: {then.get(key)!r} -> {now[key]!r}" for key in now
                    if key not in RESUME_MAY_CHANGE and then.get(key) != now[key]]
         if changed:

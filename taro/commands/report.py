@@ -37,16 +37,22 @@ def report(
     evaluations = []
     if before is not None and after is not None:
         evaluations = [Evaluation("greedy", read_predictions(before), read_predictions(after), protocol)]
-    folders = [*shards] if shards else _own_shards(read_run(run).config)
-    page = render_report(run, _named(folders), evaluations, out or run / "report.html",
+    sets = _named([*shards]) if shards else _own_shards(read_run(run).config)
+    page = render_report(run, sets, evaluations, out or run / "report.html",
                          title=f"Training run {run.name}",
                          commands=[f"taro train {run.name}/config.yaml --set out=again", "taro report again"])
     say(f"report: {page}")
 
 
-def _own_shards(config: dict[str, Any]) -> list[Path]:
-    folder = Path(str(config.get("shards", "")))
-    return [folder] if (folder / "manifest.json").is_file() else []
+def _own_shards(config: dict[str, Any]) -> dict[str, Path]:
+    """The run's own sets by name, those that are there."""
+    own = config.get("shards", "")
+    found = {}
+    for one in own if isinstance(own, list) else [{"path": own}]:
+        folder = Path(str(one.get("path", "") if isinstance(one, dict) else one))
+        if (folder / "manifest.json").is_file():
+            found[str((one.get("name") if isinstance(one, dict) else None) or folder.resolve().name)] = folder
+    return found
 
 
 def _named(folders: list[Path]) -> dict[str, Path]:

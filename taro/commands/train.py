@@ -18,6 +18,7 @@ __all__ = ["train"]
 
 SHOWN = (("reward", "reward"), ("format", "format"), ("tiou", "tIoU"), ("bonus", "bonus"), ("timestamps", "timestamps"),
          ("kl", "KL"), ("length", "tokens"))
+NO_THINK = ("reward.no_think=true", "reward.drop_over=response", "curriculum.schedule=off")
 
 
 def train(
@@ -26,6 +27,8 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, e.g. optimizer.lr=2e-6; repeatable."),
     ] = None,
+    no_think: Annotated[bool, typer.Option("--no-think", help="Train answers without reasoning: reward.no_think, the "
+                                           "drop over the response, no guided phase.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, nothing else.")] = False,
 ) -> None:
@@ -33,26 +36,33 @@ def train(
     from taro.commands._progress import progress
     from taro.config import load_config
     from train.config import TrainConfig
+    from train.data import data_lines
     from train.grpo import train as run_training
 
-    config = load_config(TrainConfig, recipe, overrides or [], package="train.recipes")
+    config = load_config(TrainConfig, recipe, [*(NO_THINK if no_think else ()), *(overrides or ())],
+                         package="train.recipes")
     with progress("training", quiet=as_json) as shown:
 
         def show(line: dict[str, Any]) -> None:
             if "eval" in line:
                 shown.say(f"step {line['step']}: validation mIoU {line['eval']['miou']:.3f}, "
-                          f"R1@0.5 {line['eval']['r1@0.5']:.3f} ({line['eval']['queries']} queries)")
+                          f"R1@0.5 {line['eval']['r1@0.5']:.3f} ({line['eval']['queries']} queries)"
+                          + "".join(f", {name} {of['miou']:.3f}" for name, of in line["eval"].get("sets", {}).items()))
                 return
             shown.update(line["step"] + 1, line["steps"], _describe(line))
 
-        report = run_training(config, resume=resume, on_step=show)
+        def begin(data: dict[str, Any]) -> None:
+            for line in data_lines(data):
+                shown.say(line)
+
+        report = run_training(config, resume=resume, on_step=show, on_start=begin)
     if as_json:
         say(json.dumps({"run": str(report.run), "export": str(report.export), "steps": report.steps,
                                "skipped": report.skipped, "best_step": report.best_step,
                                "best_score": report.best_score, "seconds": round(report.seconds, 3),
                                "last": _finite(report.last)}))
         return
-    _summary(report, config.shards)
+    _summary(report, config.sources[0].path)
 
 
 def _describe(line: dict[str, Any]) -> str:

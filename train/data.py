@@ -1,0 +1,193 @@
+"""What a run is trained on: one shard set or several, each filtered and held against the policy on its own, mixed.
+
+A step's samples are a function of (seed, step) alone (`shards.mix`), whatever the number of sets or ranks. Where there
+are several sets every sample carries its set's name: two sets may hold the same key, and their draws, dumps and metrics
+must not meet. With one set it carries none, and all is as if there were no mixing.
+
+Every query is accounted for: `summary` says for each set how many it holds, how many each filter left out (the first
+that did, in the order split, difficulty, queries, keys, text), how many an epoch draws, and what no step takes.
+Left out: weights that change over time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from shards.filter import Selection, named
+from shards.mix import MixedOrder
+from shards.reader import QueryRef, Sample, ShardSet
+from taro.errors import ConfigError
+from train.config import ShardSource, TrainConfig
+
+__all__ = ["TrainingData", "TrainingSet", "data_lines", "select"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """One set, open. `source`: as configured, its name and filters filled in; `refs`: the queries that the filters
+    leave; `held`: queries of the whole set; `left_out`: of these, by the filter that left them out."""
+
+    source: ShardSource
+    shard_set: ShardSet
+    refs: Sequence[QueryRef]
+    held: int
+    left_out: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """As in metrics, rollouts and messages."""
+        return str(self.source.name)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what is trained on: every query in order, with its clip's record and features, however they are
+        sliced."""
+        digest = hashlib.sha256()
+        for ref in self.refs:
+            listed = [self.shard_set.listed(kind, ref.key) for kind in self.shard_set.kinds_of_a_sample]
+            members = [m.sha256 for record in listed if record is not None for m in record.members if m.ext != "jpg"]
+            digest.update(json.dumps([ref.key, ref.query.id, *members]).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def select(source: ShardSource, shard_set: ShardSet) -> TrainingSet:
+    """The queries of an open set that the source's filters leave. Raises ConfigError where a file of names cannot be
+    read."""
+    selection = Selection(split=source.split, difficulty=source.difficulty, text=source.text,
+                          queries=None if source.queries is None else named(source.queries),
+                          keys=None if source.keys is None else named(source.keys))
+    refs, left_out = [], Counter[str]()
+    every = shard_set.queries()
+    for ref in every:
+        why = selection.left_out_by(ref.key, ref.query)
+        if why is None:
+            refs.append(ref)
+        else:
+            left_out[why] += 1
+    return TrainingSet(source, shard_set, refs, len(every), dict(left_out))
+
+
+class TrainingData:
+    """All sets of a run and the order in which their queries come."""
+
+    def __init__(self, sets: Sequence[TrainingSet], config: TrainConfig) -> None:
+        """Raises ConfigError where a set has no query left, an epoch no whole step, or no set the validation split."""
+        self.sets = tuple(sets)
+        self.drawn = tuple(one for one in self.sets if one.source.weight)
+        self._prompts = config.rollout.prompts
+        for one in self.drawn if len(self.sets) > 1 else ():
+            if not one.refs:
+                raise ConfigError(f"{one.source.path} ({one.name}): its filters leave none of its {one.held:,} queries "
+                                  f"({_left_out_text(one)}); change them, or leave the set out")
+        found = sum(len(one.refs) for one in self.drawn)
+        if (config.data.draws or found) < self._prompts or not found:
+            raise ConfigError(self._too_few(config, found))
+        self.order = MixedOrder([len(one.refs) for one in self.drawn], [one.source.weight for one in self.drawn],
+                                seed=config.seed, draws=config.data.draws, names=[one.name for one in self.drawn])
+        self.validated = self._validated(config)
+
+    def _too_few(self, config: TrainConfig, found: int) -> str:
+        if len(self.sets) > 1 or config.data.draws is not None:
+            return (f"{', '.join(str(one.source.path) for one in self.drawn)}: an epoch draws "
+                    f"{config.data.draws or found} of {found} queries, a step takes rollout.prompts={self._prompts}; "
+                    "raise data.draws, choose other queries or fewer prompts")
+        source = self.sets[0].source
+        wanted = f"split {source.split!r}"
+        wanted += "" if source.difficulty is None else f" and difficulty {list(source.difficulty)}"
+        wanted += "".join(f" and the filter {name}" for name in ("queries", "keys", "text")
+                          if getattr(source, name) is not None)
+        return (f"{source.path}: {wanted} has {found} queries, a step takes rollout.prompts={self._prompts}; choose "
+                "other queries or fewer prompts")
+
+    def _validated(self, config: TrainConfig) -> tuple[TrainingSet, ...]:
+        knobs = config.validation
+        if knobs.split is None:
+            return ()
+        asked = [one for one in self.sets if knobs.sets is None or one.name in knobs.sets]
+        found = tuple(one for one in asked if one.shard_set.queries(split=knobs.split))
+        if not found or (knobs.sets is not None and len(found) < len(asked)):
+            lost = ", ".join(str(one.source.path) for one in asked if one not in found)
+            raise ConfigError(f"{lost}: no query has the split {knobs.split!r} of validation.split; name one that "
+                              "exists, or null")
+        return found
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what is trained on; of one set that set's own."""
+        if len(self.sets) == 1:
+            return self.drawn[0].sha256
+        return hashlib.sha256(json.dumps([[one.name, one.sha256] for one in self.drawn]).encode()).hexdigest()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return self.order.steps_per_epoch(self._prompts)
+
+    def samples(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[int, list[Sample]]:
+        """(epoch, samples) that `rank` of `world` takes at a step; all ranks together take `rollout.prompts`."""
+        epoch, whole = self.order.step(step, self._prompts)
+        _, mine = self.order.step(step, self._prompts, rank=rank, world=world)
+        samples, start = [], rank * len(mine)
+        for at, index in enumerate(mine, start):
+            place, query = self.order.place(index)
+            one = self.drawn[place]
+            repeat = whole[:at].count(index)  # a small set may come twice in a step
+            sample = one.shard_set.sample(one.refs[query])
+            samples.append(replace(sample, from_set=one.name if len(self.sets) > 1 else "", repeat=repeat))
+        return epoch, samples
+
+    def summary(self) -> dict[str, Any]:
+        """For data.json of the run folder: what each set gave, what each filter left out, what an epoch draws."""
+        shares = dict(zip((one.name for one in self.drawn), self.order.shares, strict=True))
+        return {
+            "sets": [{"name": one.name, "path": str(one.source.path), "encoder": one.shard_set.encoder,
+                      "weight": one.source.weight, "queries": one.held, "kept": len(one.refs),
+                      "left_out": one.left_out, "draws_per_epoch": shares.get(one.name, 0),
+                      "validation": one in self.validated} for one in self.sets],
+            "draws_per_epoch": self.order.n, "steps_per_epoch": self.steps_per_epoch, "prompts": self._prompts,
+            "left_over_per_epoch": self.order.left_out(self._prompts)}
+
+    def tell_unguided(self, config: TrainConfig) -> None:
+        """Warns, once a set, of queries that have nothing to guide a rollout with: theirs will all be free."""
+        source = config.rollout.paths
+        for one in self.drawn if config.curriculum.schedule != "off" else ():
+            refs = one.refs
+            if source == "online":
+                bare = len(refs) - sum(bool(one.shard_set.clip(ref.key).captions) for ref in refs)
+            else:
+                bare = sum(not any(getattr(ref.query.paths, source)) for ref in refs)
+            if bare:
+                log.warning("%s: %s of %s queries have no captions to guide a rollout with (rollout.paths=%s): their "
+                            "rollouts are free, in the guided phase too; preprocess with captions, or set "
+                            "curriculum.schedule=off", one.source.path, "all" if bare == len(refs) else f"{bare:,}",
+                            f"{len(refs):,}", source)
+
+
+def data_lines(summary: dict[str, Any]) -> list[str]:
+    """A summary as lines of plain text.
+
+    >>> one = {"name": "a", "queries": 9, "kept": 7, "left_out": {"split": 2}, "weight": 1.0, "draws_per_epoch": 7}
+    >>> data_lines({"sets": [one], "draws_per_epoch": 7, "steps_per_epoch": 3, "prompts": 2, "left_over_per_epoch": 1})
+    ['a: 7 of 9 queries (left out by split: 2), 7 draws an epoch', 'an epoch: 7 draws, 3 steps of 2, 1 left over']
+    """
+    lines = []
+    for one in summary["sets"]:
+        left_out = ", ".join(f"{name}: {count:,}" for name, count in one["left_out"].items())
+        drawn = f"{one['draws_per_epoch']:,} draws an epoch" if one["weight"] else "for validation alone"
+        weight = f", weight {one['weight']:g}" if len(summary["sets"]) > 1 and one["weight"] else ""
+        lines.append(f"{one['name']}: {one['kept']:,} of {one['queries']:,} queries"
+                     f"{f' (left out by {left_out})' if left_out else ''}{weight}, {drawn}")
+    return [*lines, f"an epoch: {summary['draws_per_epoch']:,} draws, {summary['steps_per_epoch']:,} steps of "
+                    f"{summary['prompts']}, {summary['left_over_per_epoch']} left over"]
+
+
+def _left_out_text(one: TrainingSet) -> str:
+    return ", ".join(f"{name}: {count:,}" for name, count in one.left_out.items()) or "it holds none"
