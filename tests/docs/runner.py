@@ -26,7 +26,7 @@ from tests.docs.pages import DOCS, Block, blocks_of, commands, moved, output_of,
 
 START = DOCS / "commands" / "README.md"
 VOLATILE = (
-    (r"\b\d[\d,.]* ?(s|ms|min|h|bytes|kB|MB|GB|GiB|TB)\b(?! to)", r"# \1"),
+    (r"\b\d[\d,.]* (s|ms|min|h|bytes|kB|MB|GB|GiB|TB)\b(?! to)", r"# \1"),
     (r"(bytes, [^:]+: )[\d,]+", r"\1#"),
     (r"(\.(?:safetensors|json|jpg)) [\d,]+", r"\1 #"),
     (r'("(?:bytes|size|total_bytes|seconds|hours|mtime_ns|encode|answer|time_s)": )[\d.e+-]+', r"\1#"),
