@@ -22,11 +22,18 @@ def temporary_shards(out: Path, *, policy: str, videos: Path, annotations: Path,
     """Preprocesses videos for one evaluation into the folder `out`; videos that cannot be read stay in its ledger."""
     from preprocess.config import PreprocessConfig
     from preprocess.run import preprocess
+    from taro.errors import TaroError
 
     config = PreprocessConfig.model_validate({
         "name": "temporary", "videos": videos, "annotations": annotations, "dataset": dataset, "split": split,
         "lengths": lengths, "out": out, "policy": policy, "sampling": EVALUATION_SAMPLING, "device": device,
         "segment": {"method": "uniform"}, "caption": {"method": "none"}, "paths": {"count": 0}, "clip_model": None,
         "thumbnails": False, "max_skipped": 1.0})
-    preprocess(config, progress=progress)
+    try:
+        preprocess(config, progress=progress)
+    except TaroError as error:
+        said, empty, _ = str(error).partition("; the set is empty")
+        if not empty:
+            raise
+        raise TaroError(said.replace(str(out), str(videos)) + "; give videos that can be read") from None
     return out

@@ -49,6 +49,7 @@ def ground(
 
 def _encode(video: Path, query: str, policy: str, folder: Path, device: str) -> Path:
     from shards.manifest import read_skipped
+    from taro.annotations import Dropped, import_annotations
     from taro.commands._temporary import temporary_shards
     from taro.errors import TaroError, VideoError
 
@@ -61,6 +62,9 @@ def _encode(video: Path, query: str, policy: str, folder: Path, device: str) -> 
     # A row needs a window; nobody reads this one.
     annotations.write_text(json.dumps({"video": name, "query": query, "windows": [[0.0, 0.1]], "qid": "query"}),
                            encoding="utf-8")
+    refused = [o.reason for o in import_annotations(annotations, dataset="jsonl").outcomes if isinstance(o, Dropped)]
+    if refused:
+        raise typer.BadParameter(f"it cannot be used: {refused[0]}", param_hint="QUERY")
     shards = folder / "shards"
     try:
         temporary_shards(shards, policy=policy, videos=folder / "videos", annotations=annotations,
