@@ -37,7 +37,7 @@ from taro.records import ClipRecord
 if TYPE_CHECKING:
     from taro.mllm import Policy
 
-__all__ = ["Added", "add_missing"]
+__all__ = ["Added", "add_missing", "to_add"]
 
 
 @dataclass
@@ -80,6 +80,12 @@ def add_missing(job: Job, only: Only | None, progress: Callable[[Progress], None
             finished += len(job.plan.slice_clips(index))
             progress(Progress("clips", finished, total))
     return added
+
+
+def to_add(job: Job, only: Only | None) -> list[int]:
+    """Slices that are made and to which a run would add something."""
+    wanted = _wanted(job, only)
+    return [index for index in range(len(job.plan.slices)) if _missing(job, index, wanted)]
 
 
 def _wanted(job: Job, only: Only | None) -> list[str]:

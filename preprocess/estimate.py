@@ -1,7 +1,8 @@
 """`--dry-run`: what a job will do and cost, before anything is written.
 
-Counts come from the plan. Decoding is measured, on up to `SAMPLE` clips spread over the plan; what the models cost on a
-GPU is stated, from the constants below, until this machine's own runs are known. The report says which is which.
+Counts come from the plan. Decoding is measured, on up to `SAMPLE` clips spread over what is left to do; what the models
+cost on a GPU is stated, from the constants below, until this machine's own runs are known. The report says which is
+which. Slices that are made cost nothing more, and adding features to them no captions. Left out: frame variants.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from preprocess.additions import to_add
 from preprocess.config import PreprocessConfig
 from preprocess.decode import Frames
-from preprocess.job import Job, open_job
+from preprocess.given import given_captions
+from preprocess.job import Job, Only, open_job
+from preprocess.plan import PlannedClip
 from preprocess.pool import DecodePool
+from preprocess.run import to_make
 from preprocess.slices import decode_jobs
 
 __all__ = ["Estimate", "estimate"]
@@ -32,8 +37,9 @@ TOKENS = 3584
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a job will do. captions: a guess unless they are given; feature_bytes: at most; decode_hours: measured;
-    model_hours: stated constants; sampled: clips that were decoded for the measure, and how many of them failed."""
+    """What a job will do. inputs to slices: of the whole plan; slices_left, clips_left and all costs: of what is not
+    made yet. captions: a guess unless they are given; feature_bytes: at most; decode_hours: measured; model_hours:
+    stated constants; sampled: clips that were decoded for the measure, and how many of them failed."""
 
     inputs: int
     rows: int
@@ -41,6 +47,8 @@ class Estimate:
     videos: int
     clips: int
     slices: int
+    slices_left: int
+    clips_left: int
     hours_of_video: float
     captions: int
     feature_bytes: int
@@ -56,11 +64,18 @@ class Estimate:
 
     def table(self) -> str:
         """Plain text."""
+        video = f"{_span(self.hours_of_video)} of video"
+        whole = self.slices_left == self.slices
         lines = [
             f"{self.inputs:,} annotation rows: {self.rows:,} to be looked at, {self.skipped:,} skipped already",
             *(f"  skipped {count:>6,}  {reason}" for reason, count in self.reasons.items()),
-            f"{self.videos:,} videos, {self.clips:,} clips, {self.slices:,} slices, "
-            f"{_span(self.hours_of_video)} of video",
+            f"{self.videos:,} videos, {self.clips:,} clips, {self.slices:,} slices" + (f", {video}" if whole else ""),
+        ]
+        if not self.slices_left:
+            return "\n".join([*lines, "nothing is left to do"])
+        if not whole:
+            lines.append(f"{self.slices_left:,} slices are left: {self.clips_left:,} clips, {video}")
+        lines += [
             f"about {self.captions:,} captions",
             f"at most {self.feature_bytes / 1e9:,.2f} GB of features",
             f"decoding: {_span(self.decode_hours)} (measured on {self.sampled} clips here"
@@ -76,16 +91,20 @@ def _span(hours: float) -> str:
     return f"about {hours:,.1f} h" if hours >= 1 else f"about {hours * 60:.1f} min"
 
 
-def estimate(config: PreprocessConfig) -> Estimate:
-    """Plans the job without writing, decodes a small sample of its clips, and adds up."""
-    job = open_job(config, save=False)
+def estimate(config: PreprocessConfig, *, only: Only | None = None) -> Estimate:
+    """Plans the job without writing, decodes a small sample of the clips that are left, and adds up. `only`: as for
+    `preprocess.run.preprocess`. Raises what `open_job` does."""
+    job = open_job(config, only=only, save=False)
     plan = job.plan
-    picked = np.unique(np.linspace(0, max(len(plan.clips) - 1, 0), min(SAMPLE, len(plan.clips))).astype(int))
-    sample = [plan.clips[int(i)] for i in picked]
+    make = to_make(job) if only is None else []
+    todo = sorted({*make, *to_add(job, only)})
+    left = [clip for index in todo for clip in plan.slice_clips(index)]
+    picked = np.unique(np.linspace(0, max(len(left) - 1, 0), min(SAMPLE, len(left))).astype(int))
+    sample = [left[int(i)] for i in picked]
     seconds, frames = _decode(job, sample) if sample else (0.0, [])
     mean_s = float(np.mean([f.duration_s for f in frames])) if frames else 0.0
-    clips = len(plan.clips)
-    captions = _captions(job, mean_s)
+    clips = len(left)
+    captions = _captions(job, [clip for index in make for clip in plan.slice_clips(index)], mean_s)
     size = job.bytes_per_clip(mean_s or None) * clips
     tokens = size / max(job.bytes_per_clip(), 1) * TOKENS / max(clips, 1)
     asked = captions if config.caption.method == "transformers" else 0
@@ -94,7 +113,8 @@ def estimate(config: PreprocessConfig) -> Estimate:
         reasons[f"{row.stage}: {row.reason}"] = reasons.get(f"{row.stage}: {row.reason}", 0) + 1
     return Estimate(
         inputs=plan.inputs, rows=plan.rows, skipped=len(plan.skipped), videos=len({clip.path for clip in plan.clips}),
-        clips=clips, slices=len(plan.slices), hours_of_video=mean_s * clips / 3600, captions=captions,
+        clips=len(plan.clips), slices=len(plan.slices), slices_left=len(todo), clips_left=clips,
+        hours_of_video=mean_s * clips / 3600, captions=captions,
         feature_bytes=size, decode_hours=seconds / max(len(sample), 1) * clips / 3600,
         model_hours=(clips * TOWER_S * tokens / TOKENS + asked * CAPTION_S) / 3600,
         sampled=len(sample), failed=len(sample) - len(frames), reasons=reasons,
@@ -111,12 +131,12 @@ def _decode(job: Job, sample: list[Any]) -> tuple[float, list[Frames]]:
     return seconds, [result for result in results if isinstance(result, Frames)]
 
 
-def _captions(job: Job, mean_s: float) -> int:
+def _captions(job: Job, clips: list[PlannedClip], mean_s: float) -> int:
     caption, segment = job.config.caption, job.config.segment
-    given = sum(len(next((row.captions for row in clip.rows if row.captions), [])) for clip in job.plan.clips)
-    if caption.method == "annotations":
-        return given
+    given = given_captions(job.config)
+    if given is not None:
+        return sum(len(given.entries(clip)) for clip in clips)
     if caption.method != "transformers":
         return 0
     length_s = segment.window_s if segment.method == "uniform" else SEGMENT_S
-    return round(max(mean_s / length_s, 1) * len(job.plan.clips)) if mean_s else len(job.plan.clips)
+    return round(max(mean_s / length_s, 1) * len(clips)) if mean_s else len(clips)

@@ -33,7 +33,7 @@ from taro.disk import telling
 from taro.errors import ConfigError, ShardError, TaroError
 from taro.features import EncoderFingerprint
 
-__all__ = ["PreprocessReport", "Progress", "preprocess"]
+__all__ = ["PreprocessReport", "Progress", "preprocess", "to_make"]
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,11 @@ def _make_missing(
                 make_slice(job, index, tools, pool, tick)
                 made += 1
     return made
+
+
+def to_make(job: Job) -> list[int]:
+    """Slices that are not done."""
+    return [index for index in range(len(job.plan.slices)) if not _done(job, index)]
 
 
 def _done(job: Job, index: int) -> bool:

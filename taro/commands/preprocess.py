@@ -55,7 +55,7 @@ def preprocess(
              for key, value in named.items() if value is not None]  # fmt: skip
     config = load_config(PreprocessConfig, recipe, [*(overrides or []), *extra], package="preprocess.recipes")
     if dry_run:
-        report = estimate(config)
+        report = estimate(config, only=None if only is None else only.value)
         say(json.dumps(report.as_dict()) if as_json else report.table())
         return
     _run(config, _parse_partition(partition), retry, only, as_json=as_json)

@@ -274,3 +274,21 @@ def test_a_dry_run_writes_nothing_and_counts(job: Make, rows: list[dict[str, Any
     assert found.captions == 18 and found.sampled == 4 and found.failed == 0 and found.feature_bytes > 0
     assert "nothing was written" in found.table() and json.dumps(found.as_dict())
     assert not config.out.exists()
+
+
+def test_a_dry_run_counts_what_is_left(job: Make, tiny_policy: Path, tmp_path: Path) -> None:
+    """Slices that are made cost nothing; another encoder costs features, no captions."""
+    config = job()
+    assert preprocess(config, partition=(1, 3)).made == 1
+    found = estimate(config)
+    assert (found.slices, found.slices_left, found.clips, found.clips_left, found.captions) == (3, 2, 6, 4, 12)
+    assert "2 slices are left: 4 clips" in found.table()
+    preprocess(config)
+    found = estimate(config)
+    assert (found.slices_left, found.captions, found.feature_bytes, found.sampled) == (0, 0, 0, 0)
+    assert found.table().endswith("nothing is left to do")
+    other = tiny_qwen2_5_vl(tmp_path / "other", width=64)
+    (other / "taro.json").write_text('{"template": "sandbox"}')
+    adding = estimate(job(policy=str(other)), only="features")
+    assert (adding.slices_left, adding.clips_left, adding.captions) == (3, 6, 0) and adding.feature_bytes > 0
+    assert len(list((config.out / "features").iterdir())) == 1

@@ -17,7 +17,7 @@ from taro.cli import app
         (["not json"], "jsonl", "annotations.jsonl: none of its 1 rows became a query (1 annotations: not JSON)"),
         ([{"video": "v0", "query": "q", "windows": [[0, 1]]}], "charades-sta", "its format is charades-sta"),
         ([{"video": "gone", "query": "q", "windows": [[0, 1]]}], "jsonl", "(1 plan: missing)"),
-        ([{"video": "v0", "query": "q", "windows": [[99, 100]]}], "jsonl", "none of 1 rows became a query (1 windows: w"),
+        ([{"video": "v0", "query": "q", "windows": [[99, 100]]}], "jsonl", "none of 1 rows became a query (1 wind"),
     ],
 )
 def test_eval_names_the_users_files(
