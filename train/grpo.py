@@ -76,7 +76,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
             train_step(run)
             if is_due(run, config.validation.every):
                 validate(run)
-            if is_due(run, config.checkpoint.every):
+            if is_due(run, config.checkpoint.every) and (not run.state.nonfinite_streak or run.state.step == run.steps):
                 keep(run)
         export = export_run(run)
     state = run.state
