@@ -269,3 +269,14 @@ def test_a_torn_line_is_passed_over_and_a_damaged_one_is_named(whole: Path, tmp_
         with pytest.raises(ConfigError, match=r"metrics\.jsonl:2: expected a JSON object.*restore it, or delete"):
             reading()
     assert (run / "metrics.jsonl").read_bytes() == before, "what can still be read is not thrown away"
+
+
+def test_updates_that_are_not_finite_write_no_checkpoint_and_leave_their_batch(make_config: Make) -> None:
+    config = make_config(length={"amount": 6}, optimizer={"lr": 1e30, "max_nonfinite": 2},
+                         checkpoint={"every": 1, "keep": 1, "dump_rollouts": False})  # fmt: skip
+    with pytest.raises(TaroError, match=r"not finite in 2 steps in a row.*step-000002\.jsonl"):
+        train(config)
+    assert [row["skipped"] for row in lines(config.out)] == [0, 1, 1]
+    assert [path.name for path in checkpoints(config.out / "checkpoints")] == ["step-000001"]
+    assert sorted(path.name for path in (config.out / "rollouts").iterdir()) == [
+        "step-000001.jsonl", "step-000002.jsonl"]
