@@ -21,7 +21,8 @@ from taro.features import EncoderFingerprint
 from taro.moment import Moment
 
 __all__ = [
-    "BLOCK", "CARD", "FORMAT_VERSION", "KEY_LENGTH", "MANIFEST", "MAX_DIM", "MAX_HEADER_BYTES", "MAX_JPEG_BYTES",
+    "BLOCK", "CARD", "FORMAT_VERSION", "KEY_LENGTH", "MANIFEST", "MAX_BYTES", "MAX_DIM", "MAX_HEADER_BYTES",
+    "MAX_JPEG_BYTES",
     "MAX_JSON_BYTES", "MAX_JSON_DEPTH", "MAX_MANIFEST_BYTES", "MAX_MEMBER_BYTES", "MAX_RANK", "MAX_RECORDS",
     "MAX_TENSORS", "MEMBERS", "SKIPPED", "TENSORS_EXT", "ClipEncoder", "Counts", "Manifest", "Member", "Provenance",
     "ShardEntry", "Sidecar", "SidecarRecord", "check_version",
@@ -44,6 +45,8 @@ MAX_JSON_DEPTH = 32
 MAX_JPEG_BYTES = 16 * 2**20
 MAX_MEMBER_BYTES = 8 * 2**30 - BLOCK
 """what the size field of a plain tar header can say"""
+MAX_BYTES = {"jpg": MAX_JPEG_BYTES, "json": MAX_JSON_BYTES, TENSORS_EXT: MAX_MEMBER_BYTES}
+"""of a member by its extension: a sidecar or a tar header that announces more is refused before anything is read"""
 MAX_HEADER_BYTES = 2**20
 MAX_TENSORS = 64
 MAX_RANK = 4
@@ -137,6 +140,12 @@ class Member(_Part):
     size: Annotated[int, Field(ge=0, le=MAX_MEMBER_BYTES)]
     sha256: Sha256
 
+    @model_validator(mode="after")
+    def _bounded(self) -> Member:
+        if self.size > MAX_BYTES[self.ext]:
+            raise ValueError(f".{self.ext} of {self.size:,} bytes, at most {MAX_BYTES[self.ext]:,} are read")
+        return self
+
 
 class SidecarRecord(_Part):
     """One clip in one shard. `queries`: how many queries it has."""
@@ -165,9 +174,11 @@ class Sidecar(_Part):
             raise ValueError("keys are not ascending and distinct")
         end = 0
         for record in self.records:
+            may_hold = MEMBERS[split_kind(self.kind)[0]]
+            if [member.ext for member in record.members] not in ([*may_hold], [may_hold[-1]]):
+                raise ValueError(f"record {record.key}: a {self.kind} shard's record is .{may_hold[-1]}"
+                                 + (f", and may have .{may_hold[0]} before it" if len(may_hold) > 1 else ""))
             for member in record.members:
-                if member.ext not in MEMBERS[split_kind(self.kind)[0]]:
-                    raise ValueError(f"record {record.key}: a {self.kind} shard holds no .{member.ext}")
                 if member.offset < end + BLOCK:
                     raise ValueError(f"record {record.key}: offset {member.offset} overlaps what comes before")
                 end = member.offset + member.size

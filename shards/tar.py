@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.format import BLOCK, KEY_LENGTH, MAX_MEMBER_BYTES
+from shards.format import BLOCK, KEY_LENGTH, MAX_BYTES
 from taro.errors import ShardError
 
 __all__ = ["TarMember", "TarWriter", "member_header", "read_header", "read_tar", "write_tar"]
@@ -42,10 +42,11 @@ class TarMember:
 
 def member_header(name: str, size: int) -> bytes:
     """The 512 bytes that open a member: the only header that a shard may hold for this name and size."""
-    if _MEMBER.fullmatch(name) is None or not 0 <= size <= MAX_MEMBER_BYTES:
+    match = _MEMBER.fullmatch(name)
+    if match is None or not 0 <= size <= MAX_BYTES[match[2]]:
+        most = ", ".join(f".{ext} of at most {limit:,} bytes" for ext, limit in MAX_BYTES.items())
         raise ShardError(f"{name[:120]!r} with {size:,} bytes cannot be a member of a shard: a key is 1 to "
-                         f"{KEY_LENGTH} "
-                         f"of A-Z a-z 0-9 _ -, then .jpg, .json or .safetensors, of at most {MAX_MEMBER_BYTES:,} bytes")
+                         f"{KEY_LENGTH} of A-Z a-z 0-9 _ -, then {most}")
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = size, 0o644, 0
     return info.tobuf(tarfile.USTAR_FORMAT)
@@ -102,7 +103,9 @@ def read_header(block: bytes, where: str) -> tuple[str, str, int]:
                          "files KEY.json, KEY.jpg, KEY.safetensors and nothing else; the file is damaged or "
                          "not a shard")
     size = int(digits, 8)
-    if size > MAX_MEMBER_BYTES or block != member_header(name, size):
+    if size > MAX_BYTES[match[2]]:
+        raise ShardError(f"{where}: {name} is said to have {size:,} bytes, at most {MAX_BYTES[match[2]]:,} are read")
+    if block != member_header(name, size):
         raise ShardError(f"{where}: the tar header of {name} is not the canonical one (mode 0644, owner 0, mtime 0, a "
                          "regular file, a right checksum); the file is damaged or was not written by taro")
     return match[1], match[2], size
