@@ -2,7 +2,8 @@
 
 Equal seeds and settings give equal bytes, whatever the number of processes. Seeds say what a world is for: below one
 million the shipped models were trained on it; two million and up is for training that users do; three million and up
-for evaluation. world.json is written last: a folder without it is not finished.
+for evaluation. world.json is written last: a folder without it is not finished. It says what the folder was made with:
+other arguments are refused there, so that no annotations are replaced that somebody may be using.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def make_sandbox(
             "train"), so that no split shares a world with another or with the shipped models' training.
         queries_per_video: at most so many of its events are asked for.
         progress: called with (videos done, videos).
+
+    Raises ConfigError where the folder holds a sandbox of other arguments, or annotations of anybody else.
     """
     most = 9 if split == "train" else 8
     if not 1 <= videos <= 100_000 or not 0 <= seed <= most or queries_per_video < 1:
@@ -56,19 +59,42 @@ def make_sandbox(
         (out / "videos").mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"{out}: expected a folder to write, got a path with a file in it; name another") from None
-    (out / "world.json").unlink(missing_ok=True)
     first = (TRAIN_SEED if split == "train" else TEST_SEED) + 100_000 * seed
+    facts = {"version": VERSION, "first_seed": first, "videos": videos, "split": split, "seed": seed,
+             "queries_per_video": queries_per_video, "settings": settings.model_dump()}  # fmt: skip
     jobs = [(first + number, settings, out, split, queries_per_video) for number in range(videos)]
+    _check_folder(out, facts, jobs)
     rows: list[dict[str, Any]] = []
     for done, part in enumerate(_each(jobs, workers), start=1):
         rows += part
         if progress is not None:
             progress(done, videos)
-    _write(out / "annotations.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    facts = {"version": VERSION, "first_seed": first, "videos": videos, "queries": len(rows), "split": split,
-             "seed": seed, "settings": settings.model_dump()}  # fmt: skip
-    _write(out / "world.json", json.dumps(facts, indent=2) + "\n")
+    _write(out / "annotations.jsonl", _lines(rows))
+    _write(out / "world.json", json.dumps({**facts, "queries": len(rows)}, indent=2) + "\n")
     return out
+
+
+def _check_folder(out: Path, facts: dict[str, Any], jobs: list[Any]) -> None:
+    """Refuses a folder whose annotations are not those that these arguments give."""
+    path, changed = out / "annotations.jsonl", []
+    if not path.exists():
+        return
+    try:
+        before = json.loads((out / "world.json").read_text(encoding="utf-8"))
+        changed = [f"{key} {json.dumps(before[key])} there, {json.dumps(value)} now" for key, value in facts.items()
+                   if before.get(key, value) != value]  # fmt: skip
+    except (OSError, ValueError, AttributeError):  # no finished sandbox; an interrupted one of these arguments is fine
+        rows = [row for seed, world, _, split, most in jobs
+                for row in _rows(make_world(seed, world), f"world-{seed}.mp4", split, most)]  # fmt: skip
+        if path.read_bytes() != _lines(rows).encode():
+            changed = ["annotations.jsonl is none of a sandbox"]
+    if changed:
+        raise ConfigError(f"{out}: holds other annotations already ({'; '.join(changed)[:500]}); name another folder, "
+                          "or remove this one")  # fmt: skip
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _each(jobs: list[Any], workers: int) -> Any:

@@ -114,6 +114,22 @@ def test_what_cannot_be_made_is_refused(tmp_path: Path, wrong: dict[str, int]) -
         make_sandbox(tmp_path, **wrong)  # type: ignore[arg-type]
 
 
+def test_annotations_that_somebody_may_use_are_not_replaced(tmp_path: Path) -> None:
+    out = make_sandbox(tmp_path / "a", videos=2, queries_per_video=1)
+    before = (out / "annotations.jsonl").read_bytes()
+    for how, told in (({"videos": 1}, "videos 2 there, 1 now"), ({"videos": 2, "seed": 3}, "seed 0 there, 3 now"),
+                      ({"videos": 2, "queries_per_video": 2}, "queries_per_video 1 there, 2 now"),
+                      ({"videos": 2, "settings": WorldSettings(noise=0.5)}, "settings .* now")):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"holds other annotations already .*{told}"):
+            make_sandbox(out, **{"queries_per_video": 1, **how})  # type: ignore[arg-type]
+    assert (out / "annotations.jsonl").read_bytes() == before and len(list((out / "videos").iterdir())) == 2
+    (out / "world.json").unlink()  # killed just before the end: the same arguments finish it, others do not
+    with pytest.raises(ConfigError, match="none of a sandbox"):
+        make_sandbox(out, videos=1, queries_per_video=1)
+    make_sandbox(out, videos=2, queries_per_video=1)
+    assert (out / "annotations.jsonl").read_bytes() == before and (out / "world.json").is_file()
+
+
 def test_preprocessing_sees_the_cells_at_exactly_one_second_per_patch(folder: Path) -> None:
     policy = load_policy(weights_folder("policy"), tower=True)
     for path in sorted((folder / "videos").iterdir()):
