@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -96,6 +99,19 @@ def test_a_slice_that_another_job_holds_is_left_to_it(job: Make) -> None:
         assert (report.made, report.slices, report.complete) == (2, (2, 3), False)
         assert "not complete yet, run it again" in report.table() and not (config.out / "manifest.json").exists()
     assert preprocess(config).complete  # the lock file is still there; nobody holds it
+
+
+def test_a_file_system_without_locks_is_warned_of_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with slice_lock(tmp_path, 0) as held:
+        assert held and "slice-000000.lock: no lock" in caplog.text
+    Journal(tmp_path, 0).add([("a", "one")])
+    assert Journal(tmp_path, 0).get("a") == "one"
 
 
 def test_the_plan_of_the_job_that_was_first_counts(job: Make, rows: list[dict[str, Any]], tmp_path: Path) -> None:
