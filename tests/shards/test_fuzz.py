@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from benchmarks import fuzz_mutations as change
 from benchmarks.fuzz import Target
 from benchmarks.fuzz_shards import shard_targets
-from shards.format import BLOCK, MAX_MANIFEST_BYTES, MEMBERS, Manifest, Sidecar, shard_path, split_kind
+from shards.format import BLOCK, MAX_JSON_BYTES, MAX_MANIFEST_BYTES, MEMBERS, Manifest, Sidecar, shard_path, split_kind
 from shards.format import sidecar_path as sidecar_name
 from shards.reader import open_shards
 from shards.strict import parse_model
@@ -35,7 +35,7 @@ from tests.shards.helpers_sets import features, record, variants, write_set
 
 NUMBERS = st.integers(0, 2**32)
 many = settings(max_examples=150, derandomize=True, deadline=None)
-few = settings(max_examples=20, derandomize=True, deadline=None)
+few = settings(max_examples=12, derandomize=True, deadline=None)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_what_a_sidecar_may_say(whole: Path, number: int) -> None:
         needed = MEMBERS[split_kind(sidecar.kind)[0]][-1]
         assert one.members[-1].ext == needed
         for member in one.members:
-            assert member.offset >= end + BLOCK and member.offset % BLOCK == 0 and 0 <= member.size
+            assert member.offset >= end + BLOCK and member.offset % BLOCK == 0 and member.size >= 0
             end = member.offset + member.size
     assert end <= sidecar.bytes
 
@@ -186,18 +186,18 @@ def test_a_size_that_lies_allocates_nothing(name: str) -> None:
 
 
 def test_a_member_whose_size_lies_in_every_place_allocates_nothing(tmp_path: Path) -> None:
-    """Sidecar, manifest and tar header agree that the JSON has 4 GiB; the file is sparse and has them."""
+    """Sidecar, manifest and tar header agree that the JSON has more than 64 MiB, and the file has them."""
     write_set(tmp_path, [[1]], clip=False)
     shard = tmp_path / shard_path("paths", 0)
     sidecar = json.loads((tmp_path / sidecar_name("paths", 0)).read_text())
-    size = 4 * 2**30
+    size = MAX_JSON_BYTES + 1
     with shard.open("r+b") as file:
         member = sidecar["records"][0]["members"][1]
         file.seek(member["offset"] - BLOCK)
         info = tarfile.TarInfo(f"{sidecar['records'][0]['key']}.json")
         info.size, info.mode, info.mtime = size, 0o644, 0
         file.write(info.tobuf(tarfile.USTAR_FORMAT))
-        file.truncate(member["offset"] + size + 10 * 2**20)
+        file.truncate(member["offset"] + size + 2**20)
     member["size"] = size
     sidecar["bytes"] = shard.stat().st_size
     text = json.dumps(sidecar).encode()
@@ -214,4 +214,4 @@ def test_a_member_whose_size_lies_in_every_place_allocates_nothing(tmp_path: Pat
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 64 * 2**20, f"{peak:,} bytes"
+    assert peak < 16 * 2**20, f"{peak:,} bytes"
