@@ -11,6 +11,7 @@ from preprocess.config import PreprocessConfig
 from preprocess.job import begin, open_job
 from preprocess.plan import STATE
 from preprocess.run import preprocess
+from shards.reader import open_shards
 from taro.errors import AnnotationError, ConfigError, ModelError
 
 Make = Callable[..., PreprocessConfig]
@@ -39,3 +40,21 @@ def test_of_two_jobs_that_differ_one_goes_on(job: Make) -> None:
     with pytest.raises(ConfigError, match="begun with other settings"):
         open_job(job(paths={"count": 3}))
     assert open_job(job()).plan.sha256 == second.plan.sha256
+
+
+def test_a_parquet_with_columns_of_its_own_becomes_a_set(job: Make, tmp_path: Path) -> None:
+    """`dataset: hf` in a recipe, as for a hub id: nested values, one window a row, captions under another name."""
+    pytest.importorskip("datasets")
+    from pyarrow import Table, parquet
+
+    captions = [{"start_s": 0.0, "end_s": 1.0, "text": "part 0"}, {"start_s": 2.0, "end_s": 1.0, "text": "turned"}]
+    parquet.write_table(Table.from_pylist([
+        {"files": [f"v{i}.mp4"], "sentence": f" part {i}", "truth": {"span": [0.0, 1.0]}, "dense": captions}
+        for i in range(6)]), tmp_path / "rows.parquet")  # fmt: skip
+    columns = {"video": "files.0", "query": "sentence", "windows": "truth.span", "captions": "dense"}
+    config = job(annotations=tmp_path / "rows.parquet", dataset="hf", columns=columns, split="val")
+    report = preprocess(config)
+    assert (report.written, report.captions, report.lint["repair: query stripped of blanks"]) == (6, 12, 6)
+    found = open_shards(config.out)
+    assert {ref.query.text for ref in found.queries(split="val")} == {f"part {i}" for i in range(6)}
+    assert [c.text for c in found.clip(found.keys[0]).captions] == ["part 0", "turned"]
