@@ -170,13 +170,15 @@ def filter_(
     keys: Annotated[list[str] | None, typer.Option(help="Keep this clip's key (several times; @FILE: one a line)."
                                                    )] = None,
     text: Annotated[str | None, typer.Option(metavar="REGEX", help="Keep queries in whose text this is found.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Copy the queries that all options let through, with their clips, to a set of its own."""
     from shards.filter import Selection, filter_set
     from shards.reader import open_shards
 
     selection = Selection(split, _range(difficulty), _names(query), _names(keys), _regex(text))
-    _made(filter_set(open_shards(path), out, selection))
+    made = filter_set(open_shards(path), out, selection)
+    say(json.dumps(_counts(made))) if as_json else _made(made)
 
 
 @app.command()
@@ -187,6 +189,7 @@ def split(
     fractions: Annotated[str, typer.Option(help="Name and share of each part, with --by fraction."
                                            )] = "train=0.9,val=0.1",
     seed: Annotated[int, typer.Option(help="Draws which video goes where, with --by fraction.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Cut a set into named parts, OUT/NAME each, no video in two parts where fractions are cut."""
     from shards.filter import split_by_fraction, split_by_split
@@ -197,6 +200,9 @@ def split(
         parts = split_by_split(shard_set, out)
     else:
         parts = split_by_fraction(shard_set, out, _shares(fractions), seed=seed)
+    if as_json:
+        say(json.dumps({"parts": {name: _counts(part) for name, part in parts.items()}}))
+        return
     for part in parts.values():
         _made(part)
 
@@ -205,6 +211,7 @@ def split(
 def merge(
     paths: Annotated[list[str], typer.Argument(metavar="SET SET ... OUT", show_default=False,
                                                help="Folders of two or more sets, then the folder to make.")],
+    as_json: Json = False,
 ) -> None:
     """Join sets of the same encoders; a clip in several is written once, its queries united, contradictions refused."""
     from shards.merge import merge_sets
@@ -212,6 +219,10 @@ def merge(
 
     *sources, out = paths
     merged = merge_sets([open_shards(path) for path in sources], out)
+    if as_json:
+        say(json.dumps({**_counts(merged.made), "source_inputs": merged.source_inputs, "repeated": merged.repeated,
+                        "clips_twice": merged.clips_twice, "left_out": list(merged.left_out)}))
+        return
     _made(merged.made)
     _say(f"  {merged.source_inputs} rows in {len(sources)} sets, {merged.repeated} of them repeated; "
          f"{merged.clips_twice} clips in more than one")
@@ -222,6 +233,11 @@ def merge(
 def _made(derived: Derived) -> None:
     _say(f"{derived.root}: {derived.inputs} rows = {derived.queries} queries + {derived.skipped} skipped, "
          f"{derived.clips} clips")
+
+
+def _counts(derived: Derived) -> dict[str, Any]:
+    return {"root": str(derived.root), "inputs": derived.inputs, "queries": derived.queries,
+            "skipped": derived.skipped, "clips": derived.clips}
 
 
 def _range(text: str | None) -> tuple[float, float] | None:
