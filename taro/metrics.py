@@ -52,7 +52,8 @@ class Prediction:
     """One query and what was answered. `predicted` None: nothing (`missing`), or a response that holds no moment.
     `reasoning`: what stood between the think tags, None where responses have none; `duration_s`: of the clip, None
     where unknown (baselines are then not computed, ground truth is not clipped); `unclipped`: the windows as annotated,
-    where `windows` were clipped to the clip already, for protocols that do not clip."""
+    where `windows` were clipped to the clip already, for protocols that do not clip; `answers`: all windows of the
+    answer where it has several, `predicted` first."""
 
     query_id: str
     video: str
@@ -62,6 +63,7 @@ class Prediction:
     reasoning: str | None = None
     missing: bool = False
     unclipped: tuple[Moment, ...] | None = None
+    answers: tuple[Moment, ...] = ()
 
     def truths(self, rules: Protocol) -> tuple[Moment, ...]:
         """The windows that a protocol compares the answer with."""
@@ -196,7 +198,7 @@ def evaluate_predictions(
 def query_hits(predictions: Sequence[Prediction], *, protocol: str = "taro") -> Floats:
     """[Q, M]: what each query is worth by itself; the scores are the means."""
     rules = protocol_named(protocol)
-    ious = [rules.iou(p.predicted, p.truths(rules)) for p in predictions]
+    ious = [rules.iou(p.predicted, p.truths(rules), p.answers) for p in predictions]
     return rules.hits_QM(np.array(ious))
 
 

@@ -7,6 +7,7 @@ self-contained; every text of a stranger is escaped in taro/timeline.py's way.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,17 +60,19 @@ def examples_page(
 
 def write_page(path: Path, text: str) -> None:
     """Writes a page, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # nobody can lay a link where it will be
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
         temporary.replace(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another file") from None
 
 
 def _iou(example: Example, rules: Protocol) -> float:
-    return rules.iou(example.prediction.predicted, example.prediction.truths(rules))
+    prediction = example.prediction
+    return rules.iou(prediction.predicted, prediction.truths(rules), prediction.answers)
 
 
 def _section(example: Example, rules: Protocol) -> str:
@@ -80,10 +83,11 @@ def _section(example: Example, rules: Protocol) -> str:
         lanes.append(Lane("not counted", [Span(w.start_s, w.end_s, "", "before") for w in prediction.windows[first:]]))
     answer = "no answer" if prediction.missing else "no moment in the response"
     if prediction.predicted is not None:
-        start_s, end_s = prediction.predicted.start_s, prediction.predicted.end_s
-        lanes.append(Lane("answer", [Span(start_s, end_s, "", "after")]))
-        answer = f"{start_s:.2f}s to {end_s:.2f}s"
-    ends = [w.end_s for w in prediction.windows] + ([prediction.predicted.end_s] if prediction.predicted else [])
+        said = (prediction.answers if rules.several else ()) or (prediction.predicted,)
+        lanes.append(Lane("answer", [Span(w.start_s, w.end_s, "", "after") for w in said]))
+        answer = ", ".join(f"{w.start_s:.2f}s to {w.end_s:.2f}s" for w in said)
+    ends = [w.end_s for w in (*prediction.windows, *prediction.answers)]
+    ends += [prediction.predicted.end_s] if prediction.predicted else []
     axis_s = prediction.duration_s or max(ends, default=1.0)
     told = f"{prediction.query_id}, {prediction.video}: IoU {_iou(example, rules):.2f}, {answer}"
     response = "" if example.text is None else (

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from taro.errors import ConfigError
 from taro.moment import Moment, best_iou
 
-__all__ = ["METRICS", "PROTOCOLS", "THRESHOLDS", "Protocol", "merged", "protocol_named", "union_iou"]
+__all__ = ["METRICS", "PROTOCOLS", "THRESHOLDS", "Protocol", "merged", "protocol_named", "set_iou", "union_iou"]
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 METRICS = ("miou", *(f"r1@{threshold}" for threshold in THRESHOLDS))
@@ -31,12 +31,14 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True)
 class Protocol:
     """How an IoU becomes a score. `strict`: a threshold must be exceeded, not reached; `truth`: which ground-truth
-    window counts, or all of them as one; `clip`: ground truth is limited to the video first."""
+    window counts, or all of them as one; `clip`: ground truth is limited to the video first; `several`: an answer may
+    hold several windows, all of which count."""
 
     name: str
     strict: bool
     truth: Literal["best", "first", "union"]
     clip: bool
+    several: bool = False
 
     def truths(self, windows: Sequence[Moment], duration_s: float | None) -> tuple[Moment, ...]:
         """The windows that a prediction is compared with."""
@@ -45,10 +47,13 @@ class Protocol:
             kept = tuple(w.clip(duration_s) for w in kept)
         return merged(kept) if self.truth == "union" else kept
 
-    def iou(self, predicted: Moment | None, truths: Sequence[Moment]) -> float:
-        """IoU of an answer with what `truths` gave; 0 for no answer."""
+    def iou(self, predicted: Moment | None, truths: Sequence[Moment], answers: Sequence[Moment] = ()) -> float:
+        """IoU of an answer with what `truths` gave; 0 for no answer. `answers`: all its windows, where there are
+        several; `predicted` is the first."""
         if predicted is None:
             return 0.0
+        if self.several and answers:
+            return set_iou(answers, truths)
         return union_iou(predicted, truths) if self.truth == "union" else best_iou(predicted, tuple(truths))
 
     def constant_ious(self, start_Q: Floats, end_Q: Floats, truths: Sequence[tuple[Moment, ...]]) -> Floats:
@@ -84,6 +89,7 @@ PROTOCOLS = {
         Protocol("timelens", strict=False, truth="first", clip=False),
         Protocol("union", strict=True, truth="union", clip=False),
         Protocol("moment-detr", strict=False, truth="best", clip=False),
+        Protocol("multi-window", strict=False, truth="union", clip=True, several=True),
     )
 }
 """Protocols by name; the names are those of `taro.prompts.ANSWER_PARSERS`."""
@@ -111,15 +117,23 @@ def merged(windows: Sequence[Moment]) -> tuple[Moment, ...]:
     return tuple(joined)
 
 
+def set_iou(answers: Sequence[Moment], windows: Sequence[Moment]) -> float:
+    """|P n W| / |P u W| where P and W are all time that any of `answers` and of `windows` holds; 0 where P holds none.
+    Of one window each it is the IoU of moment.py.
+
+    >>> set_iou([Moment(0, 2), Moment(6, 8)], [Moment(0, 2), Moment(6, 10)])
+    0.6666666666666666
+    """
+    ours, theirs = merged(answers), merged(windows)
+    overlap_s = sum(max(0.0, min(a.end_s, w.end_s) - max(a.start_s, w.start_s)) for a in ours for w in theirs)
+    union_s = sum(a.duration_s for a in ours) + sum(w.duration_s for w in theirs) - overlap_s
+    return overlap_s / union_s if ours else 0.0
+
+
 def union_iou(predicted: Moment, windows: Sequence[Moment]) -> float:
-    """|p n W| / |p u W| where W is all time that any of `windows` holds; 0 where the prediction holds none.
+    """`set_iou` of one predicted window.
 
     >>> union_iou(Moment(0, 10), [Moment(0, 2), Moment(6, 10)])
     0.6
     """
-    if not predicted.duration_s > 0:
-        return 0.0
-    disjoint = merged(windows)
-    overlaps = (min(predicted.end_s, w.end_s) - max(predicted.start_s, w.start_s) for w in disjoint)
-    overlap_s = sum(max(0.0, overlap) for overlap in overlaps)
-    return overlap_s / (predicted.duration_s + sum(w.duration_s for w in disjoint) - overlap_s)
+    return set_iou([predicted], windows)

@@ -1,7 +1,8 @@
 """Predictions from a file, joined with the annotations that they answer, for `taro eval --predictions`.
 
 A line is `{"query_id": ID, "text": RESPONSE}` (the whole response of a model, read as the protocol reads it) or
-`{"query_id": ID, "predicted": [start, end]}` in seconds (null: no answer). Where both stand in a line the text counts:
+`{"query_id": ID, "predicted": [start, end]}` in seconds (null: no answer; `[[start, end], ...]`: several windows, of
+which the first answers under protocols that take one). Where both stand in a line the text counts:
 how it is read is the protocol's business, so one file can be scored under several. `qid` is taken for `query_id`; where
 neither is given `video` and `query` name the query; `reasoning` may stand beside `predicted`. A line in the form of
 Moment-DETR (`qid`, `pred_relevant_windows` [[s, e, score], ...], `pred_saliency_scores`) is read too: its best window
@@ -11,7 +12,6 @@ that the file does not answer is a miss, and is listed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from taro.metrics_page import Example
 from taro.metrics_protocols import protocol_named
 from taro.metrics_ranked import RankedPrediction, RankedScores, comparable_columns, evaluate_ranked
 from taro.moment import Moment
-from taro.prompts import normalise_query, parse_answer, parse_reasoning
+from taro.prompts import normalise_query, parse_answer, parse_answers, parse_reasoning
 from taro.published import published_for, published_table
 
 __all__ = ["FileComparison", "FileEvaluation", "Response", "compare_files", "evaluate_file", "join_ranked",
@@ -40,7 +40,8 @@ MAX_CLIPS = 100_000
 @dataclass(frozen=True)
 class Response:
     """A line of a predictions file. `name` is what it says it answers: ("id", query id) or ("query", video, query);
-    `ranked` and `clip_scores`: of a line in the form of Moment-DETR, None elsewhere; `text`: the whole response."""
+    `ranked` and `clip_scores`: of a line in the form of Moment-DETR, None elsewhere; `text`: the whole response;
+    `answers`: all windows that it names, in its order."""
 
     line: int
     name: tuple[str, ...]
@@ -49,6 +50,7 @@ class Response:
     ranked: tuple[tuple[Moment, float], ...] | None = None
     clip_scores: tuple[float, ...] | None = None
     text: str | None = None
+    answers: tuple[Moment, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -219,14 +221,15 @@ def join_responses(
 
 
 def join_ranked(responses: Sequence[Response], rows: Sequence[AnnotationRow]) -> list[RankedPrediction]:
-    """The same with all windows of each response, and its numbers for clips; an answer without a score is a list of
-    one."""
+    """The same with all windows of each response, and its numbers for clips; windows without scores are ranked as they
+    are written."""
     found, _ = _answers(responses, rows)
     ranked = []
     for row, response in zip(rows, found, strict=True):
         windows = response.ranked if response else None
         if windows is None:
-            windows = ((response.predicted, 1.0),) if response and response.predicted else ()
+            said = response.answers if response else ()
+            windows = tuple((window, -float(rank)) for rank, window in enumerate(said))
         clip_scores = response.clip_scores if response else None
         ranked.append(RankedPrediction(_prediction(row, response), windows, clip_scores, row.saliency))
     return ranked
@@ -257,6 +260,7 @@ def _prediction(row: AnnotationRow, response: Response | None) -> Prediction:
         reasoning=response.reasoning if response else None,
         missing=response is None,
         unclipped=row.unclipped,
+        answers=response.answers if response else (),
     )
 
 
@@ -272,10 +276,13 @@ def _response(number: int, text: str, where: str, protocol: str) -> Response:
     ranked = _ranked(data["pred_relevant_windows"], where) if "pred_relevant_windows" in data else None
     if isinstance(data.get("text"), str):
         predicted = parse_answer(data["text"], protocol=protocol)
+        answers = parse_answers(data["text"], protocol=protocol)
     elif "predicted" in data:
-        predicted = _moment(data["predicted"], where)
+        answers = _moments(data["predicted"], where)
+        predicted = answers[0] if answers else None
     elif ranked is not None:
-        predicted = max(ranked, key=lambda pair: pair[1])[0] if ranked else None
+        answers = tuple(window for window, _ in sorted(ranked, key=lambda pair: -pair[1]))
+        predicted = answers[0] if answers else None
     else:
         raise AnnotationError(
             f'{where}: expected "text" (a response), "predicted" ([start, end] or null) or "pred_relevant_windows", '
@@ -285,7 +292,7 @@ def _response(number: int, text: str, where: str, protocol: str) -> Response:
         reasoning = parse_reasoning(data["text"]).text
     clip_scores = _clip_scores(data["pred_saliency_scores"], where) if "pred_saliency_scores" in data else None
     return Response(number, name, predicted, reasoning if isinstance(reasoning, str) else None, ranked, clip_scores,
-                    data["text"] if isinstance(data.get("text"), str) else None)  # fmt: skip
+                    data["text"] if isinstance(data.get("text"), str) else None, answers)  # fmt: skip
 
 
 def _ranked(value: Any, where: str) -> tuple[tuple[Moment, float], ...]:
@@ -324,13 +331,15 @@ def _name(data: dict[str, Any], where: str) -> tuple[str, ...]:
     )
 
 
-def _moment(value: Any, where: str) -> Moment | None:
-    if value is None:
-        return None
-    numbers = value if isinstance(value, list) and len(value) == 2 else [None]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e12 for n in numbers):
+def _moments(value: Any, where: str) -> tuple[Moment, ...]:
+    """[start, end], [[start, end], ...] or null."""
+    several = isinstance(value, list) and all(isinstance(window, list) for window in value)
+    windows = [] if value is None else value if several else [value]
+    if len(windows) > MAX_RANKED or not all(
+        isinstance(window, list) and len(window) == 2 and all(map(_is_number, window)) for window in windows
+    ):
         raise AnnotationError(
-            f'{where}: expected "predicted" to be [start, end] in seconds, or null, got {str(value)[:60]}'
+            f'{where}: expected "predicted" to be [start, end] in seconds, or null, or a list of up to {MAX_RANKED:,} '
+            f"windows, got {str(value)[:60]}"
         )
-    start_s, end_s = map(float, numbers)
-    return Moment(start_s, end_s) if math.isfinite(start_s) and math.isfinite(end_s) else None
+    return tuple(Moment(float(start_s), float(end_s)) for start_s, end_s in windows)

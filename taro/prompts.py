@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -34,6 +35,7 @@ __all__ = [
     "load_template",
     "normalise_query",
     "parse_answer",
+    "parse_answers",
     "parse_captions",
     "parse_reasoning",
     "reasoning_stats",
@@ -225,8 +227,13 @@ ANSWER_PARSERS: dict[str, Callable[[str], Moment | None]] = {
     "timelens": _parse_timelens,
     "union": _parse_taro,
     "moment-detr": _parse_taro,
+    "multi-window": _parse_taro,
 }
 """Protocol name -> how it reads a moment from a whole response (table in docs/protocols.md)."""
+
+SEVERAL = ("moment-detr", "multi-window")
+"""protocols under which an answer may hold several windows; its first is the moment that `parse_answer` reads"""
+MAX_ANSWERS = 100
 
 
 def parse_answer(text: str, *, protocol: str = "taro") -> Moment | None:
@@ -243,6 +250,22 @@ def parse_answer(text: str, *, protocol: str = "taro") -> Moment | None:
     if protocol not in ANSWER_PARSERS:
         raise ConfigError(f"{protocol}: no such evaluation protocol; expected one of: {', '.join(ANSWER_PARSERS)}")
     return ANSWER_PARSERS[protocol](text)
+
+
+def parse_answers(text: str, *, protocol: str = "multi-window") -> tuple[Moment, ...]:
+    """All windows that a response answers, as written and in its order: under `SEVERAL` every `a s to b s` of its last
+    answer, at most 100, elsewhere the one that `parse_answer` reads.
+
+    >>> [w.start_s for w in parse_answers("<answer>2.00s to 5.50s, 8.00s to 9.00s</answer>")]
+    [2.0, 8.0]
+    >>> len(parse_answers("<answer>2.00s to 5.50s, 8.00s to 9.00s</answer>", protocol="taro"))
+    1
+    """
+    if protocol not in SEVERAL:
+        only = parse_answer(text, protocol=protocol)
+        return () if only is None else (only,)
+    found = islice(SECONDS_RANGE.finditer(_last_answer(text) or ""), MAX_ANSWERS)
+    return tuple(Moment(float(match[1]), float(match[2])) for match in found)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,10 @@ class RewardConfig(Config):
     the shard set's frame variants, made with the same dt_s"""
     no_think: bool = False
     """accept `<answer>` alone"""
-    protocol: Literal["taro"] = "taro"
+    protocol: Literal["taro", "multi-window"] = "taro"
+    """how answers are read and compared; taro: the first window, against the best of the ground truth; multi-window:
+    all of an answer's windows against all of the ground truth's (docs/protocols.md); ask for them: template taro-multi
+    """
     control: Literal["none", "permute-rewards"] = "none"
     """permute-rewards: an honesty control, totals are permuted inside each group, so a free rollout can
     learn nothing from them (guided ones still imitate prefixes, with advantages that mean nothing)"""

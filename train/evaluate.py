@@ -19,7 +19,7 @@ from taro import draws
 from taro.errors import ConfigError, ShardError
 from taro.metrics import Prediction, Scores, evaluate_predictions
 from taro.moment import Moment
-from taro.prompts import parse_answer, parse_reasoning
+from taro.prompts import parse_answer, parse_answers, parse_reasoning
 
 if TYPE_CHECKING:
     from shards.reader import QueryRef, Sample, ShardSet
@@ -35,7 +35,8 @@ ANNOTATION_STAGES = {"annotations", "windows"}
 
 @dataclass(frozen=True)
 class EvalRow:
-    """One answered query. `predicted` is read with the protocol that the evaluation was asked for."""
+    """One answered query. `predicted` is read with the protocol that the evaluation was asked for; `answers`: all
+    windows of the answer, where that protocol takes several."""
 
     key: str
     query_id: str
@@ -49,6 +50,7 @@ class EvalRow:
     tokens: int
     finished: bool
     """ended by itself within the longest response allowed"""
+    answers: tuple[Moment, ...] = ()
 
 
 def evaluation_queries(shard_set: ShardSet, *, split: str | None = None, limit: int | None = None,
@@ -99,7 +101,7 @@ def _row(policy: Policy, sample: Sample, ids: Any, finished: bool, protocol: str
     text = policy.decode(ids)
     return EvalRow(sample.clip.key, sample.query.id, sample.query.text, sample.clip.video.path_hint,
                    sample.clip.video.sha256, text, parse_answer(text, protocol=protocol), sample.query.windows,
-                   sample.clip.duration_s, len(ids), finished)
+                   sample.clip.duration_s, len(ids), finished, parse_answers(text, protocol=protocol))
 
 
 def missing_predictions(shard_set: ShardSet, split: str | None) -> list[Prediction]:
@@ -131,7 +133,7 @@ def missing_predictions(shard_set: ShardSet, split: str | None) -> list[Predicti
 def predictions(rows: Iterable[EvalRow]) -> list[Prediction]:
     """Rows as `taro.metrics` takes them; a video is a file's content, so that the bootstrap draws whole files."""
     return [Prediction(query_id=f"{row.key}/{row.query_id}", video=row.video_sha256, predicted=row.predicted,
-                       windows=row.windows, duration_s=row.duration_s,
+                       windows=row.windows, duration_s=row.duration_s, answers=row.answers,
                        reasoning=parse_reasoning(row.text).text if "<think>" in row.text else None) for row in rows]
 
 
@@ -149,4 +151,7 @@ def write_predictions(rows: Iterable[EvalRow], path: Path) -> None:
             data = asdict(row)
             data["predicted"] = None if row.predicted is None else [row.predicted.start_s, row.predicted.end_s]
             data["windows"] = [[window.start_s, window.end_s] for window in row.windows]
+            del data["answers"]
+            if len(row.answers) > 1:
+                data["answers"] = [[window.start_s, window.end_s] for window in row.answers]
             file.write(json.dumps(data) + "\n")

@@ -104,6 +104,8 @@ def dump_rollouts(path: Path, batch: RolloutBatch, parts: Rewards, advantages_BG
         place = {name: value for name, value in (("set", sample.from_set), ("repeat", sample.repeat)) if value}
         for g, text in enumerate(batch.texts_BG[b]):
             predicted, drop = parts.predicted_BG[b][g], float(parts.drop_BG[b, g])
+            answers = parts.answers_BG[b][g] if parts.answers_BG else ()
+            several = {"answers": [[window.start_s, window.end_s] for window in answers]} if len(answers) > 1 else {}
             lines.append(json.dumps({
                 "step": batch.step, "key": sample.clip.key, "query_id": sample.query.id, "query": sample.query.text,
                 "g": g, "guided": bool(batch.guided_BG[b, g]), "text": text,
@@ -113,6 +115,6 @@ def dump_rollouts(path: Path, batch: RolloutBatch, parts: Rewards, advantages_BG
                 "drop": drop if math.isfinite(drop) else None, "advantage": float(advantages_BG[b, g]),
                 "predicted": None if predicted is None else [predicted.start_s, predicted.end_s],
                 "windows": [[window.start_s, window.end_s] for window in sample.query.windows],
-                "duration_s": sample.clip.duration_s, **place}))
+                "duration_s": sample.clip.duration_s, **several, **place}))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(line + "\n" for line in lines))

@@ -126,15 +126,19 @@ def conditions(kinds: Sequence[str], radii_s: Sequence[float], boundaries: Seque
 
 def probe_policy(policy: Policy, shard_set: ShardSet, *, template: PromptTemplate, asked: Sequence[Condition],
                  split: str | None = None, limit: int | None = None, group: int = 8, seed: int = 0,
-                 over: Literal["reasoning", "response"] = "reasoning", max_new_tokens: int = 1024,
-                 batch_prompts: int = 16, progress: Callable[[int, int], None] | None = None) -> Probe:
+                 over: Literal["reasoning", "response"] = "reasoning", no_think: bool = False,
+                 max_new_tokens: int = 1024, batch_prompts: int = 16,
+                 progress: Callable[[int, int], None] | None = None) -> Probe:
     """Samples `group` responses to each query and scores them under every condition that is asked for.
 
-    Args: limit: queries, drawn once by the seed; over: tokens whose drop counts; progress: called with (probed, all).
+    Args: limit: queries, drawn once by the seed; over: tokens whose drop counts; no_think: ask for answers alone, which
+    have only the response to count over; progress: called with (probed, all).
     """
+    if no_think and over == "reasoning":
+        raise ConfigError("answers alone have no reasoning whose drop could be measured; measure it over the response")
     config = TrainConfig.model_validate({
         "policy": str(policy.folder), "shards": str(shard_set.store.root), "out": "nothing-is-written", "seed": seed,
-        "curriculum": {"schedule": "off"}, "loss": {"kl": 0.0}, "reward": {"drop_over": over},
+        "curriculum": {"schedule": "off"}, "loss": {"kl": 0.0}, "reward": {"drop_over": over, "no_think": no_think},
         "rollout": {"group": group, "max_new_tokens": max_new_tokens, "batch_prompts": batch_prompts}})
     refs = evaluation_queries(shard_set, split=split, limit=limit, seed=seed)
     if not refs:

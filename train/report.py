@@ -156,7 +156,8 @@ def _template_facts(path: Path) -> dict[str, str]:
         return {}
     data = read_json(path)
     return {"prompt template": f"{data.get('template_name', data.get('template', '-'))}, "
-                               f"sha256 {data.get('template_sha256', '-')}"}
+                               f"sha256 {data.get('template_sha256', '-')}"
+                               + (", answers without reasoning" if data.get("no_think") is True else "")}
 
 
 def _reasons(path: str | Path) -> list[str]:

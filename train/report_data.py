@@ -172,15 +172,16 @@ def read_predictions(path: str | Path) -> list[EvalRow]:
     if not path.is_file():
         raise ConfigError(f"{path}: expected a JSONL file, got none; check the path")
     lines = [checked(AnswerLine, row, path, number) for number, row in enumerate(read_jsonl(path), 1)]
-    return [EvalRow(**line.model_dump(exclude={"predicted", "windows"}),
+    return [EvalRow(**line.model_dump(exclude={"predicted", "windows", "answers"}),
                     predicted=None if line.predicted is None else Moment(*line.predicted),
-                    windows=tuple(Moment(*window) for window in line.windows)) for line in lines]
+                    windows=tuple(Moment(*window) for window in line.windows),
+                    answers=tuple(Moment(*window) for window in line.answers)) for line in lines]
 
 
 def row_iou(row: EvalRow, protocol: str) -> float:
     """IoU of an answer with the ground truth, as the protocol counts it; a missing answer has 0."""
     truths = PROTOCOLS[protocol].truths(row.windows, row.duration_s)
-    return PROTOCOLS[protocol].iou(row.predicted, truths)
+    return PROTOCOLS[protocol].iou(row.predicted, truths, row.answers)
 
 
 def examples(evaluation: Evaluation) -> list[Example]:

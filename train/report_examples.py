@@ -46,8 +46,8 @@ def example_html(example: Example, evaluation: Evaluation, shards: Sequence[Shar
     """One held-out query: the clip on its axis, ground truth, captions, candidate paths, and both answers in full."""
     before, after = example.before, example.after
     ious = row_iou(before, evaluation.protocol), row_iou(after, evaluation.protocol)
-    lanes = [_truth(before.windows), _answer("before", before.predicted, ious[0]),
-             _answer("after", after.predicted, ious[1])]
+    lanes = [_truth(before.windows), _answer("before", before.predicted, ious[0], before.answers),
+             _answer("after", after.predicted, ious[1], after.answers)]
     clip, shard_set = _find(before.key, shards)
     if clip is not None:
         query = next((query for query in clip.queries if query.id == before.query_id), None)
@@ -65,7 +65,8 @@ def group_html(why: str, step: int, rows: Sequence[dict[str, Any]], shards: Sequ
     lanes = [_truth([Moment(*window) for window in first["windows"]])]
     for row in rows:
         predicted = None if row["predicted"] is None else Moment(*row["predicted"])
-        lanes.append(_answer(f"{row['g']}, R = {number(row['reward'], 2)}", predicted, row["iou"], css="path"))
+        lanes.append(_answer(f"{row['g']}, R = {number(row['reward'], 2)}", predicted, row["iou"],
+                             [Moment(*window) for window in row["answers"]], css="path"))
     clip, shard_set = _find(str(first["key"]), shards)
     if clip is not None:
         lanes.append(Lane("captions", [Span(c.start_s, c.end_s, c.text) for c in clip.captions]))
@@ -101,10 +102,12 @@ def _truth(windows: Sequence[Moment]) -> Lane:
     return Lane("ground truth", [Span(w.start_s, w.end_s, "", "truth") for w in windows])
 
 
-def _answer(label: str, predicted: Moment | None, iou: float, *, css: str | None = None) -> Lane:
+def _answer(label: str, predicted: Moment | None, iou: float, answers: Sequence[Moment] = (), *,
+            css: str | None = None) -> Lane:
     if predicted is None:
         return Lane(f"{label}, no answer", [])
-    return Lane(label, [Span(predicted.start_s, predicted.end_s, f"IoU {number(iou, 2)}", css or label)])
+    return Lane(label, [Span(window.start_s, window.end_s, f"IoU {number(iou, 2)}", css or label)
+                        for window in answers or [predicted]])
 
 
 def _caption_lanes(clip: ClipRecord, query: QueryRecord | None) -> list[Lane]:

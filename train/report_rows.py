@@ -43,6 +43,7 @@ class AnswerLine(_Line):
     duration_s: Annotated[float, Field(gt=0, le=1e12)]
     tokens: Count
     finished: bool
+    answers: list[Window] = []
 
 
 class RolloutLine(_Line):
@@ -65,6 +66,7 @@ class RolloutLine(_Line):
     predicted: Window | None
     windows: list[Window]
     duration_s: float
+    answers: list[Window] = []
     set: str = ""
     repeat: Count = 0
 

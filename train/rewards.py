@@ -14,10 +14,12 @@ from typing import Literal
 
 import numpy as np
 
+from taro.metrics_protocols import merged, set_iou
 from taro.moment import Moment, best_iou, iou
-from taro.prompts import format_ok, parse_answer
+from taro.prompts import format_ok, parse_answer, parse_answers
 
-__all__ = ["Rewards", "format_reward", "log_prob_drop", "rewards", "sensitivity_bonus", "timestamp_aware_iou"]
+__all__ = ["Rewards", "format_reward", "log_prob_drop", "rewards", "sensitivity_bonus", "timestamp_aware_iou",
+           "timestamp_aware_set_iou"]
 
 Gate = Literal[">=", ">"]
 
@@ -54,6 +56,26 @@ def timestamp_aware_iou(predicted: Moment | None, windows: Sequence[Moment], dur
         near_end = max(0.0, 1.0 - abs(predicted.end_s - window.end_s) / duration_s)
         best = max(best, iou(predicted, window) * near_start * near_end)
     return best
+
+
+def timestamp_aware_set_iou(answers: Sequence[Moment], windows: Sequence[Moment], duration_s: float) -> float:
+    """The same where an answer may hold several windows, for the protocol `multi-window`:
+    `|P n W| / |P u W| * max(0, 1 - |s' - s| / D) * max(0, 1 - |e' - e| / D)`.
+
+    P and W are all time that a window of the answer, of the ground truth (clipped to [0, D]) holds; s' and s their
+    first starts, e' and e their last ends. With one window each it is `timestamp_aware_iou`; naming more time than
+    there is costs IoU, leaving a window out does too.
+
+    >>> timestamp_aware_set_iou([Moment(0, 2), Moment(6, 8)], [Moment(0, 2), Moment(6, 10)], 10.0)  # 4/6 * 1 * 0.8
+    0.5333333333333333
+    """
+    ours = merged([window for window in answers if window.is_finite()])
+    theirs = merged([window.clip(duration_s) for window in windows])
+    if not ours or not theirs or duration_s <= 0:
+        return 0.0
+    near_start = max(0.0, 1.0 - abs(ours[0].start_s - theirs[0].start_s) / duration_s)
+    near_end = max(0.0, 1.0 - abs(ours[-1].end_s - theirs[-1].end_s) / duration_s)
+    return set_iou(ours, theirs) * near_start * near_end
 
 
 def log_prob_drop(logprobs_BGR: np.ndarray, disrupted_BGR: np.ndarray, over_BGR: np.ndarray) -> np.ndarray:
@@ -109,6 +131,8 @@ class Rewards:
     drop_BG: np.ndarray
     """nan where a rollout has no reasoning tokens or its video no disruption"""
     predicted_BG: tuple[tuple[Moment | None, ...], ...]
+    answers_BG: tuple[tuple[tuple[Moment, ...], ...], ...] = ()
+    """all windows of each answer where it may have several (`multi-window`), else empty"""
 
     def __post_init__(self) -> None:
         parts = (self.format_BG, self.tiou_BG, self.bonus_BG, self.iou_BG, self.drop_BG)
@@ -129,21 +153,29 @@ def rewards(texts_BG: Sequence[Sequence[str]], windows_B: Sequence[Sequence[Mome
     """All parts of the reward of B groups (METHOD 2).
 
     Args: texts_BG: whole responses; windows_B, durations_B: each prompt's ground truth and length in seconds;
-    drop_BG: from `log_prob_drop`; protocol: how the answer is read (`taro.prompts.parse_answer`).
+    drop_BG: from `log_prob_drop`; protocol: how the answer is read (`taro.prompts.parse_answer`); under `multi-window`
+    all windows of an answer count against all of the ground truth.
 
     >>> answer = "<think>\\nFrom 2.0s to 6.0s, it blinks.\\n</think>\\n<answer>2.0s to 6.0s</answer>"
     >>> parts = rewards([[answer, "no idea"]], [[Moment(2, 6)]], [10.0], np.array([[.2, .1]]))
     >>> parts.total_BG.tolist()
     [[2.3, 0.0]]
     """
-    predicted_BG, format_BG, tiou_BG, iou_BG = [], [], [], []
+    predicted_BG, format_BG, tiou_BG, iou_BG, answers_BG = [], [], [], [], []
     for texts_G, windows, duration_s in zip(texts_BG, windows_B, durations_B, strict=True):
         clipped = [window.clip(duration_s) for window in windows]
         predicted_G = tuple(parse_answer(text, protocol=protocol) for text in texts_G)
         predicted_BG.append(predicted_G)
         format_BG.append([format_reward(text, no_think=no_think) for text in texts_G])
+        if protocol == "multi-window":
+            answers_G = tuple(parse_answers(text, protocol=protocol) for text in texts_G)
+            answers_BG.append(answers_G)
+            tiou_BG.append([timestamp_aware_set_iou(answers, windows, duration_s) for answers in answers_G])
+            iou_BG.append([set_iou(answers, clipped) for answers in answers_G])
+            continue
         tiou_BG.append([timestamp_aware_iou(predicted, windows, duration_s) for predicted in predicted_G])
         iou_BG.append([0.0 if predicted is None else best_iou(predicted, clipped) for predicted in predicted_G])
     iou_array = np.array(iou_BG, dtype=np.float64)
     bonus_BG = sensitivity_bonus(drop_BG, iou_array, alpha=alpha, tau=tau, margin=margin, gate=gate)
-    return Rewards(np.array(format_BG), np.array(tiou_BG), bonus_BG, iou_array, drop_BG, tuple(predicted_BG))
+    return Rewards(np.array(format_BG), np.array(tiou_BG), bonus_BG, iou_array, drop_BG, tuple(predicted_BG),
+                   tuple(answers_BG))

@@ -29,7 +29,7 @@ from taro.disk import telling
 from taro.errors import ConfigError
 from taro.features import FrameSampling
 from taro.mllm import Policy, load_policy
-from taro.mllm.folder import pixel_settings
+from taro.mllm.folder import pixel_settings, read_json
 from taro.prompts import PromptTemplate, load_template
 from train.checkpoint import RunState, checkpoints, resume_checkpoint, write_text
 from train.config import ShardSource, TrainConfig
@@ -39,7 +39,7 @@ from train.trackers import Tracker, check_trackers, cut_back, open_trackers
 from train.update import make_optimizer
 
 __all__ = ["Run", "compute_device", "load_frozen", "open_encoded_shards", "open_run", "policy_folder",
-           "policy_template", "with_variants"]
+           "policy_no_think", "policy_template", "with_variants"]
 
 log = logging.getLogger(__name__)
 
@@ -247,6 +247,15 @@ def policy_folder(name: str) -> Path:
 def policy_template(policy: Policy, name: str | None = None) -> PromptTemplate:
     """The prompt template asked for; else the one that the policy's folder names; else "taro"."""
     return load_template(name or policy.template_name or "taro")
+
+
+def policy_no_think(policy: Policy, asked: bool | None = None) -> bool:
+    """Whether a policy is asked for the answer alone: as `asked`, else as its folder says that it was trained. Raises
+    ConfigError where the folder says neither true nor false."""
+    trained = read_json(policy.folder / "taro.json").get("no_think", False)
+    if not isinstance(trained, bool):
+        raise ConfigError(f"{policy.folder / 'taro.json'}: no_think is {str(trained)[:40]!r}; expected true or false")
+    return trained if asked is None else asked
 
 
 def open_encoded_shards(path: str | Path, policy: Policy, *, encoder: str | None = None) -> ShardSet:

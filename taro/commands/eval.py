@@ -37,7 +37,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Answer this many queries, drawn by --seed.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of --sampled, --limit and the bootstrap.")] = 0,
     template: Annotated[Text, typer.Option(help="Prompt template (name or file); default: the policy's own.")] = None,
-    no_think: Annotated[bool, typer.Option("--no-think", help="Ask for the answer alone.")] = False,
+    no_think: Annotated[bool | None, typer.Option("--no-think/--think", show_default=False, help="Ask for the answer "
+                                                  "alone, or for a reasoning; default: as trained.")] = None,
+    both: Annotated[bool, typer.Option("--both", help="Answer with and without reasoning; one table.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 1024,
     repetition_penalty: Annotated[float, typer.Option(min=0.1, help="Of greedy decoding.")] = 1.05,
     batch: Annotated[int, typer.Option(min=1, help="Prompts decoded at once.")] = 16,
@@ -60,23 +62,30 @@ def evaluate(
         raise typer.BadParameter("--compare and --html need --predictions")
     if policy is None:
         raise typer.BadParameter("give --policy, the model that answers")
+    if both and (no_think is not None or out is not None):
+        raise typer.BadParameter("--both answers in both modes; leave --think, --no-think and --out to runs of one")
     how: dict[str, Any] = {
         "split": split, "protocol": protocol, "limit": limit, "seed": seed, "template": template,
-        "no_think": no_think, "batch": batch, "device": device, "out": out, "as_json": as_json, "breakdown": breakdown,
+        "no_think": no_think, "both": both, "batch": batch, "device": device, "out": out, "as_json": as_json,
+        "breakdown": breakdown,
         "decoding": {"max_new_tokens": max_new_tokens, "temperature": 1.0 if sampled else 0.0,
                      "repetition_penalty": 1.0 if sampled else repetition_penalty}}
     _check_before(protocol, out)
     if shards is not None:
         _score_policy(policy, shards, **how)
         return
+    _score_videos(policy, {"videos": videos, "annotations": annotations, "dataset": dataset, "split": split or "test",
+                           "lengths": lengths, "device": device}, how)
+
+
+def _score_videos(policy: str, source: dict[str, Any], how: dict[str, Any]) -> None:
+    """Preprocesses into a temporary set and answers that."""
     from taro.commands._progress import progress
     from taro.commands._temporary import temporary_shards
 
-    assert videos is not None and annotations is not None
     with tempfile.TemporaryDirectory(prefix="taro-eval-") as folder:
-        with progress("planning", quiet=as_json) as shown:
-            root = temporary_shards(Path(folder), policy=policy, videos=videos, annotations=annotations,
-                                    dataset=dataset, split=split or "test", lengths=lengths, device=device,
+        with progress("planning", quiet=how["as_json"]) as shown:
+            root = temporary_shards(Path(folder), policy=policy, **source,
                                     progress=lambda at: shown.update(at.done, at.total, at.label))
         _score_policy(policy, root, **how)
 
@@ -124,33 +133,56 @@ def _score_file(predictions: Path, annotations: Path | None, dataset: str, split
 
 
 def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, limit: int | None, seed: int,
-                  template: str | None, no_think: bool, batch: int, device: str, out: Path | None, as_json: bool,
-                  breakdown: bool, decoding: dict[str, Any]) -> None:
+                  template: str | None, no_think: bool | None, both: bool, batch: int, device: str, out: Path | None,
+                  as_json: bool, breakdown: bool, decoding: dict[str, Any]) -> None:
     from taro.commands._progress import progress
     from taro.errors import ConfigError
     from taro.mllm import Decoding
     from train.evaluate import evaluate_policy, missing_predictions, score_rows, write_predictions
-    from train.run import compute_device, load_frozen, open_encoded_shards, policy_folder, policy_template
+    from train.run import (
+        compute_device,
+        load_frozen,
+        open_encoded_shards,
+        policy_folder,
+        policy_no_think,
+        policy_template,
+    )
 
     where = compute_device(device)
     policy = load_frozen(policy_folder(name), where, bf16=where.type == "cuda")
+    modes = [False, True] if both else [policy_no_think(policy, no_think)]
     shard_set = open_encoded_shards(shards, policy)
     missing = missing_predictions(shard_set, split) if limit is None else []
     if not missing and not shard_set.queries(split=split):
         splits = ", ".join(sorted({ref.query.split for ref in shard_set.queries()}))
         raise ConfigError(f"{shards}: no query of split {split!r}; the set has {splits or 'no query at all'}")
-    with progress("answering", quiet=as_json) as shown:
-        rows = evaluate_policy(
-            policy, shard_set, split=split, template=policy_template(policy, template), decoding=Decoding(**decoding),
-            limit=limit, seed=seed, batch_prompts=batch, protocol=protocol, no_think=no_think,
-            progress=shown.update)
-    scores = score_rows(rows, protocol=protocol, missing=missing, bootstrap_seed=seed)
+    how, found, rows = "sampled" if decoding["temperature"] else "greedy", {}, []
+    for mode in modes:
+        with progress("answering, no reasoning" if mode else "answering", quiet=as_json) as shown:
+            rows = evaluate_policy(
+                policy, shard_set, split=split, template=policy_template(policy, template),
+                decoding=Decoding(**decoding), limit=limit, seed=seed, batch_prompts=batch, protocol=protocol,
+                no_think=mode, progress=shown.update)
+        scores = score_rows(rows, protocol=protocol, missing=missing, bootstrap_seed=seed)
+        tokens = sum(row.tokens for row in rows) / max(len(rows), 1)
+        found["no think" if mode else "think"] = scores, tokens
+        if not as_json:
+            say(f"{how} decoding{', no reasoning asked for' if mode else ''}\n{scores.table()}")
+            if breakdown:
+                say(scores.breakdown_table())
     if out is not None:
         write_predictions(rows, out)
-    mode = "sampled" if decoding["temperature"] else "greedy"
     if as_json:
-        say(json.dumps({**scores.as_dict(), "decoding": mode}))
-    else:
-        say(f"{mode} decoding\n{scores.table()}")
-        if breakdown:
-            say(scores.breakdown_table())
+        told = [{**scores.as_dict(), "decoding": how, "no_think": mode == "no think", "tokens": tokens}
+                for mode, (scores, tokens) in found.items()]
+        say(json.dumps({"think": told[0], "no_think": told[1]} if both else told[0]))
+    elif both:
+        say(_both_table(found))
+
+
+def _both_table(found: dict[str, tuple[Any, float]]) -> str:
+    """The two modes of one policy beside each other, percent."""
+    rows = [["", "mIoU", "R1@0.3", "R1@0.5", "R1@0.7", "tokens"]]
+    rows += [[mode, *(f"{100 * scores.metrics[name]:.1f}" for name in ("miou", "r1@0.3", "r1@0.5", "r1@0.7")),
+              f"{tokens:.1f}"] for mode, (scores, tokens) in found.items()]
+    return "\n".join(f"{row[0]:<10}" + "".join(f"{cell:>9}" for cell in row[1:]) for row in rows)

@@ -24,6 +24,8 @@ def ground(
     query: Annotated[str, typer.Argument(help="What happens, e.g. 'the person opens the door'.")],
     policy: Annotated[str, typer.Option(help="Model folder, or sandbox:NAME.")],
     template: Annotated[str | None, typer.Option(help="Prompt template; default: the policy's own.")] = None,
+    no_think: Annotated[bool | None, typer.Option("--no-think/--think", show_default=False, help="Ask for the answer "
+                                                  "alone, or for a reasoning; default: as trained.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 1024,
     repetition_penalty: Annotated[float, typer.Option(min=0.1, help="Of greedy decoding.")] = 1.05,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -41,7 +43,7 @@ def ground(
     with tempfile.TemporaryDirectory(prefix="taro-ground-") as folder:
         shards = _encode(video, query, policy, Path(folder), device)
         encoded = time.monotonic()
-        row = _answer(shards, policy, template, device, max_new_tokens, repetition_penalty)
+        row = _answer(shards, policy, template, no_think, device, max_new_tokens, repetition_penalty)
     _show(video, row, as_json, encode_s=encoded - started, answer_s=time.monotonic() - encoded)
     if row.predicted is None:
         raise typer.Exit(1)
@@ -79,17 +81,25 @@ def _encode(video: Path, query: str, policy: str, folder: Path, device: str) -> 
     return shards
 
 
-def _answer(shards: Path, policy_name: str, template: str | None, device: str, max_new_tokens: int,
-            repetition_penalty: float) -> Any:
+def _answer(shards: Path, policy_name: str, template: str | None, no_think: bool | None, device: str,
+            max_new_tokens: int, repetition_penalty: float) -> Any:
     from taro.mllm import Decoding
     from train.evaluate import evaluate_policy
-    from train.run import compute_device, load_frozen, open_encoded_shards, policy_folder, policy_template
+    from train.run import (
+        compute_device,
+        load_frozen,
+        open_encoded_shards,
+        policy_folder,
+        policy_no_think,
+        policy_template,
+    )
 
     where = compute_device(device)
     policy = load_frozen(policy_folder(policy_name), where, bf16=where.type == "cuda")
     decoding = Decoding(max_new_tokens, temperature=0.0, repetition_penalty=repetition_penalty)
     return evaluate_policy(policy, open_encoded_shards(shards, policy), template=policy_template(policy, template),
-                           decoding=decoding)[0]
+                           decoding=decoding, protocol="multi-window",
+                           no_think=policy_no_think(policy, no_think))[0]
 
 
 def _show(video: Path, row: Any, as_json: bool, *, encode_s: float, answer_s: float) -> None:
@@ -99,14 +109,16 @@ def _show(video: Path, row: Any, as_json: bool, *, encode_s: float, answer_s: fl
     if as_json:
         say(json.dumps({
             "video": str(video), "query": row.query, "duration_s": row.duration_s,
-            "moment": None if moment is None else [moment.start_s, moment.end_s], "reasoning": reasoning,
+            "moment": None if moment is None else [moment.start_s, moment.end_s],
+            "moments": [[window.start_s, window.end_s] for window in row.answers], "reasoning": reasoning,
             "text": row.text, "tokens": row.tokens, "finished": row.finished,
             "seconds": {"encode": round(encode_s, 3), "answer": round(answer_s, 3)}}))
         return
     if moment is None:
         say(f"no moment in the response: {row.text[:500]!r}")
     else:
-        say(f"{moment.start_s:.2f}s to {moment.end_s:.2f}s (of {row.duration_s:.2f}s)")
+        windows = ", ".join(f"{window.start_s:.2f}s to {window.end_s:.2f}s" for window in row.answers)
+        say(f"{windows} (of {row.duration_s:.2f}s)")
     if reasoning:
         say(f"\n{reasoning}\n")
     say(f"decoded and encoded in {encode_s:.1f} s, answered in {answer_s:.1f} s ({row.tokens} tokens)")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,7 +26,10 @@ def probe(
     boundary: Annotated[str, typer.Option(help="Which boundaries, comma-separated.")] = "both,start,end",
     group: Annotated[int, typer.Option(min=2, help="Rollouts a query.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of rollouts, disruptions, --limit and the intervals.")] = 0,
-    over: Annotated[str, typer.Option(help="Tokens that count: reasoning or response.")] = "reasoning",
+    over: Annotated[str | None, typer.Option(help="Tokens that count: reasoning, or response (default where answers "
+                                             "come alone).")] = None,
+    no_think: Annotated[bool | None, typer.Option("--no-think/--think", show_default=False, help="Ask for the answer "
+                                                  "alone, or for a reasoning; default: as trained.")] = None,
     template: Annotated[str | None, typer.Option(help="Prompt template; default: the policy's own.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=32_768, help="Longest response.")] = 1024,
     batch: Annotated[int, typer.Option(min=1, help="Prompts decoded at once.")] = 16,
@@ -45,15 +48,18 @@ def probe(
         load_frozen,
         open_encoded_shards,
         policy_folder,
+        policy_no_think,
         policy_template,
         with_variants,
     )
 
-    if over not in ("reasoning", "response"):
+    if over not in (None, "reasoning", "response"):
         raise ConfigError(f"--over {over}: expected reasoning or response")
     conditions(_words(kinds), _seconds(radius), _words(boundary))  # a wrong word is told before anything is loaded
     where = compute_device(device)
     loaded = load_frozen(policy_folder(policy), where, bf16=where.type == "cuda")
+    alone = policy_no_think(loaded, no_think)
+    over = over or ("response" if alone else "reasoning")
     shard_set, frame_s = open_encoded_shards(shards, loaded), None
     if "frame" in _words(kinds):
         shard_set, settings = with_variants(shard_set)
@@ -63,17 +69,23 @@ def probe(
         found = probe_policy(
             loaded, shard_set, template=policy_template(loaded, template), asked=asked, split=split, limit=limit,
             group=group, seed=seed, over="response" if over == "response" else "reasoning",
-            max_new_tokens=max_new_tokens, batch_prompts=batch,
-            progress=shown.update)
+            no_think=alone, max_new_tokens=max_new_tokens, batch_prompts=batch, progress=shown.update)
     summary = {"policy": policy, "shards": str(shards), "split": split, "seed": seed, "group": group, "over": over,
-               **summarise(found, seed=seed)}
+               "no_think": alone, **summarise(found, seed=seed)}
     if out is not None:
-        made_by = " ".join([
-            f"taro probe --policy {policy} --shards {shards}", *([f"--split {split}"] if split else []),
-            *([f"--limit {limit}"] if limit else []), f"--kinds {kinds} --radius {radius} --boundary {boundary}",
-            f"--group {group} --seed {seed} --over {over} --max-new-tokens {max_new_tokens}"])
+        made_by = _command(summary, limit, f"--kinds {kinds} --radius {radius} --boundary {boundary}", max_new_tokens)
         write_page(out, probe_page(found, summary, title=f"Probe of {policy}", made_by=made_by))
     say(json.dumps(summary) if as_json else probe_table(summary))
+
+
+def _command(asked: dict[str, Any], limit: int | None, conditions: str, max_new_tokens: int) -> str:
+    """The command that makes a page again."""
+    return " ".join([
+        f"taro probe --policy {asked['policy']} --shards {asked['shards']}",
+        *([f"--split {asked['split']}"] if asked["split"] else []), *([f"--limit {limit}"] if limit else []),
+        conditions,
+        f"--group {asked['group']} --seed {asked['seed']} --over {asked['over']} --max-new-tokens {max_new_tokens}",
+        *(["--no-think"] if asked["no_think"] else [])])
 
 
 def _words(text: str) -> list[str]:
