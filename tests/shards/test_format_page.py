@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from shards.format import Manifest, Sidecar, clip_key
 from shards.strict import canonical_json, parse_model
 from shards.tensors import unpack_features
+from shards.variants import unpack_variants
 from taro.moment import Moment
 from taro.records import ClipRecord
 from tests.shards.helpers_sets import FINGERPRINT, features, fingerprint, record, write_set
@@ -39,6 +40,15 @@ def test_the_tensor_header_is_accepted() -> None:
     text = json.dumps(json.loads(block("json", "tensors"))).encode()
     read = unpack_features(len(text).to_bytes(8, "little") + text + bytes(112))
     assert read.main_SND.shape == (2, 4, 6) and read.main_SND.dtype == torch.bfloat16
+
+
+def test_the_header_of_variants_is_accepted() -> None:
+    text = json.dumps(json.loads(block("json", "variants"))).encode()
+    boundaries, rows = np.array([[0, 9.2], [0, 14.0]]), np.array([(0, 0, 0, 1, 0), (0, 1, 0, 0, 2), (0, 1, 1, 1, 3)])
+    data = len(text).to_bytes(8, "little") + text + boundaries.tobytes() + rows.tobytes() + bytes(144)
+    read = unpack_variants(data)
+    assert read.main_MND.shape == (3, 4, 6) and read.boundaries == ((9.2, 14.0),)
+    assert str(read.settings) == "count 2, dt_s 3, seed 0"
 
 
 def test_the_keys_of_the_page_are_the_codes() -> None:
