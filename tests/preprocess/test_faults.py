@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from preprocess.config import PreprocessConfig
-from preprocess.job import open_job
+from preprocess.job import begin, open_job
 from preprocess.journal import Journal
 from preprocess.ledger import slice_lock
 from preprocess.plan import STATE
@@ -115,12 +115,16 @@ def test_a_file_system_without_locks_is_warned_of_and_used(
 
 
 def test_the_plan_of_the_job_that_was_first_counts(job: Make, rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    """Two jobs looked at the folder before either had a plan there: the second takes the first one's, or is refused."""
+    """Two jobs looked at the folder before either had a plan there: the plan that is begun first stays."""
     from preprocess.job import _first
 
-    first = open_job(job()).plan
-    other = open_job(job(rows[:4], out=tmp_path / "elsewhere")).plan
-    assert _first(other, job().out).sha256 == first.sha256 != other.sha256
+    first, other = open_job(job()), open_job(job(rows[:4], out=tmp_path / "elsewhere")).plan
+    begin(first)
+    assert _first(other, first.config.out).sha256 == first.plan.sha256 != other.sha256
+    (first.state / "begun").unlink()
+    assert _first(other, first.config.out).sha256 == other.sha256
+    with pytest.raises(ConfigError, match="another job began here with other settings a moment ago"):
+        begin(first)
 
 
 @pytest.mark.slow
