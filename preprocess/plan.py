@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from preprocess.config import PreprocessConfig
 from preprocess.ledger import SkippedRow
@@ -62,6 +62,13 @@ class PlannedClip(Config):
     may_be_cut: bool = False
     """the file may hold the clip alone already (taro.annotations.rows.part_of_file)"""
     rows: list[PlannedRow]
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+            raise ValueError("a path that leaves the videos folder")
+        return path
 
     @property
     def clip(self) -> Moment | None:

@@ -75,8 +75,11 @@ def new_folder(out: str | Path, sources: Iterable[ShardSet]) -> Iterator[Path]:
         raise ShardError(f"{final}: exists already and is not an empty folder; remove it or name another")
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(f".{final.name}.making")
-    aside.mkdir(exist_ok=True)
-    handle = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        aside.mkdir(exist_ok=True)
+        handle = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:  # a file or a link of that name: not ours
+        raise ShardError(f"{aside}: expected to make a folder here, got: {error.strerror}; remove it") from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,7 +12,7 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shards.format import (
     CARD,
@@ -29,10 +29,16 @@ from shards.store import LocalStore, fsync_folder
 from shards.strict import canonical_json, parse_model
 from taro.errors import ShardError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 __all__ = ["SKIPPED_COLUMNS", "build_manifest", "read_entries", "read_skipped", "write_atomically", "write_card",
            "write_manifest", "write_skipped"]
 
+MAX_SKIPPED_ROWS = 4_000_000
+BATCH_ROWS = 10_000
 SKIPPED_COLUMNS = ("row_id", "line", "video", "key", "stage", "reason", "detail", "transient")
+TEXT_COLUMNS = [name for name in SKIPPED_COLUMNS if name not in ("line", "transient")]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -110,8 +116,7 @@ def write_skipped(root: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, pa.int64() if name == "line" else pa.bool_() if name == "transient" else pa.string())
-                        for name in SKIPPED_COLUMNS])
+    schema = _skipped_schema()
     table = sorted(({name: row[name] for name in SKIPPED_COLUMNS} for row in rows),
                    key=lambda row: (row["line"], str(row["row_id"])))
     sink = pa.BufferOutputStream()
@@ -129,15 +134,46 @@ def read_skipped(root: str | Path) -> list[dict[str, Any]]:
         return []
     data = LocalStore(Path(root)).read(SKIPPED, limit_bytes=MAX_MANIFEST_BYTES)
     try:
-        # In this thread alone: a thread of arrow's that drops the last reference to `data` while Python shuts down
-        # aborts the process, after all has been said and done (pq.read_table did, once in three).
-        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
-        rows: list[dict[str, Any]] = file.read(use_threads=False).to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ShardError(f"{path}: not a readable parquet file ({str(error)[:200]!r}); run `taro preprocess` "
-                         "again") from None
-    if rows and sorted(rows[0]) != sorted(SKIPPED_COLUMNS):
-        raise ShardError(f"{path}: columns {sorted(rows[0])[:20]}, expected {sorted(SKIPPED_COLUMNS)}")
+        rows = _bounded_rows(pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, read_dictionary=TEXT_COLUMNS))
+    except (OSError, ValueError, LookupError, pa.ArrowException, MemoryError) as error:
+        raise ShardError(f"{path}: not a readable parquet file of skipped rows ({str(error)[:300]!a}); run `taro "
+                         "preprocess` again") from None
+    return rows
+
+
+def _skipped_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.int64() if name == "line" else pa.bool_() if name == "transient" else pa.string())
+                      for name in SKIPPED_COLUMNS])
+
+
+def _bounded_rows(file: Any) -> list[dict[str, Any]]:
+    """Rows of an open ledger, ValueError where it is another table or would be too large: a few bytes of parquet stand
+    for gigabytes where a long text is repeated, so texts stay dictionaries until their sum is known."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = {name: kind.value_type if pa.types.is_dictionary(kind) else kind
+             for name, kind in zip(file.schema_arrow.names, file.schema_arrow.types, strict=True)}
+    wanted = {field.name: field.type for field in _skipped_schema()}
+    if found != wanted or len(file.schema_arrow) != len(wanted):
+        raise ValueError(f"columns {str({name: str(kind) for name, kind in found.items()})[:200]}, expected "
+                         f"{', '.join(SKIPPED_COLUMNS)}")
+    rows: list[dict[str, Any]] = []
+    text_bytes = 0
+    if file.metadata.num_rows > MAX_SKIPPED_ROWS:
+        raise ValueError(f"{file.metadata.num_rows:,} rows, at most {MAX_SKIPPED_ROWS:,} are read")
+    # In this thread alone: a thread of arrow's that drops the last reference to the data while Python shuts down aborts
+    # the process, after all has been said and done (pq.read_table did, once in three).
+    for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
+        for name in TEXT_COLUMNS:
+            column = batch.column(name)
+            lengths = pc.binary_length(column.dictionary).take(column.indices)
+            text_bytes += pc.sum(lengths).as_py() or 0
+        if len(rows) + len(batch) > MAX_SKIPPED_ROWS or text_bytes > MAX_MANIFEST_BYTES:
+            raise ValueError(f"more than {MAX_SKIPPED_ROWS:,} rows or {MAX_MANIFEST_BYTES:,} bytes of text")
+        rows += batch.to_pylist()
     return rows
 
 
