@@ -113,6 +113,6 @@ def test_a_set_without_captions_says_so_when_training_begins(
             "rollout": {"prompts": 2, "paths": paths},
         }), resume=False)  # fmt: skip
         run.close()
-        told = [record.getMessage() for record in caplog.records if record.name == "train.run"]
+        told = [record.getMessage() for record in caplog.records if "to guide a rollout with" in record.getMessage()]
         assert len(told) == bool(said) and all(said in line for line in told)
         caplog.clear()
