@@ -199,14 +199,19 @@ def prune_checkpoints(folder: Path, *, keep: int) -> list[Path]:
         except TaroError:
             continue  # found again, and said, when it is needed
         kept |= set() if best is None else {f"step-{best:06d}"}
+    _sweep(folder)
     for path in found:
         if path.name not in kept:
             path.rename(folder / f".tmp-old-{path.name}")  # a half-removed folder is no checkpoint
             removed.append(path)
             log.info("removed checkpoint %s", path.name)
+    _sweep(folder)
+    return removed
+
+
+def _sweep(folder: Path) -> None:
     for left in folder.glob(".tmp-*"):
         shutil.rmtree(left, ignore_errors=True)
-    return removed
 
 
 def _free_name(path: Path) -> Path:
