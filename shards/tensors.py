@@ -30,6 +30,7 @@ __all__ = ["pack_features", "pack_frames", "pack_tensors", "unpack_features", "u
 DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "BF16": 2, "F16": 2}
 FEATURE_DTYPES = frozenset({"F32", "BF16", "F16"})
 MAX_LEVELS = 16
+MAX_NAME_CHARACTERS = 200
 
 
 def pack_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -90,6 +91,8 @@ def _layout(header: dict[str, Any], room: int, where: str) -> dict[str, tuple[st
     """Per tensor dtype, shape and byte range, checked to tile `room` bytes without gap or overlap."""
     found: dict[str, tuple[str, list[int], int, int]] = {}
     for name, entry in header.items():
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise ShardError(f"{where}: a tensor's name has {len(name):,} characters, at most {MAX_NAME_CHARACTERS}")
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise ShardError(f"{where}: tensor {name[:80]!r} lacks dtype, shape or data_offsets, or has more")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -28,6 +28,7 @@ from taro.metrics_ranked import RankedPrediction, RankedScores, comparable_colum
 from taro.moment import Moment
 from taro.prompts import normalise_query, parse_answer, parse_answers, parse_reasoning
 from taro.published import published_for, published_table
+from taro.text import visible
 
 __all__ = ["FileComparison", "FileEvaluation", "Response", "compare_files", "evaluate_file", "join_ranked",
            "join_responses", "read_responses"]  # fmt: skip
@@ -93,7 +94,8 @@ class FileEvaluation:
             shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in self.with_dropped.items())
             lines.append(f"with the dropped lines as misses: {shown}")
         if self.unknown:
-            shown = ", ".join(self.unknown[:SHOWN]) + (", ..." if len(self.unknown) > SHOWN else "")
+            shown = ", ".join(visible(name[:100]) for name in self.unknown[:SHOWN])
+            shown += ", ..." if len(self.unknown) > SHOWN else ""
             lines.append(f"{len(self.unknown):,} predictions answer no query of these annotations: {shown}")
         if self.published:
             lines.append(published_table(self.lint.dataset, len(self.lint.outcomes)))
@@ -206,7 +208,7 @@ def read_responses(path: str | Path, *, protocol: str = "taro") -> list[Response
         first = responses.setdefault(response.name, response)
         if first is not response:
             raise AnnotationError(
-                f"{where}: answers {' '.join(response.name)} again, after line {first.line}; keep one"
+                f"{where}: answers {' '.join(response.name)[:200]} again, after line {first.line}; keep one"
             )
     return list(responses.values())
 
@@ -327,7 +329,7 @@ def _name(data: dict[str, Any], where: str) -> tuple[str, ...]:
     if isinstance(video, str) and isinstance(query, str):
         return ("query", video.strip(), normalise_query(query))
     raise AnnotationError(
-        f'{where}: expected "query_id" (or "qid"), or "video" and "query"; got keys {sorted(data)[:8]}'
+        f'{where}: expected "query_id" (or "qid"), or "video" and "query"; got keys {str(sorted(data)[:8])[:300]}'
     )
 
 

@@ -82,3 +82,16 @@ def test_progress_does_not_obey_either(capsys: pytest.CaptureFixture[str]) -> No
         shown.say(EVIL)
     err = capsys.readouterr().err
     assert fine(err) and "[bold]x[/bold]" in err.replace("\n", "")
+
+
+def test_ids_of_a_predictions_file_are_shown_and_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = EVIL + "x" * 100_000
+    (tmp_path / "truth").write_text(json.dumps({"video": "v", "query": "q", "qid": 1, "windows": [[0, 1]]}) + "\n")
+    for ids in ([1, long], [1, long, long], [{long: 1}]):
+        rows = [{"query_id": one, "predicted": None, long: 0} for one in ids]
+        (tmp_path / "answers").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with contextlib.suppress(SystemExit):
+            main(["eval", "--predictions", str(tmp_path / "answers"), "--dataset", "jsonl", "--annotations",
+                  str(tmp_path / "truth")])  # fmt: skip
+        out, err = capsys.readouterr()
+        assert fine(out) and fine(err) and 0 < len(out + err) < 5_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -141,3 +142,14 @@ def test_a_plan_names_no_video_outside(path: str) -> None:
     with pytest.raises(ValueError, match="leaves the videos folder"):
         PlannedClip(key="k", video="v", path=path, size=1, mtime_ns=1, clip_s=None, rows=[])
     assert PlannedClip(key="k", video="v", path="a..b/c.mp4", size=1, mtime_ns=1, clip_s=None, rows=[]).path
+
+
+def test_a_name_of_megabytes_is_not_repeated() -> None:
+    from shards.tensors import unpack_features
+    from shards.variants import unpack_variants
+
+    text = json.dumps({"x" * 500_000: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    for read in (unpack_features, unpack_variants):
+        with pytest.raises(ShardError) as error:
+            read(len(text).to_bytes(8, "little") + text + bytes(4))
+        assert len(str(error.value)) < 500
