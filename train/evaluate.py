@@ -77,6 +77,7 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, *, split: str | None = 
     from taro.mllm import generate
 
     refs = evaluation_queries(shard_set, split=split, limit=limit, seed=seed)
+    shard_set = shard_set.reading(shard_set.encoder)  # without the frame variants that a run may read
     if bf16 is None:
         bf16 = policy.device.type == "cuda"
     rows: list[EvalRow] = []
