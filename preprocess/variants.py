@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from preprocess.config import VariantsConfig
+from shards.format import MAX_MEMBER_BYTES
 from shards.variants import FrameVariants, VariantSettings, wanted_groups
 from taro import draws
 from taro.boundaries import boundary_windows, shuffled
+from taro.errors import ConfigError
 from taro.features import FrameSampling, resized_hw
 from taro.moment import Moment
 from taro.records import ClipRecord
@@ -113,6 +115,11 @@ def _encode(policy: Policy, frames: Frames, pairs_M2: np.ndarray, sampling: Fram
         x = policy.encode(shown_UHWC[place], frames.times_s[used][place], sampling, duration_s=frames.duration_s)
         patch_px = hw[0] // x.grid_thw[1]
         assert (x.grid_thw[1] * patch_px, x.grid_thw[2] * patch_px) == hw, f"{x.grid_thw} patches of {hw} px"
+        row_bytes = x.main_SND[0].numel() * x.main_SND.element_size() * (1 + len(x.deepstack_LSND))
+        if row_bytes * len(pairs_M2) > MAX_MEMBER_BYTES // 2:
+            raise ConfigError(f"{frames.facts.path_hint}: the frame variants of its queries would take "
+                              f"{row_bytes * len(pairs_M2):,} bytes, more than the "
+                              f"{MAX_MEMBER_BYTES // 2:,} allowed; lower variants.count or variants.dt_s")
         main.append(x.main_SND.cpu())
         deep.append([level.cpu() for level in x.deepstack_LSND])
     return torch.cat(main), tuple(torch.cat(level) for level in zip(*deep, strict=True))
