@@ -5,7 +5,8 @@ at a seeded moment, the same command is run again (`train` with --resume), and s
 alone to end. Its files must then be those of a job that nobody disturbed: a shard set all of them, byte by byte, and
 a run its export, its newest checkpoint and its rollouts byte by byte and its metrics but for wall-clock fields.
 
-Moments are drawn in turn: a uniform time, or a delay after the folder shows the beginning of a phase, since a rename
+Moments are drawn in turn: a uniform time from the first sign of work on (what comes before, seconds of imports and of
+loading models, touches no file), or a delay after the folder shows the beginning of a phase, since a rename
 takes a millisecond of a job of seconds. Which phase a kill hit is read from the folder after it, from what the
 programs write anyway: temporary names, the caption journal, rollouts without their step's line. Left out: power cuts
 (kill -9 loses nothing that was written; that files are fsynced before they are renamed is a matter of reading).
@@ -172,10 +173,10 @@ def train_state(out: Path) -> dict[str, Any]:
 
 
 STAGES = {
-    "preprocess": Stage("preprocess", {"captioning": 0.15, "writing": 0.04, "renaming": 0.002, "uniform": 8.0},
+    "preprocess": Stage("preprocess", {"captioning": 0.15, "writing": 0.04, "renaming": 0.002, "uniform": 5.0},
                         preprocess_command, preprocess_phase, lambda out: len(finished(out)), preprocess_mark,
                         preprocess_state),
-    "train": Stage("train", {"rollout": 0.5, "update": 0.15, "checkpoint": 0.03, "uniform": 12.0},
+    "train": Stage("train", {"rollout": 0.5, "update": 0.15, "checkpoint": 0.03, "uniform": 10.0},
                    train_command, train_phase, steps_done, train_mark, train_state),
 }
 
@@ -200,8 +201,8 @@ def run_and_kill(stage: Stage, out: Path, aim: str, rng: Any) -> str | None:
     began = time.monotonic()
     try:
         while running.poll() is None and time.monotonic() - began < PATIENCE_S:
-            if aim == "uniform" or (stage.mark(out) != mark and stage.phase(out) == aim
-                                    and stage.progress(out) - started >= more):
+            if stage.mark(out) != mark and (aim == "uniform" or (
+                    stage.phase(out) == aim and stage.progress(out) - started >= more)):
                 time.sleep(delay_s)
                 break
             time.sleep(POLL_S)
