@@ -59,11 +59,14 @@ def test_a_kill_between_a_slices_new_ledger_and_its_shards(job: Make, tmp_path: 
 
 
 @pytest.mark.slow
-def test_small_and_read_only_disks_are_one_message_and_cost_nothing(job: Make, tmp_path: Path) -> None:
-    whole = preprocess(job(out=tmp_path / "whole"))
-    config = job(out=tmp_path / "disk" / "out", caption={"method": "annotations"})
+def test_small_and_read_only_disks_are_one_message_and_cost_nothing(
+    job: Make, tmp_path: Path, tiny_policy: Path
+) -> None:
+    captions = {"method": "transformers", "model": str(tiny_policy), "max_new_tokens": 4}
+    whole = preprocess(job(out=tmp_path / "whole", caption=captions))
+    config = job(out=tmp_path / "disk" / "out", caption=captions)
     size = sum(path.stat().st_size for path in whole.out.rglob("*")) // 1024
-    tries = small_disk(tmp_path / "disk", config.out, [20, 60, size // 2, size], "preprocess",
+    tries = small_disk(tmp_path / "disk", config.out, [20, 32, 48, size // 2, size], "preprocess",
                        recipe(config, tmp_path))  # fmt: skip
     for what, code, said, left in tries[:-1]:
         assert code == 1 and "Traceback" not in said and left == [], (what, said, left)
@@ -71,7 +74,7 @@ def test_small_and_read_only_disks_are_one_message_and_cost_nothing(job: Make, t
         reason = "Read-only file system" if what == "read-only" else "No space left on device"
         assert f"expected a folder with room to write in, got: {reason}" in words, said
         assert "Make room or mend the disk, then run the same command again" in words
-    assert tries[-1][1] == 0
+    assert tries[-1][1] == 0, tries
     assert digests(tmp_path / "copied") == digests(whole.out)
 
 
