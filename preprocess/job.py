@@ -18,6 +18,7 @@ from preprocess.config import PreprocessConfig
 from preprocess.ledger import plan_lock
 from preprocess.models import device_of, dtype_of, encoder_fingerprint, model_folder
 from preprocess.plan import STATE, Plan, differences, file_sha256, freeze, load_plan, make_plan
+from shards.format import MANIFEST
 from taro.errors import AnnotationError, ConfigError
 from taro.features import EncoderFingerprint
 
@@ -98,6 +99,10 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
     if plan is not None and (plan.shaping, plan.encoder) != (shaping, encoder) and _unbegun(config.out):
         plan = None
     if plan is None:
+        if only is not None and (config.out / MANIFEST).is_file():
+            raise ConfigError(f"out {config.out}: --only {only} decodes the clips of the plan that the set was made by "
+                              f"({STATE}/), and this set came without one (it was downloaded, merged or filtered). "
+                              "Bring the plan from where the set was made, or preprocess its videos and annotations anew")
         if only is not None:
             raise ConfigError(f"out {config.out}: --only {only} adds to a set, and here is none; run without it first")
         plan = make_plan(

@@ -227,6 +227,10 @@ def test_another_encoder_joins_without_touching_the_rest(job: Make, tmp_path: Pa
     shard.write_bytes(shard.read_bytes()[:-1])
     assert preprocess(config).made == 1  # the manifest is written anew, and still knows the encoder that joined
     assert digests(config.out) == after and verify(config.out).problems == []
+    shutil.rmtree(config.out / STATE)  # as a set that was downloaded
+    with pytest.raises(ConfigError, match="this set came without one"):
+        preprocess(job(policy=str(other)), only="features")
+    assert digests(config.out) == after
 
 
 def test_a_field_that_a_plan_does_not_use_is_not_in_its_digest(job: Make) -> None:
