@@ -102,7 +102,7 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
         if only is not None and (config.out / MANIFEST).is_file():
             raise ConfigError(f"out {config.out}: --only {only} decodes the clips of the plan that the set was made by "
                               f"({STATE}/), and this set came without one (it was downloaded, merged or filtered). "
-                              "Bring the plan from where the set was made, or preprocess its videos and annotations anew")
+                              "Bring the plan from where the set was made, or preprocess videos and annotations anew")
         if only is not None:
             raise ConfigError(f"out {config.out}: --only {only} adds to a set, and here is none; run without it first")
         plan = make_plan(
