@@ -158,6 +158,11 @@ def read_config(folder: Path) -> Any:
 def check_tokenizer(folder: Path, tokenizer: Any, family: Family, config: Any) -> None:
     """Raises ModelError for a tokenizer that is not this model's. Where a folder has none, transformers makes one up
     without vocabulary, with which a policy reads and writes nothing."""
+    try:
+        tokenizer(["a b", ""], add_special_tokens=False)
+        tokenizer.decode([0], skip_special_tokens=False)
+    except Exception as error:  # noqa: BLE001  a wrong setting in its files shows only in use
+        raise ModelError(f"{folder}: the tokenizer cannot be used: {error!s:.200}; copy its files again") from None
     found = tokenizer.get_vocab().get(family.video_token)
     if found != config.video_token_id or len(tokenizer) > config.text_config.vocab_size:
         raise ModelError(

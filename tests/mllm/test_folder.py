@@ -63,6 +63,13 @@ def test_the_tokenizer_of_another_model_is_refused(copy: Path) -> None:
         load_policy(copy)
 
 
+def test_a_tokenizer_that_cannot_be_used_is_one_message(copy: Path) -> None:
+    settings = json.loads((copy / "tokenizer_config.json").read_text()) | {"model_max_length": "x"}
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="the tokenizer cannot be used"):
+        load_policy(copy)
+
+
 @pytest.mark.parametrize("named", [5, "", ["sandbox"]])
 def test_a_prompt_template_that_is_no_name_is_refused(copy: Path, named: object) -> None:
     (copy / "taro.json").write_text(json.dumps({"template": named}))
