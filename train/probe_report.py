@@ -31,7 +31,7 @@ EXAMPLES = 3
 
 MAX_TEXT = 4000
 
-COLOURS = ("after", "before", "path", "truth")
+COLOURS = ("after", "before", "path", "truth", "heat")
 
 PAGE_CSS = CHART_CSS + """
 .wide { overflow-x: auto; font-size: 13px; } .wide th, .wide td { white-space: nowrap; }
@@ -207,6 +207,7 @@ def _chart(rows: Sequence[dict[str, Any]], low: float, high: float) -> str:
         return top + (height - top - bottom) * (high - value) / (high - low)
 
     parts = []
+    step = min(70, (width - left) // len(rows))  # of the key's words
     for tick in (t for t in (low, 0.0, high) if t == 0 or abs(y(t) - y(0.0)) > 10):  # labels must not touch
         css = "zero" if tick == 0 else "rule"
         parts.append(f'<line class="{css}" x1="{left}" x2="{width - 8}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
@@ -218,7 +219,7 @@ def _chart(rows: Sequence[dict[str, Any]], low: float, high: float) -> str:
         values = ", ".join(number(value) for value in row["by_position"])
         parts.append(f'<g><title>{safe_text(row["kind"])}: {values}</title><polyline class="line-{colour}" points="'
                      f'{" ".join(f"{px:.1f},{py:.1f}" for px, py in points)}"/></g>'
-                     f'<text class="key-{colour}" x="{left + 70 * index}" y="{height - 4}">{safe_text(row["kind"])}'
+                     f'<text class="key-{colour}" x="{left + step * index}" y="{height - 4}">{safe_text(row["kind"])}'
                      "</text>")
     name = f"{rows[0]['radius_s']:g} s, {rows[0]['boundary']}"
     parts.append(f'<text x="{left}" y="{height - 18}">start</text>'

@@ -194,6 +194,13 @@ def test_a_clip_that_came_back_gets_what_was_added_meanwhile(job: Make, tmp_path
     assert verify(config.out).problems == []
 
 
+def test_variants_that_fit_no_record_are_refused_with_what_to_lower(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocess.variants.MAX_MEMBER_BYTES", 9000)
+    with pytest.raises(ConfigError, match=r"v\d\.mp4: .* more than the 4,500 allowed; lower variants\.count"):
+        preprocess(job(variants=VARIANTS))
+    assert not (job().out / "manifest.json").exists()
+
+
 def test_a_clip_of_one_frame_has_none_and_that_is_no_fault(job: Make, videos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "still"
     folder.mkdir()
