@@ -6,7 +6,7 @@ the job fails with the list, since a set must hold every clip for every encoder.
 manifest then lists what is complete.
 
 Variants count as made where they have the settings asked for and every query finds those of its windows; others are
-made again. Their sidecars go first, all of them, so that no set can hold a mixture.
+made again. Their sidecars go first, all that this run makes, so that a killed run leaves no mixture that looks whole.
 """
 
 from __future__ import annotations
