@@ -265,7 +265,7 @@ def _check_sources(sources: tuple[ShardSource, ...], validation: ValidationConfi
     """Names that tell sets apart, something to draw from, and a validation split that no set is trained on."""
     names = [str(source.name) for source in sources]
     for name in names if len(names) > 1 else ():
-        if names.count(name) > 1 or not re.match(NAME, name):
+        if names.count(name) > 1 or not re.fullmatch(NAME, name):
             raise ValueError(f"shards: {name!r} does not name one of several sets (letters, digits, _ . and -, at most "
                              "64, each name once); give the sets a `name` of their own")
     if not any(source.weight for source in sources):
