@@ -94,6 +94,7 @@ def test_a_prompt_template_beside_the_weights_is_named_by_its_path(copy: Path) -
     {"text_config": {"num_hidden_layers": 10**9}}, {"vision_config": {"depth": 10**9}}, {"model_type": ["x"]},
     {"text_config": {"hidden_size": 1.5}}, {"text_config": {"hidden_size": 2**62}}, {"text_config": 3},
     {"text_config": {"num_attention_heads": 0}}, {"vision_config": {"num_heads": "2"}},
+    {"vision_config": {"num_heads": 16}},
     {"text_config": {"rope_parameters": 1}}, {"text_config": {"num_hidden_layers": True}},
 ], ids=lambda changes: str(changes)[:60])  # fmt: skip
 def test_a_config_that_lies_is_one_message(
