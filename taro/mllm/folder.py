@@ -155,8 +155,8 @@ def read_config(folder: Path) -> Any:
     width, heads = (getattr(parts[2], name, None) for name in ("hidden_size", "num_heads"))
     if type(width) is int and type(heads) is int and (heads < 1 or width % (4 * heads)):
         # Rotary tables take two pairs of numbers of each head; weights of any count of heads have one shape.
-        raise ModelError(f"{folder / 'config.json'}: its vision tower has {heads} heads for a width of {width}; expected "
-                         "heads of a multiple of 4")
+        raise ModelError(f"{folder / 'config.json'}: its vision tower has {heads} heads for a width of {width}; "
+                         "expected heads of a multiple of 4")
     return config
 
 
