@@ -179,6 +179,13 @@ def _lock(config: TrainConfig, *, resume: bool) -> _Lock:
     return lock
 
 
+def _changed(key: str, then: Any, now: Any) -> list[str]:
+    """What differs between two settings, a line each, by the names that `--set` takes."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return [line for name in now for line in _changed(f"{key}.{name}", then.get(name), now[name])]
+    return [] if then == now else [f"{key}: {then!r} -> {now!r}"]
+
+
 def _check_folder(config: TrainConfig, *, resume: bool) -> None:
     old = config.out / "config.yaml"
     if old.is_file() and not resume:
@@ -188,8 +195,8 @@ def _check_folder(config: TrainConfig, *, resume: bool) -> None:
         then, now = _settings(old), config.model_dump(mode="json")
         with contextlib.suppress(ValidationError):  # settings that are newer than the run have their defaults
             then = TrainConfig.model_validate(then).model_dump(mode="json")
-        changed = [f"{key}: {then.get(key)!r} -> {now[key]!r}" for key in now
-                   if key not in RESUME_MAY_CHANGE and then.get(key) != now[key]]
+        changed = [line for key in now if key not in RESUME_MAY_CHANGE
+                   for line in _changed(key, then.get(key), now[key])]
         if changed:
             raise ConfigError(f"{config.out} was started with other settings; resume with the same ones, or start a "
                               f"new run. Changed: {'; '.join(changed)}")
