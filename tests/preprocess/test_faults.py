@@ -66,7 +66,8 @@ def test_small_and_read_only_disks_are_one_message_and_cost_nothing(
     whole = preprocess(job(out=tmp_path / "whole", caption=captions))
     config = job(out=tmp_path / "disk" / "out", caption=captions)
     size = sum(path.stat().st_size for path in whole.out.rglob("*")) // 1024
-    tries = small_disk(tmp_path / "disk", config.out, [20, 32, 48, size // 2, size], "preprocess",
+    # They end in the plan, the journal, a record, the end of a shard, and a ledger.
+    tries = small_disk(tmp_path / "disk", config.out, [4, 12, 16, 32, size], "preprocess",
                        recipe(config, tmp_path))  # fmt: skip
     for what, code, said, left in tries[:-1]:
         assert code == 1 and "Traceback" not in said and left == [], (what, said, left)

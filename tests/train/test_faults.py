@@ -91,7 +91,7 @@ def test_a_kill_at_the_end_of_a_checkpoints_write(make_config: Make, whole: Path
 def test_small_and_read_only_disks_are_one_message_and_cost_nothing(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
     config = tiny.config(tmp_path / "disk" / "run", **SHORT)
     one = sum(path.stat().st_size for path in (whole / "checkpoints/step-000004").iterdir()) // 1024
-    sizes = [4, 40, one * 2 // 3, one * 3 // 2, one * 2 + 80]  # settings; a line; checkpoint; the next one; export
+    sizes = [4, 12, 16, one * 2 // 3, one * 2 + 80]  # settings; a step's line; rollouts; checkpoint; export
     tries = small_disk(tmp_path / "disk", config.out, sizes, "train", recipe(config, tmp_path))
     for what, code, said, left in tries[:-1]:
         assert code == 1 and "Traceback" not in said and left == [], (what, said, left)
