@@ -22,7 +22,8 @@ NO_THINK = ("reward.no_think=true", "reward.drop_over=response", "curriculum.sch
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (taro-7b, taro-8b, sandbox, quickstart) or a .yaml file.")],
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (taro-7b, taro-8b, sandbox, quickstart) or a .yaml "
+                                          "file.")],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, e.g. optimizer.lr=2e-6; repeatable."),
