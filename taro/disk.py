@@ -28,13 +28,15 @@ MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 @contextlib.contextmanager
 def telling(folder: Path, advice: Callable[[], str]) -> Iterator[None]:
     """Turns a disk's refusal inside the block into a TaroError: which folder, what it said, `advice()`. Other errors
-    pass."""
+    pass, and those about files outside of `folder`, which are read."""
     try:
         yield
     except OSError as error:
-        if error.errno not in MENDABLE:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        path, root = Path(name).absolute(), folder.absolute()
+        if error.errno not in MENDABLE or (name and not path.is_relative_to(root) and not root.is_relative_to(path)):
             raise
-        where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
+        where = f" ({name})" if name else ""
         raise TaroError(f"{folder}: expected a folder with room to write in, got: {os.strerror(error.errno)}{where}. "
                         f"{advice()}") from error
 
