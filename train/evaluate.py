@@ -18,6 +18,7 @@ import numpy as np
 from taro import draws
 from taro.errors import ConfigError, ShardError
 from taro.metrics import Prediction, Scores, evaluate_predictions
+from taro.metrics_ranked import RankedPrediction, RankedScores, evaluate_ranked
 from taro.moment import Moment
 from taro.prompts import parse_answer, parse_answers, parse_reasoning
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from taro.mllm import Decoding, Policy
     from taro.prompts import PromptTemplate
 
-__all__ = ["EvalRow", "evaluate_policy", "evaluation_queries", "missing_predictions", "predictions", "score_rows",
-           "write_predictions"]
+__all__ = ["EvalRow", "evaluate_policy", "evaluation_queries", "missing_predictions", "predictions", "rank_rows",
+           "score_rows", "write_predictions"]
 
 ANNOTATION_STAGES = {"annotations", "windows"}
 """stages of skipped.parquet that say nothing about a video"""
@@ -142,6 +143,13 @@ def score_rows(rows: Sequence[EvalRow], *, protocol: str = "taro", missing: Sequ
                bootstrap_seed: int = 0) -> Scores:
     """Scores of answered rows and of queries that could not be asked (misses)."""
     return evaluate_predictions([*predictions(rows), *missing], protocol=protocol, bootstrap_seed=bootstrap_seed)
+
+
+def rank_rows(rows: Sequence[EvalRow], *, missing: Sequence[Prediction] = (), bootstrap_seed: int = 0) -> RankedScores:
+    """The same under `moment-detr`, mAP with it: an answer's windows are ranked as they are written."""
+    ranked = [RankedPrediction(one, tuple((window, -float(rank)) for rank, window in enumerate(one.answers)))
+              for one in [*predictions(rows), *missing]]
+    return evaluate_ranked(ranked, bootstrap_seed=bootstrap_seed)
 
 
 def write_predictions(rows: Iterable[EvalRow], path: Path) -> None:

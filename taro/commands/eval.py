@@ -138,7 +138,7 @@ def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, 
     from taro.commands._progress import progress
     from taro.errors import ConfigError
     from taro.mllm import Decoding
-    from train.evaluate import evaluate_policy, missing_predictions, score_rows, write_predictions
+    from train.evaluate import evaluate_policy, missing_predictions, rank_rows, score_rows, write_predictions
     from train.run import (
         compute_device,
         load_frozen,
@@ -163,13 +163,14 @@ def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, 
                 policy, shard_set, split=split, template=policy_template(policy, template),
                 decoding=Decoding(**decoding), limit=limit, seed=seed, batch_prompts=batch, protocol=protocol,
                 no_think=mode, progress=shown.update)
-        scores = score_rows(rows, protocol=protocol, missing=missing, bootstrap_seed=seed)
+        scores: Any = (rank_rows(rows, missing=missing, bootstrap_seed=seed) if protocol == "moment-detr" else
+                       score_rows(rows, protocol=protocol, missing=missing, bootstrap_seed=seed))
         tokens = sum(row.tokens for row in rows) / max(len(rows), 1)
         found["no think" if mode else "think"] = scores, tokens
         if not as_json:
             say(f"{how} decoding{', no reasoning asked for' if mode else ''}\n{scores.table()}")
             if breakdown:
-                say(scores.breakdown_table())
+                say(_top(scores).breakdown_table())
     if out is not None:
         write_predictions(rows, out)
     if as_json:
@@ -180,9 +181,14 @@ def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, 
         say(_both_table(found))
 
 
+def _top(scores: Any) -> Any:
+    """The scores of the best windows, where ranked ones stand around them."""
+    return getattr(scores, "top", scores)
+
+
 def _both_table(found: dict[str, tuple[Any, float]]) -> str:
     """The two modes of one policy beside each other, percent."""
     rows = [["", "mIoU", "R1@0.3", "R1@0.5", "R1@0.7", "tokens"]]
-    rows += [[mode, *(f"{100 * scores.metrics[name]:.1f}" for name in ("miou", "r1@0.3", "r1@0.5", "r1@0.7")),
+    rows += [[mode, *(f"{100 * _top(scores).metrics[name]:.1f}" for name in ("miou", "r1@0.3", "r1@0.5", "r1@0.7")),
               f"{tokens:.1f}"] for mode, (scores, tokens) in found.items()]
     return "\n".join(f"{row[0]:<10}" + "".join(f"{cell:>9}" for cell in row[1:]) for row in rows)

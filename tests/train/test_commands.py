@@ -46,6 +46,13 @@ def test_train_then_eval_then_scoring_the_answers_file_gives_one_score(
     assert code == 0
     for name in ("miou", "r1@0.3", "r1@0.5", "r1@0.7", "timestamps", "first_span", "queries"):
         assert again[name] == pytest.approx(scores[name]), name
+    ranked = ["--protocol", "moment-detr", "--json"]
+    code, out, _ = run(capsys, "eval", "--policy", trained["export"], "--shards", str(tiny.shards), "--split", "train",
+                       "--max-new-tokens", "96", *ranked)
+    of_policy = json.loads(out)
+    code, out, _ = run(capsys, "eval", "--predictions", str(answers), "--annotations", str(annotations), *ranked)
+    of_file = json.loads(out)
+    assert of_policy["map"] == pytest.approx(of_file["map"]) and 0 < of_policy["map"]["mAP@0.5"] < 1
     code, out, _ = run(capsys, "eval", "--policy", trained["export"], "--shards", str(tiny.shards), "--sampled",
                        "--max-new-tokens", "96", "--limit", "3", "--protocol", "time-r1")
     assert code == 0 and "sampled decoding" in out and "protocol time-r1: 3 queries" in out
