@@ -117,8 +117,10 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
         rows = sum(len(clip.rows) for clip in clips)
         assert rows == written + len(skipped), f"slice {index}: {rows} rows, {written} written, {len(skipped)} skipped"
         writer.finish()
-        # Older shards must not count as those of the new ledger, should the job be killed between the two.
-        for kind in kinds:
+        # Older shards must not count as those of the new ledger, should the job be killed between the two; nor older
+        # frame variants as those of the new clips, where this job makes none.
+        older = [path.relative_to(job.config.out).as_posix() for path in Path(job.config.out).glob("variants/*")]
+        for kind in {*kinds, *older}:
             Path(job.config.out, sidecar_path(kind, index)).unlink(missing_ok=True)
         write_ledger(job.state, index, ledger)
         writer.commit()

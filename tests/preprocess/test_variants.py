@@ -189,6 +189,8 @@ def test_a_clip_that_came_back_gets_what_was_added_meanwhile(job: Make, tmp_path
     shutil.copy(videos / "v0.mp4", folder)
     assert preprocess(config, retry="transient").made == 1
     assert any("different records" in problem for problem in verify(config.out).problems)
+    back = open_shards(config.out)
+    assert {back.reading(name).variant_settings() for name in back.encoders} == {None}, "none without the clip's own"
     assert preprocess(second, only="features").made == 1
     assert preprocess(job(videos=folder, variants=VARIANTS), only="variants").made == 1
     assert verify(config.out).problems == []
