@@ -139,7 +139,7 @@ def is_due(run: Run, every: int) -> bool:
 
 def validate(run: Run) -> None:
     """Greedy scores on the validation split, of several sets over all their queries together; the best so far is kept
-    as a checkpoint of its own."""
+    as a checkpoint of its own, unless updates are not finite just then."""
     knobs = run.config.validation
     if knobs.split is None:
         return
@@ -157,7 +157,8 @@ def validate(run: Run) -> None:
         scores["sets"] = {name: {key: one[key] for key in ("queries", *METRICS)} for name, one in each.items()}
     run.log(run.state.step, {"eval": {**scores, "split": knobs.split}, "seconds": time.monotonic() - started})
     score = float(scores["miou"])
-    if run.state.step and (run.state.best_score is None or score > run.state.best_score):
+    if run.state.step and not run.state.nonfinite_streak and (
+            run.state.best_score is None or score > run.state.best_score):
         run.state.best_step, run.state.best_score = run.state.step, score
         keep(run)
 

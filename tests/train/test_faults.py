@@ -273,10 +273,12 @@ def test_a_torn_line_is_passed_over_and_a_damaged_one_is_named(whole: Path, tmp_
 
 def test_updates_that_are_not_finite_write_no_checkpoint_and_leave_their_batch(make_config: Make) -> None:
     config = make_config(length={"amount": 6}, optimizer={"lr": 1e30, "max_nonfinite": 2},
-                         checkpoint={"every": 1, "keep": 1, "dump_rollouts": False})  # fmt: skip
+                         checkpoint={"every": 1, "keep": 1, "dump_rollouts": False},
+                         validation={"split": "val", "every": 2, "max_new_tokens": 8})  # fmt: skip
     with pytest.raises(TaroError, match=r"not finite in 2 steps in a row.*step-000002\.jsonl"):
         train(config)
-    assert [row["skipped"] for row in lines(config.out)] == [0, 1, 1]
+    assert [row["skipped"] for row in lines(config.out) if "skipped" in row] == [0, 1, 1]
+    assert [row["step"] for row in lines(config.out) if "eval" in row] == [0, 2], "the first score would be the best"
     assert [path.name for path in checkpoints(config.out / "checkpoints")] == ["step-000001"]
     assert sorted(path.name for path in (config.out / "rollouts").iterdir()) == [
         "step-000001.jsonl", "step-000002.jsonl"]
