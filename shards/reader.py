@@ -322,8 +322,9 @@ def open_shards(path_or_url: str | Path, encoder: str | None = None) -> ShardSet
     return ShardSet(open_store(path_or_url), encoder)
 
 
-def check_encoder(shard_set: ShardSet, fingerprint: EncoderFingerprint) -> str:
-    """The name of the set's features that a policy with this fingerprint can be trained on.
+def check_encoder(shard_set: ShardSet, fingerprint: EncoderFingerprint, *, policy: str | None = None) -> str:
+    """The name of the set's features that a policy with this fingerprint can be trained on; `policy`: how its user
+    names it.
 
     ShardError with both fingerprints, what differs, and the command that would fix it, where there are none. What is
     compared is what decides the numbers: family, tower, dtype and sampling, not the model's name.
@@ -342,7 +343,7 @@ def check_encoder(shard_set: ShardSet, fingerprint: EncoderFingerprint) -> str:
         f"{fingerprint.dtype})\n"
         + "\n".join(lines or ["  set:    no features"])
         + "\nadd this policy's features with `taro preprocess RECIPE --set out="
-        f"{shard_set.store.root} --only features --policy {fingerprint.model_id}`")
+        f"{shard_set.store.root} --only features --policy {policy or fingerprint.model_id}`")
 
 
 def _numbers(fingerprint: EncoderFingerprint) -> dict[str, object]:

@@ -39,7 +39,7 @@ from train.trackers import Tracker, check_trackers, cut_back, open_trackers
 from train.update import make_optimizer
 
 __all__ = ["Run", "compute_device", "load_frozen", "open_encoded_shards", "open_run", "policy_folder",
-           "policy_no_think", "policy_template", "with_variants"]
+           "policy_name", "policy_no_think", "policy_template", "with_variants"]
 
 log = logging.getLogger(__name__)
 
@@ -251,6 +251,14 @@ def policy_folder(name: str) -> Path:
     return Path(name)
 
 
+def policy_name(folder: Path) -> str:
+    """The other way: what to write for a folder in a command."""
+    from taro.sandbox import MODELS, weights_folder
+
+    shipped = folder.name in MODELS and folder == Path(weights_folder(folder.name))
+    return f"sandbox:{folder.name}" if shipped else str(folder)
+
+
 def policy_template(policy: Policy, name: str | None = None) -> PromptTemplate:
     """The prompt template asked for; else the one that the policy's folder names; else "taro"."""
     return load_template(name or policy.template_name or "taro")
@@ -277,7 +285,7 @@ def open_encoded_shards(path: str | Path, policy: Policy, *, encoder: str | None
         mine = ours.model_copy(update={"sampling": fingerprint.sampling, "dtype": fingerprint.dtype})
         if mine.hex8 == fingerprint.hex8:
             return shard_set.reading(fingerprint.name)
-    check_encoder(shard_set, ours)  # raises, naming both fingerprints
+    check_encoder(shard_set, ours, policy=policy_name(policy.folder))  # raises, naming both fingerprints
     raise AssertionError("check_encoder accepts a fingerprint that no encoder of the set has")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -153,7 +154,8 @@ def test_what_does_not_fit_names_its_set(make_config: Callable[..., TrainConfig]
         open_run(make_config(shards=two(tiny, few), validation={"split": "other", "sets": ["few"]}), resume=False)
     other = load_policy(tiny_qwen2_5_vl(tmp_path / "other", width=WIDTH, seed=9))
     foreign = tiny_shards(tmp_path / "foreign", other)
-    with pytest.raises(ShardError, match="foreign: the features were not made by this policy's vision tower"):
+    with pytest.raises(ShardError, match=r"foreign: the features were not made by this policy's vision tower(?s:.*)"
+                                         rf"--policy {re.escape(str(tiny.policy))}`"):
         open_run(make_config(shards=[str(tiny.shards), str(foreign)]), resume=False)
 
 
