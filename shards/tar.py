@@ -87,8 +87,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> str:
     """A shard at `path` from (name, data), in any order; returns its sha256. Not atomic: `SliceWriter` is."""
     with path.open("wb") as file:
         writer = TarWriter(file)
-        for name, data in sorted(members):
-            key, _, ext = name.partition(".")
+        for (key, _, ext), data in sorted((name.partition("."), data) for name, data in members):
             writer.add(key, ext, data)
         return writer.close()
 
