@@ -117,11 +117,7 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
         rows = sum(len(clip.rows) for clip in clips)
         assert rows == written + len(skipped), f"slice {index}: {rows} rows, {written} written, {len(skipped)} skipped"
         writer.finish()
-        # Older shards must not count as those of the new ledger, should the job be killed between the two; nor older
-        # frame variants as those of the new clips, where this job makes none.
-        older = [path.relative_to(job.config.out).as_posix() for path in Path(job.config.out).glob("variants/*")]
-        for kind in {*kinds, *older}:
-            Path(job.config.out, sidecar_path(kind, index)).unlink(missing_ok=True)
+        _withdraw(job.config.out, index, kinds)
         write_ledger(job.state, index, ledger)
         writer.commit()
     return ledger
@@ -129,6 +125,14 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
 
 def _kinds(job: Job) -> tuple[str, ...]:
     return job.kinds if job.variants_kind is None else (*job.kinds, job.variants_kind)
+
+
+def _withdraw(out: Path, index: int, kinds: Sequence[str]) -> None:
+    """Takes back a slice's older shards: they must not count as those of the new ledger, should the job be killed
+    between the two; nor older frame variants as those of the new clips, where this job makes none."""
+    variants = [path.relative_to(out).as_posix() for path in out.glob("variants/*")]
+    for kind in (*kinds, *variants):
+        Path(out, sidecar_path(kind, index)).unlink(missing_ok=True)
 
 
 def _sweep(job: Job, index: int) -> None:
