@@ -23,6 +23,7 @@ from shards.filter import Selection, named
 from shards.mix import MixedOrder
 from shards.reader import QueryRef, Sample, ShardSet
 from taro.errors import ConfigError
+from taro.text import visible
 from train.config import ShardSource, TrainConfig
 
 __all__ = ["TrainingData", "TrainingSet", "data_lines", "select"]
@@ -93,6 +94,19 @@ class TrainingData:
         self.order = MixedOrder([len(one.refs) for one in self.drawn], [one.source.weight for one in self.drawn],
                                 seed=config.seed, draws=config.data.draws, names=[one.name for one in self.drawn])
         self.validated = self._validated(config)
+        self._tell_unknown()
+
+    def _tell_unknown(self) -> None:
+        """Warns of names that a filter asks for and none of its sets holds: they choose nothing."""
+        for field in ("queries", "keys"):
+            for asked in dict.fromkeys(getattr(one.source, field) for one in self.sets):
+                mine = [one for one in self.sets if getattr(one.source, field) == asked]
+                lost = sorted(named(asked or ()).difference(*(_names(one.shard_set, field) for one in mine)))
+                if lost:
+                    log.warning("%s: no %s named %s%s; the filter %s chooses nothing by them", ", ".join(
+                        str(one.source.path) for one in mine), "query" if field == "queries" else "clip", ", ".join(
+                        visible(name[:80]) for name in lost[:5]), f" and {len(lost) - 5:,} more" * (len(lost) > 5),
+                        field)
 
     def _too_few(self, config: TrainConfig, found: int) -> str:
         if len(self.sets) > 1 or config.data.draws is not None:
@@ -187,6 +201,11 @@ def data_lines(summary: dict[str, Any]) -> list[str]:
                      f"{f' (left out by {left_out})' if left_out else ''}{weight}, {drawn}")
     return [*lines, f"an epoch: {summary['draws_per_epoch']:,} draws, {summary['steps_per_epoch']:,} steps of "
                     f"{summary['prompts']}, {summary['left_over_per_epoch']} left over"]
+
+
+def _names(shard_set: ShardSet, field: str) -> set[str]:
+    """What the filter `field` can name in a set."""
+    return set(shard_set.keys) if field == "keys" else {ref.query.id for ref in shard_set.queries()}
 
 
 def _left_out_text(one: TrainingSet) -> str:

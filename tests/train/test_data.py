@@ -142,6 +142,20 @@ def test_every_query_is_accounted_for(tiny: Tiny, few: Path, tmp_path: Path) -> 
     assert data_lines(told)[2].endswith("for validation alone")
 
 
+def test_names_that_no_set_holds_are_told(make_config: Callable[..., TrainConfig], tiny: Tiny, few: Path,
+                                          caplog: pytest.LogCaptureFixture) -> None:
+    # q2 is in one of the two sets that share the filter, and clip-05 in the set that is asked for it
+    shards = [{"path": str(tiny.shards), "name": "all", "keys": ["clip-05", "clip-02", "clip-0\u202e"]},
+              {"path": str(few)}]
+    run = open_run(make_config(shards=shards, data={"queries": ["q0", "q2", "q5", "q99"]}, rollout={"prompts": 2}),
+                   resume=False)
+    run.close()
+    told = [record.getMessage() for record in caplog.records if "chooses nothing" in record.getMessage()]
+    assert len(told) == 2
+    assert f"{tiny.shards}, {few}: no query named q99; the filter queries" in told[0]
+    assert f"{tiny.shards}: no clip named clip-0[U+202E]; the filter keys" in told[1]
+
+
 def test_what_does_not_fit_names_its_set(make_config: Callable[..., TrainConfig], tiny: Tiny, few: Path,
                                          tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"few \(few\): its filters leave none of its 4 queries \(text: 2, split: 2"):
