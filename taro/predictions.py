@@ -290,7 +290,7 @@ def _response(number: int, text: str, where: str, protocol: str) -> Response:
             f'{where}: expected "text" (a response), "predicted" ([start, end] or null) or "pred_relevant_windows", '
             "got none of them"
         )
-    if reasoning is None and isinstance(data.get("text"), str):
+    if reasoning is None and isinstance(data.get("text"), str) and "<think>" in data["text"]:
         reasoning = parse_reasoning(data["text"]).text
     clip_scores = _clip_scores(data["pred_saliency_scores"], where) if "pred_saliency_scores" in data else None
     return Response(number, name, predicted, reasoning if isinstance(reasoning, str) else None, ranked, clip_scores,

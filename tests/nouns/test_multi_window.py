@@ -17,7 +17,7 @@ from taro.metrics_protocols import set_iou
 from taro.moment import Moment, iou
 from taro.predictions import evaluate_file
 from taro.prompts import ANSWER_PARSERS, load_template, parse_answer, parse_answers
-from train.evaluate import EvalRow, predictions, write_predictions
+from train.evaluate import EvalRow, predictions, score_rows, write_predictions
 from train.report_data import read_predictions, row_iou
 from train.rewards import rewards, timestamp_aware_iou, timestamp_aware_set_iou
 
@@ -128,6 +128,16 @@ def test_answers_of_a_policy_go_out_and_come_back(tmp_path: Path) -> None:
     assert "2.00s to 5.50s, 8.00s to 9.00s" in shown
     plain = Prediction("1", "v", Moment(2, 5.5), row.windows, 10.0)
     assert evaluate_predictions([plain], protocol="multi-window").miou == pytest.approx(3.5 / 4.5)
+
+
+@pytest.mark.parametrize(("text", "timestamps"), [(TWO, None), (f"<think>at 3.0s</think>{TWO}", 1.0)])
+def test_a_policy_and_the_file_of_its_answers_score_the_same(tmp_path: Path, text: str,
+                                                             timestamps: float | None) -> None:
+    row = EvalRow("k", "1", "q", "v", "0" * 64, text, Moment(2, 5.5), (Moment(2, 5.5), Moment(8, 9)), 10.0, 9, True,
+                  (Moment(2, 5.5), Moment(8, 9)))
+    of_policy, of_file = score_rows([row], protocol="taro"), scored(tmp_path, "taro", text=text).scores
+    assert of_policy.timestamps == of_file.timestamps == timestamps  # none of an answer alone, not 0 %
+    assert (of_policy.metrics, of_policy.first_span) == (of_file.metrics, of_file.first_span)
 
 
 def test_our_example_for_several_windows_is_read() -> None:
