@@ -38,7 +38,7 @@ from train.rollouts import uses_bf16
 from train.trackers import Tracker, check_trackers, cut_back, open_trackers
 from train.update import make_optimizer
 
-__all__ = ["Run", "compute_device", "load_frozen", "open_encoded_shards", "open_run", "policy_folder",
+__all__ = ["Run", "compute_device", "load_frozen", "open_encoded_shards", "open_policy", "open_run", "policy_folder",
            "policy_name", "policy_no_think", "policy_template", "with_variants"]
 
 log = logging.getLogger(__name__)
@@ -232,6 +232,12 @@ def load_frozen(folder: Path, device: torch.device, *, bf16: bool) -> Policy:
                 module.to(torch.bfloat16)
         policy.model.to(device)
     return policy
+
+
+def open_policy(name: str, device: str) -> Policy:
+    """A policy to ask, by folder or `sandbox:NAME`, on the device of that name; in bfloat16 on a GPU."""
+    where = compute_device(device)
+    return load_frozen(policy_folder(name), where, bf16=where.type == "cuda")
 
 
 def compute_device(name: str) -> torch.device:

@@ -139,17 +139,9 @@ def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, 
     from taro.errors import ConfigError
     from taro.mllm import Decoding
     from train.evaluate import evaluate_policy, missing_predictions, rank_rows, score_rows, write_predictions
-    from train.run import (
-        compute_device,
-        load_frozen,
-        open_encoded_shards,
-        policy_folder,
-        policy_no_think,
-        policy_template,
-    )
+    from train.run import open_encoded_shards, open_policy, policy_no_think, policy_template
 
-    where = compute_device(device)
-    policy = load_frozen(policy_folder(name), where, bf16=where.type == "cuda")
+    policy = open_policy(name, device)
     modes = [False, True] if both else [policy_no_think(policy, no_think)]
     shard_set = open_encoded_shards(shards, policy)
     missing = missing_predictions(shard_set, split) if limit is None else []

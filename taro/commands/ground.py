@@ -85,17 +85,9 @@ def _answer(shards: Path, policy_name: str, template: str | None, no_think: bool
             max_new_tokens: int, repetition_penalty: float) -> Any:
     from taro.mllm import Decoding
     from train.evaluate import evaluate_policy
-    from train.run import (
-        compute_device,
-        load_frozen,
-        open_encoded_shards,
-        policy_folder,
-        policy_no_think,
-        policy_template,
-    )
+    from train.run import open_encoded_shards, open_policy, policy_no_think, policy_template
 
-    where = compute_device(device)
-    policy = load_frozen(policy_folder(policy_name), where, bf16=where.type == "cuda")
+    policy = open_policy(policy_name, device)
     decoding = Decoding(max_new_tokens, temperature=0.0, repetition_penalty=repetition_penalty)
     return evaluate_policy(policy, open_encoded_shards(shards, policy), template=policy_template(policy, template),
                            decoding=decoding, protocol="multi-window",

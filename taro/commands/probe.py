@@ -6,6 +6,7 @@ Thin: `train.probe` samples and scores, `train.probe_report` says what came out.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,49 +44,39 @@ def probe(
     from taro.metrics_page import write_page
     from train.probe import conditions, probe_policy
     from train.probe_report import probe_page, probe_table, summarise
-    from train.run import (
-        compute_device,
-        load_frozen,
-        open_encoded_shards,
-        policy_folder,
-        policy_no_think,
-        policy_template,
-        with_variants,
-    )
+    from train.run import open_encoded_shards, open_policy, policy_no_think, policy_template, with_variants
 
     if over not in (None, "reasoning", "response"):
         raise ConfigError(f"--over {over}: expected reasoning or response")
     conditions(_words(kinds), _seconds(radius), _words(boundary))  # a wrong word is told before anything is loaded
-    where = compute_device(device)
-    loaded = load_frozen(policy_folder(policy), where, bf16=where.type == "cuda")
+    loaded = open_policy(policy, device)
     alone = policy_no_think(loaded, no_think)
     over = over or ("response" if alone else "reasoning")
     shard_set, frame_s = open_encoded_shards(shards, loaded), None
     if "frame" in _words(kinds):
         shard_set, settings = with_variants(shard_set)
         frame_s = settings.dt_s
-    asked = conditions(_words(kinds), _seconds(radius), _words(boundary), frame_s=frame_s)
     with progress("probing", quiet=as_json) as shown:
         found = probe_policy(
-            loaded, shard_set, template=policy_template(loaded, template), asked=asked, split=split, limit=limit,
-            group=group, seed=seed, over="response" if over == "response" else "reasoning",
-            no_think=alone, max_new_tokens=max_new_tokens, batch_prompts=batch, progress=shown.update)
+            loaded, shard_set, template=policy_template(loaded, template), split=split, limit=limit,
+            asked=conditions(_words(kinds), _seconds(radius), _words(boundary), frame_s=frame_s),
+            group=group, seed=seed, over="response" if over == "response" else "reasoning", no_think=alone,
+            max_new_tokens=max_new_tokens, batch_prompts=batch, progress=shown.update)
     summary = {"policy": policy, "shards": str(shards), "split": split, "seed": seed, "group": group, "over": over,
                "no_think": alone, **summarise(found, seed=seed)}
     if out is not None:
-        made_by = _command(summary, limit, f"--kinds {kinds} --radius {radius} --boundary {boundary}", max_new_tokens)
+        made_by = _command(summary, kinds=kinds, radius=radius, boundary=boundary, limit=limit, template=template,
+                           max_new_tokens=max_new_tokens)
         write_page(out, probe_page(found, summary, title=f"Probe of {policy}", made_by=made_by))
     say(json.dumps(summary) if as_json else probe_table(summary))
 
 
-def _command(asked: dict[str, Any], limit: int | None, conditions: str, max_new_tokens: int) -> str:
+def _command(summary: dict[str, Any], **asked: Any) -> str:
     """The command that makes a page again."""
-    return " ".join([
-        f"taro probe --policy {asked['policy']} --shards {asked['shards']}",
-        *([f"--split {asked['split']}"] if asked["split"] else []), *([f"--limit {limit}"] if limit else []),
-        conditions,
-        f"--group {asked['group']} --seed {asked['seed']} --over {asked['over']} --max-new-tokens {max_new_tokens}",
-        *(["--no-think"] if asked["no_think"] else [])])
+    told = {name: summary[name] for name in ("policy", "shards", "split", "group", "seed", "over")} | asked
+    words = [word for name, value in told.items() if value is not None
+             for word in (f"--{name.replace('_', '-')}", str(value))]
+    return shlex.join(["taro", "probe", *words, "--no-think" if summary["no_think"] else "--think"])
 
 
 def _words(text: str) -> list[str]:

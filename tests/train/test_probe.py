@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +184,10 @@ def test_the_command_on_a_sandbox_set_with_the_shipped_policy(
     assert (summary["queries"], summary["rollouts"], len(summary["conditions"])) == (2, 4, 2)
     assert all(row["drop"] is not None and len(row["by_position"]) == 10 for row in summary["conditions"])
     assert [row["kinds"] for row in summary["rank_correlations"]] == [["patch", "noise"]]
-    assert "<svg" in page.read_text() and "taro probe --policy sandbox:policy" in page.read_text()
+    assert "<svg" in page.read_text()
+    command = next(html.unescape(line) for line in page.read_text().split("<pre>") if line.startswith("taro probe"))
+    assert "--no-think" not in command and "--think" in command, "whatever the policy was trained for"
+    code, again, said = run(capsys, *shlex.split(command.partition("</pre>")[0])[1:], "--json")
+    assert code == 0 and json.loads(again) == summary, "the page's command makes it again"
     code, out, _ = run(capsys, *words)
     assert code == 0 and out.startswith("4 rollouts of 2 queries in 2 videos") and "noise" in out
