@@ -136,6 +136,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     data = TrainingData([_open_set(source, policy, config) for source in config.sources], config)
     data.tell_unguided(config)
     template = policy_template(policy, config.template)
+    template.user_text("", no_think=config.reward.no_think)  # or it is told here: the folder is not begun yet
     with telling(config.out, lambda: AGAIN):
         lock = _lock(config, resume=resume)
         for name in ("checkpoints", "rollouts"):

@@ -18,7 +18,7 @@ from tests.train.conftest import Tiny
 from tests.train.tiny import CLIPS, TEMPLATE, clip_record, response
 from train.config import TrainConfig
 from train.grpo import train
-from train.run import policy_no_think
+from train.run import open_run, policy_no_think
 from train.trackers import read_jsonl
 
 STEPS = 40
@@ -109,6 +109,15 @@ def test_what_says_neither_yes_nor_no_is_refused(both_forms: Path) -> None:
             policy_no_think(policy)
     finally:
         said.write_text(kept)
+
+
+def test_a_template_without_the_mode_is_told_before_the_folder_is_begun(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "reasons.yaml").write_text(TEMPLATE.model_copy(update={"no_think_text": None}).model_dump_json())
+    config = tiny.config(tmp_path / "run", template=str(tmp_path / "reasons.yaml"), curriculum={"schedule": "off"},
+                         reward={"no_think": True, "drop_over": "response"})
+    with pytest.raises(ConfigError, match="template tiny has no no_think_text; add one"):
+        open_run(config, resume=False)
+    assert not config.out.exists()
 
 
 def test_the_flag_is_three_settings() -> None:
