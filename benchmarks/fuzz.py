@@ -247,6 +247,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="taro-fuzz-seeds-") as seeds:
         known = {target.name: target for target in (*shard_targets(Path(seeds)), *other_targets(Path(seeds)))}
         names = list(known) if args.what == "all" else args.what.split(",")
+        if unknown := sorted({*names} - {*known}):
+            parser.error(f"--what {', '.join(unknown)}: expected all, or some of {', '.join(known)}")
         if args.replay is not None:
             with tempfile.TemporaryDirectory() as folder:
                 files = known[names[0]].make(generator(args.seed, names[0], args.replay))
