@@ -29,6 +29,7 @@ MAX_WINDOWS = 200
 MAX_CAPTIONS = 10_000
 MAX_TIME_S = 1e6
 MAX_SALIENT_CLIPS = 10_000
+SHOWN_ITEMS = 4
 FAR_OVER_S = 1.0
 
 SWAPPED = "window swapped"
@@ -335,5 +336,14 @@ def _saliency(value: Any, found: _Findings) -> Saliency | None:
 
 def _shown(value: Any) -> str:
     """A value of a stranger's file, short enough for a message and on one line."""
-    text = ascii(value) if isinstance(value, str) else str(type(value).__name__)
+    if isinstance(value, list | tuple) and len(value) <= SHOWN_ITEMS:
+        text = f"[{', '.join(_shown_item(item) for item in value)}]"
+    else:
+        text = _shown_item(value) if isinstance(value, str) else type(value).__name__
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _shown_item(value: Any) -> str:
+    if isinstance(value, str | float) or (isinstance(value, int) and abs(value) <= MAX_TIME_S):
+        return ascii(value)
+    return type(value).__name__

@@ -68,7 +68,7 @@ def test_csv_cells_are_texts(tmp_path: Path) -> None:
     ]
     assert report.rows[0].captions is not None and report.rows[0].captions[0].text == "runs"
     reasons = [o.reason for o in report.outcomes if isinstance(o, Dropped)]
-    assert reasons[0] == "window is not two numbers: list" and reasons[1].startswith("cell cannot be read")
+    assert reasons[0] == "window is not two numbers: ['x', 4.0]" and reasons[1].startswith("cell cannot be read")
 
 
 def test_nested_values_by_path(tmp_path: Path) -> None:
