@@ -104,18 +104,28 @@ class FileEvaluation:
 
 @dataclass(frozen=True)
 class FileComparison:
-    """Two predictions files on the same queries."""
+    """Two predictions files on the same queries. `missing`, `unparsable`, `unknown`: how many of A and of B; the first
+    two are queries, and misses, the last are lines that answer no query."""
 
     comparison: Comparison
     lint: LintReport
+    missing: tuple[int, int]
+    unparsable: tuple[int, int]
+    unknown: tuple[int, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the comparison and the counts of the annotations."""
-        return self.comparison.as_dict() | {"annotations": self.lint.counts}
+        """For JSON: the comparison, what each file did not answer, the counts of the annotations."""
+        sides = {name: list(getattr(self, name)) for name in ("missing", "unparsable", "unknown")}
+        return self.comparison.as_dict() | sides | {"annotations": self.lint.counts}
 
     def table(self) -> str:
-        """Plain text."""
-        return self.comparison.table()
+        """Plain text: the comparison, then what each file did not answer."""
+        counts = (self.missing, self.unparsable, self.unknown)
+        missing, unparsable, unknown = (f"{a:,} in A, {b:,} in B" for a, b in counts)
+        lines = [self.comparison.table(), f"missing {missing}; unparsable {unparsable} (counted as misses)"]
+        if any(self.unknown):
+            lines.append(f"predictions that answer no query of these annotations: {unknown}")
+        return "\n".join(lines)
 
 
 def evaluate_file(
@@ -164,11 +174,15 @@ def compare_files(
     protocol_named(protocol)
     lint, rows = _queries(annotations, dataset=dataset, split=split, lengths=lengths, columns=columns)
     responses = [read_responses(path, protocol=protocol) for path in (a, b)]
-    sides = [_joined(said, rows, path, annotations)[0] for said, path in zip(responses, (a, b), strict=True)]
+    joined = [_joined(said, rows, path, annotations) for said, path in zip(responses, (a, b), strict=True)]
+    sides = [found for found, _ in joined]
     ranked = [join_ranked(said, rows) for said in responses] if protocol == "moment-detr" else []
     compared = compare_predictions(*sides, protocol=protocol, bootstrap_seed=bootstrap_seed,
                                    more=comparable_columns(*ranked) if ranked else None)  # fmt: skip
-    return FileComparison(compared, lint)
+    missing_a, missing_b = (sum(one.missing for one in side) for side in sides)
+    unread_a, unread_b = (sum(one.predicted is None and not one.missing for one in side) for side in sides)
+    return FileComparison(compared, lint, (missing_a, missing_b), (unread_a, unread_b),
+                          (len(joined[0][1]), len(joined[1][1])))  # fmt: skip
 
 
 def _queries(
@@ -177,8 +191,10 @@ def _queries(
     lint = import_annotations(annotations, dataset=dataset, split=split or "test", lengths=lengths, columns=columns)
     rows = [row for row in lint.rows if split is None or row.split == split]
     if not rows:
+        of_split = f" of split {split}" if split else ""
         raise AnnotationError(
-            f"{annotations}: expected queries{f' of split {split}' if split else ''}, got none usable"
+            f"{annotations}: expected queries{of_split}, got none usable; is it a {dataset} file (--dataset)? "
+            "`taro annotations lint` says what is wrong with each line"
         )
     return lint, rows
 

@@ -55,6 +55,10 @@ def evaluate(
     if shards is None and annotations is None:
         raise typer.BadParameter("--videos and --predictions need --annotations")
     if predictions is not None:
+        if policy is not None or out is not None or limit is not None or both:
+            raise typer.BadParameter("--predictions are answers already; leave --policy, --out, --limit and --both out")
+        if compare is not None and (breakdown or html is not None):
+            raise typer.BadParameter("--compare prints one table; leave --breakdown and --html to runs of one file")
         _score_file(predictions, annotations, dataset, split, lengths, protocol, seed, as_json, compare, breakdown,
                     html, column or [])
         return

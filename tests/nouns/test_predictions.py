@@ -15,7 +15,7 @@ from taro.errors import AnnotationError, ConfigError
 from taro.metrics import PROTOCOLS, Prediction
 from taro.metrics_page import Example, choose, examples_page, write_page
 from taro.moment import Moment
-from taro.predictions import FileEvaluation, evaluate_file
+from taro.predictions import FileEvaluation, compare_files, evaluate_file
 
 RESPONSE = "<think>From 0.0s to 5.0s, here</think><answer>{}</answer>"
 
@@ -127,6 +127,24 @@ def test_the_command_compares_and_breaks_down(tmp_path: Path, capsys: pytest.Cap
             main([*words, *more])
         assert (ended.value.code or 0) == 0 and shown in capsys.readouterr().out
     assert "Answers under taro" in (tmp_path / "new" / "x.html").read_text(encoding="utf-8")
+    for more in (["--policy", "x"], ["--limit", "2"], ["--both"], ["--compare", str(other), "--breakdown"],
+                 ["--compare", str(other), "--html", str(tmp_path / "y.html")]):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:  # nothing that was asked for is left out in silence
+            main([*words, *more])
+        assert ended.value.code == 2 and "leave" in capsys.readouterr().err and not (tmp_path / "y.html").exists()
+
+
+def test_a_comparison_says_what_each_file_left_unanswered(tmp_path: Path) -> None:
+    """Three queries: A answers one and has a response without a moment, B answers one and a query that there is not."""
+    evaluated(tmp_path, {"qid": "a", "predicted": [0, 5]}, {"qid": "c", "text": "no idea"})
+    other = written(tmp_path / "q.jsonl", {"qid": "a", "predicted": [0, 10]}, {"qid": "zz", "predicted": [0, 5]})
+    found = compare_files(tmp_path / "p.jsonl", other, dataset="jsonl", annotations=tmp_path / "a.jsonl")
+    assert (found.missing, found.unparsable, found.unknown) == ((1, 2), (1, 0), (0, 1))
+    assert found.table().splitlines()[-2:] == [
+        "missing 1 in A, 2 in B; unparsable 1 in A, 0 in B (counted as misses)",
+        "predictions that answer no query of these annotations: 0 in A, 1 in B",
+    ]
+    assert found.as_dict()["missing"] == [1, 2]
 
 
 def test_dropped_lines_as_misses(tmp_path: Path) -> None:
