@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -161,8 +161,12 @@ def _place(at: dict[str, Any] | list[Any], part: str, override: str) -> Any:
 
 
 def _explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
+    items = error.errors()
+    # An item that cannot be read leaves its list too short as well, which says nothing more.
+    around = {item["loc"][:depth] for item in items for depth in range(len(item["loc"]))}
+    items = [item for item in items if item["type"] != "too_short" or item["loc"] not in around]
     lines = []
-    for item in error.errors()[:SHOWN]:
+    for item in items[:SHOWN]:
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             where = where[:200]
@@ -172,7 +176,7 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str) -> str
             # A rule between keys has no key of its own: its message names them.
             said = f"{where}: {item['msg']}, got {item.get('input')!r}" if where else str(item["msg"])
             lines.append(said.replace("Value error, ", "")[:500])
-    more = error.error_count() - len(lines)
+    more = len(items) - len(lines)
     return f"{source}: " + "; ".join(lines) + (f"; and {more:,} more" if more else "")
 
 
@@ -180,6 +184,13 @@ def _all_fields(model: type[BaseModel]) -> list[str]:
     names: list[str] = []
     for name, field in model.model_fields.items():
         names.append(name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += _all_fields(field.annotation)
+        for inner in _models(field.annotation):
+            names += _all_fields(inner)
     return names
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field may hold: itself, in a union or in a tuple."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]

@@ -178,7 +178,7 @@ def test_what_does_not_fit_names_its_set(make_config: Callable[..., TrainConfig]
     (["shards=[{path: a}, {path: 'b c'}]"], "'b c' does not name one of several"),
     (["shards=[{path: a, weight: 0}]"], "weight 0; expected one at least"),
     (["shards=[]"], "at least 1 item"),
-    (["shards=[{path: a, wight: 2}]"], "shards.sets.0.wight: unknown key"),
+    (["shards=[{path: a, wight: 2}]"], "shards.sets.0.wight: unknown key; did you mean weight.$"),
     (["shards=[{path: a, text: '('}]"], "expected a regular expression"),
     (["data.text='*'"], "expected a regular expression"),
     (["shards=[{path: a}, {path: b, split: val}]", "validation.split=val"], "split that b is trained on are both"),
