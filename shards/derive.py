@@ -24,9 +24,9 @@ from typing import Any
 from shards.format import MANIFEST, MAX_MANIFEST_BYTES, SKIPPED, Manifest
 from shards.manifest import SKIPPED_COLUMNS, build_manifest, read_skipped, write_card, write_manifest, write_skipped
 from shards.reader import ShardSet
-from shards.store import fsync_folder
 from shards.writer import SliceWriter
 from taro import __version__
+from taro.disk import fsync
 from taro.errors import ShardError
 from taro.records import ClipRecord, QueryRecord
 
@@ -92,10 +92,10 @@ def new_folder(out: str | Path, sources: Iterable[ShardSet]) -> Iterator[Path]:
         try:
             yield aside
             for folder in sorted(path for path in aside.rglob("*") if path.is_dir()):
-                fsync_folder(folder)
-            fsync_folder(aside)
+                fsync(folder)
+            fsync(aside)
             aside.rename(final)
-            fsync_folder(final.parent)
+            fsync(final.parent)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise

@@ -25,8 +25,9 @@ from shards.format import (
     Sidecar,
     kind_ok,
 )
-from shards.store import LocalStore, fsync_folder
+from shards.store import LocalStore
 from shards.strict import canonical_json, parse_model
+from taro.disk import fsync
 from taro.errors import ShardError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+    fsync(path.parent)
 
 
 def read_entries(root: str | Path) -> list[ShardEntry]:

@@ -14,28 +14,12 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from shards.format import CARD, MANIFEST, SKIPPED, kind_ok, split_kind
 from taro.errors import ShardError
 
-__all__ = ["LocalStore", "Store", "file_sha256", "fsync_folder", "open_store", "safe_name"]
-
-
-class Store(Protocol):
-    """What a reader needs of a place. `where(name)` names a file in messages."""
-
-    def where(self, name: str) -> str:
-        """The file's full name, for messages."""
-
-    def size(self, name: str) -> int:
-        """Bytes of the file; ShardError where it is missing or not a regular file."""
-
-    def read(self, name: str, *, limit_bytes: int) -> bytes:
-        """The whole file; ShardError where it is longer than the limit."""
-
-    def pread(self, name: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`, fewer at the end of the file."""
+__all__ = ["LocalStore", "file_sha256", "open_store", "safe_name"]
 
 
 def safe_name(name: str) -> bool:
@@ -50,15 +34,6 @@ def safe_name(name: str) -> bool:
     return kind_ok(kind) and re.fullmatch(rf"{split_kind(kind)[0]}-[0-9]{{6}}\.(?:tar|json)", file) is not None
 
 
-def fsync_folder(path: Path) -> None:
-    """Makes renames inside a folder last over a power cut."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def file_sha256(file: BinaryIO) -> str:
     """Hex digest of a file from where it stands to its end."""
     digest = hashlib.sha256()
@@ -68,22 +43,22 @@ def file_sha256(file: BinaryIO) -> str:
 
 
 class LocalStore:
-    """A folder."""
+    """A folder. `where(name)` names a file in messages."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def where(self, name: str) -> str:
-        """Path of the file."""
+        """The file's full name, for messages."""
         return str(self.root / name)
 
     def size(self, name: str) -> int:
-        """Bytes of the file."""
+        """Bytes of the file; ShardError where it is missing or not a regular file."""
         with self.open(name) as file:
             return os.fstat(file.fileno()).st_size
 
     def read(self, name: str, *, limit_bytes: int) -> bytes:
-        """The whole file."""
+        """The whole file; ShardError where it is longer than the limit."""
         with self.open(name) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit_bytes:
@@ -91,7 +66,7 @@ class LocalStore:
             return file.read(size)  # not the limit: all that is asked for is allocated
 
     def pread(self, name: str, offset: int, size: int) -> bytes:
-        """A range of the file; no more is allocated than the file has."""
+        """`size` bytes from `offset`, fewer at the end of the file; no more is allocated than it has."""
         with self.open(name) as file:
             room = max(os.fstat(file.fileno()).st_size - offset, 0)
             file.seek(offset)

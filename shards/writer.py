@@ -38,11 +38,12 @@ from shards.format import (
     split_kind,
 )
 from shards.manifest import build_manifest, read_entries, write_atomically, write_card, write_manifest, write_skipped
-from shards.store import LocalStore, file_sha256, fsync_folder
+from shards.store import LocalStore, file_sha256
 from shards.strict import canonical_json, parse_model
 from shards.tar import TarWriter, read_tar, write_tar
 from shards.tensors import pack_features, pack_frames, unpack_features
 from shards.variants import FrameVariants, pack_variants
+from taro.disk import fsync
 from taro.errors import ShardError
 from taro.features import VideoFeatures
 from taro.records import ClipRecord
@@ -177,7 +178,7 @@ class SliceWriter:
             # An older sidecar must not vouch for the new shard, not even for a moment.
             shard.sidecar.unlink(missing_ok=True)
             shard.temporary.rename(shard.final)
-            fsync_folder(shard.final.parent)
+            fsync(shard.final.parent)
         entries = []
         for shard in shards:
             sidecar = shard.describe()

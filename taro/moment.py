@@ -1,4 +1,4 @@
-"""A stretch of time in a video, and the only place where seconds and frames convert.
+"""A stretch of time in a video.
 
 Time is never a bare float elsewhere in taro: names end in `_s` (seconds), counts of frames in `_frames`. IoU here is
 intersection over hull (the union of two touching intervals, their hull otherwise), as METHOD and every grounding
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Moment", "best_iou", "frame_time_s", "iou", "nearest_frame"]
+__all__ = ["Moment", "best_iou", "iou"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -56,13 +56,3 @@ def iou(a: Moment, b: Moment) -> float:
 def best_iou(predicted: Moment, windows: tuple[Moment, ...] | list[Moment]) -> float:
     """`iou` against the window that fits best; 0 where there is none."""
     return max((iou(predicted, window) for window in windows), default=0.0)
-
-
-def frame_time_s(index: int, fps: float) -> float:
-    """Time of frame `index` in a video of constant rate `fps` (frames per second) that starts at 0."""
-    return index / fps
-
-
-def nearest_frame(time_s: float, fps: float, frames: int) -> int:
-    """Index in `[0, frames)` of the frame nearest to `time_s` at constant rate `fps`."""
-    return min(max(round(time_s * fps), 0), frames - 1)

@@ -26,15 +26,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from taro import draws
-from taro.boundaries import BOUNDARIES, Boundary, boundary_windows, shuffled
+from taro.boundaries import Boundary, boundary_windows, shuffled
 from taro.moment import Moment
 
 if TYPE_CHECKING:
     from shards.variants import FrameVariants
     from taro.features import VideoFeatures
 
-__all__ = ["BOUNDARIES", "KINDS", "Boundary", "Kind", "Order", "boundary_windows", "disrupted", "disruption",
-           "frame_disruption", "patch_disruption"]
+__all__ = ["KINDS", "Kind", "Order", "disrupted", "disruption", "frame_disruption"]
 
 Order = Literal["patch", "reverse", "elsewhere", "noise"]
 Kind = Literal["patch", "reverse", "elsewhere", "noise", "frame"]
@@ -42,18 +41,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 PLACING_TRIES = 32
 """random placements of `elsewhere` before its stretches are packed to the left"""
-
-
-def patch_disruption(times_S: np.ndarray, windows: Sequence[Moment], *, seed: int, epoch: int, sample: str,
-                     dt_s: float = 3.0) -> np.ndarray | None:
-    """Order [S] for `VideoFeatures.permuted`: each stretch of `boundary_windows` under a permutation drawn uniformly
-    from all but the identity. None where the video has fewer than 2 patches or the query no window.
-
-    >>> order = patch_disruption(np.arange(8.0), [Moment(0, 7)], seed=0, epoch=0, sample="v:1", dt_s=1.0)
-    >>> order.tolist()
-    [1, 0, 2, 3, 4, 5, 7, 6]
-    """
-    return disruption("patch", times_S, windows, seed=seed, epoch=epoch, sample=sample, dt_s=dt_s)
 
 
 def frame_disruption(features: VideoFeatures, variants: FrameVariants | None, *, seed: int, epoch: int,
@@ -86,6 +73,8 @@ def disruption(kind: Order, times_S: np.ndarray, windows: Sequence[Moment], *, s
     all boundaries, whichever of them `boundary` names.
 
     >>> where = {"seed": 0, "epoch": 0, "sample": "v:1", "dt_s": 1.0}
+    >>> disruption("patch", np.arange(8.0), [Moment(0, 7)], **where).tolist()
+    [1, 0, 2, 3, 4, 5, 7, 6]
     >>> disruption("reverse", np.arange(8.0), [Moment(1, 6)], **where).tolist()
     [2, 1, 0, 3, 4, 7, 6, 5]
     >>> disruption("elsewhere", np.arange(8.0), [Moment(0, 7)], **where).tolist()

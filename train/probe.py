@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from taro.boundaries import BOUNDARIES, Boundary, boundary_windows
 from taro.errors import ConfigError
 from taro.moment import Moment
 from train.config import TrainConfig
-from train.disruption import BOUNDARIES, KINDS, Boundary, Kind, boundary_windows
+from train.disruption import KINDS, Kind
 from train.evaluate import evaluation_queries
 from train.probe_stats import means_by_position
 from train.rewards import log_prob_drop, rewards

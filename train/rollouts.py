@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from taro import draws
+from taro.boundaries import Boundary
 from taro.features import VideoFeatures
 from taro.mllm import Decoding, Policy, Prompt, generate, score
 from train.config import TrainConfig
 from train.curriculum import guided_rollouts
-from train.disruption import Boundary, disrupted
+from train.disruption import disrupted
 from train.prefixes import draw_paths, prefix_ids
 
 if TYPE_CHECKING:
