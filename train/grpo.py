@@ -176,7 +176,7 @@ def export_run(run: Run) -> Path:
     """Writes `out`/export, a Hugging Face folder that loads unedited, with the prompt template beside the weights. An
     older export is there until the new one is whole."""
     final, temporary, old = (run.folder / name for name in ("export", ".tmp-export", ".tmp-old-export"))
-    _use_wanted_weights(run)
+    exported = _use_wanted_weights(run)
     for left in (temporary, old):
         shutil.rmtree(left, ignore_errors=True)
     try:
@@ -185,7 +185,7 @@ def export_run(run: Run) -> Path:
         write_text(temporary / "template.yaml", yaml.safe_dump(template.model_dump(mode="json"), sort_keys=False))
         write_text(temporary / "taro.json", json.dumps(
             {"template": "template.yaml", "template_name": template.name, "template_sha256": template.sha256,
-             "no_think": run.config.reward.no_think, "steps": run.state.step, "seed": run.config.seed}, indent=1))
+             "no_think": run.config.reward.no_think, "steps": exported, "seed": run.config.seed}, indent=1))
         for file in temporary.iterdir():
             fsync(file)
     except BaseException:
@@ -199,13 +199,14 @@ def export_run(run: Run) -> Path:
     return final
 
 
-def _use_wanted_weights(run: Run) -> None:
-    """Loads the best checkpoint where that is to be exported and is not the last."""
-    if run.config.checkpoint.export != "best" or run.state.best_step in (None, run.state.step):
-        return
+def _use_wanted_weights(run: Run) -> int:
+    """Loads the best checkpoint where that is to be exported and is not the last. Returns the step of the weights."""
+    if run.config.checkpoint.export != "best" or run.state.best_step is None or run.state.best_step == run.state.step:
+        return run.state.step
     best = run.folder / "checkpoints" / f"step-{run.state.best_step:06d}"
     try:
         load_checkpoint(best, run.policy.named_parameters(), run.optimizer)
     except DamagedError as error:
         raise TaroError(f"{error}. Training is done and this was the best on validation; bring it back from a copy, or "
                         "export the last weights instead: --resume --set checkpoint.export=last") from None
+    return run.state.best_step

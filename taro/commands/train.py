@@ -63,20 +63,24 @@ def train(
                                "best_score": report.best_score, "seconds": round(report.seconds, 3),
                                "last": _finite(report.last)}))
         return
-    _summary(report, config.sources[0].path)
+    _summary(report, config.sources[0].path, export=config.checkpoint.export)
 
 
 def _describe(line: dict[str, Any]) -> str:
     return f"{line['phase']} " + " ".join(f"{label} {line[key]:.2f}" for key, label in SHOWN)
 
 
-def _summary(report: Any, shards: Path) -> None:
+def _summary(report: Any, shards: Path, *, export: str) -> None:
     say(f"{report.steps} steps in {report.seconds:.0f} s; metrics: {report.run / 'metrics.jsonl'}")
     if report.skipped:
         say(f"{report.skipped} updates skipped: loss or gradient not finite")
+    of = ""
     if report.best_step is not None:
-        say(f"best on validation: step {report.best_step}, mIoU {report.best_score:.3f}")
-    say(f"checkpoint: {report.export}\nnext: taro eval --policy {report.export} --shards {shards}")
+        held = report.best_step if export == "best" else report.steps
+        how = "" if held == report.best_step else "; to export it: --resume --set checkpoint.export=best"
+        say(f"best on validation: step {report.best_step}, mIoU {report.best_score:.3f}{how}")
+        of = f" (step {held})"
+    say(f"checkpoint: {report.export}{of}\nnext: taro eval --policy {report.export} --shards {shards}")
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -225,16 +225,30 @@ def test_a_kept_checkpoint_keeps_its_best_too_and_steps_are_numbers(tmp_path: Pa
     assert state.step == 1_000_000
 
 
-def test_the_best_that_is_damaged_is_named_with_the_way_out(whole: Path, tmp_path: Path) -> None:
-    run = copy_of(whole, tmp_path / "run")
+def with_a_best_step(whole: Path, run: Path) -> TrainConfig:
+    """A copy of the run whose step 2 was the best on validation; its settings, exporting that."""
+    copy_of(whole, run)
     data = {**yaml.safe_load((run / "config.yaml").read_text()), "checkpoint": {"every": 2, "export": "best"}}
     bare_state = json.loads((run / "checkpoints/step-000004/state.json").read_text())
     bare_state["state"]["best_step"] = 2
     del bare_state["check"]
     (run / "checkpoints/step-000004/state.json").write_text(json.dumps(bare_state))
+    return TrainConfig.model_validate(data)
+
+
+def test_an_export_says_of_which_step_it_is(whole: Path, tmp_path: Path) -> None:
+    report = train(with_a_best_step(whole, tmp_path / "run"), resume=True)
+    steps = [json.loads((folder / "export/taro.json").read_text())["steps"] for folder in (whole, report.run)]
+    assert steps == [4, 2] and report.steps == 4
+    assert (report.export / "model.safetensors").read_bytes() != (whole / "export/model.safetensors").read_bytes()
+
+
+def test_the_best_that_is_damaged_is_named_with_the_way_out(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = with_a_best_step(whole, run)
     flip(run / "checkpoints/step-000002/model.safetensors", -1)
     with pytest.raises(TaroError, match=r"step-000002/model.safetensors: damaged.*checkpoint\.export=last"):
-        train(TrainConfig.model_validate(data), resume=True)
+        train(config, resume=True)
     assert (run / "export/model.safetensors").read_bytes() == (whole / "export/model.safetensors").read_bytes()
 
 
