@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from taro.metrics import Scores
 from taro.timeline import safe_text
@@ -20,6 +20,7 @@ from train.report_rows import SET
 __all__ = ["SECTIONS_CSS", "Ledger", "accounting_html", "curves_html", "headline_html", "made_with_html",
            "reproduce_html", "scores_html", "sets_html"]
 
+Item = TypeVar("Item")
 ENDS = 5
 """steps at either end of a run that the curve titles average"""
 METRICS = {"miou": "mIoU", "r1@0.3": "R1@0.3", "r1@0.5": "R1@0.5", "r1@0.7": "R1@0.7"}
@@ -91,8 +92,8 @@ def headline_html(evaluation: Evaluation | None, run: Run) -> str:
         if before.timestamps is not None and after.timestamps is not None:
             tiles.append(_tile("reasonings with timestamps", before.timestamps, after.timestamps, "share of responses"))
     if run.steps:
-        first, last = run.steps[:ENDS], run.steps[-ENDS:]
-        over = f"first and last {len(first)} steps"
+        first, last = _ends(run.steps)
+        over = f"first and last {_steps(len(first))}"
         tiles.append(_tile("training tIoU", mean_of(first, "tiou"), mean_of(last, "tiou"), over))
         tiles.append(_tile("log-prob drop", mean_of(first, "drop_mean"), mean_of(last, "drop_mean"), over))
     return f'<section id="headline"><p>{sentence}</p><div class="tiles">{"".join(tiles)}</div></section>'
@@ -139,7 +140,7 @@ def curves_html(run: Run) -> str:
     guided = sum(last - first + 1 for first, last in run.guided_spans)
     return (f'<section id="curves"><h2>Training, step by step</h2><p class="dim">{len(steps)} steps, {guided} of them '
             f"guided; thin: each step, strong: mean of 5 steps; the numbers are means of the first and the last "
-            f'{min(ENDS, len(steps))} steps.<span class="key guided">guided steps</span></p>'
+            f'{_steps(len(_ends(steps)[0]))}.<span class="key guided">guided steps</span></p>'
             f'<div class="curves">{"".join(figures[:MAIN_CURVES])}</div>{folded}{_validation(run)}</section>')
 
 
@@ -152,13 +153,13 @@ def sets_html(run: Run) -> str:
         mine = [record for record in run.steps if record.get(f"{SET}{name}/prompts")]
         cells = f'<td class="num">{sum(int(record[f"{SET}{name}/prompts"] or 0) for record in mine):,}</td>'
         for key in ("reward", "tiou"):
-            first, last = (mean_of(part, f"{SET}{name}/{key}") for part in (mine[:ENDS], mine[-ENDS:]))
+            first, last = (mean_of(part, f"{SET}{name}/{key}") for part in _ends(mine))
             cells += f'<td class="num">{number(first, 2)} to {number(last, 2)}</td>'
         rows.append(f"<tr><td>{safe_text(name)}</td>{cells}</tr>")
     return "" if not rows else (
-        f'<section id="sets"><h2>Shard sets</h2><p class="dim">Rewards are means of the first and the last {ENDS} '
-        'steps that drew from the set; what its filters left out is in data.json.</p><table><thead><tr><th>set</th>'
-        '<th class="num">prompts</th><th class="num">reward</th><th class="num">tIoU</th></tr></thead><tbody>'
+        '<section id="sets"><h2>Shard sets</h2><p class="dim">Rewards are means of the first and the last steps (up to '
+        f'{ENDS} each) that drew from the set; what its filters left out is in data.json.</p><table><thead><tr>'
+        '<th>set</th><th class="num">prompts</th><th class="num">reward</th><th class="num">tIoU</th></tr></thead><tbody>'
         f"{''.join(rows)}</tbody></table></section>")
 
 
@@ -241,8 +242,18 @@ def _interval_row(evaluation: Evaluation, key: str) -> IntervalRow:
                        interval(evaluation.after_scores), marks)
 
 
+def _ends(steps: Sequence[Item]) -> tuple[Sequence[Item], Sequence[Item]]:
+    """The first and the last of a run, up to ENDS each; none is in both where there are two."""
+    count = max(1, min(ENDS, len(steps) // 2))
+    return steps[:count], steps[-count:]
+
+
+def _steps(count: int) -> str:
+    return "step" if count == 1 else f"{count} steps"
+
+
 def _figure(curve: Curve, run: Run, key: str) -> str:
-    first, last = mean_of(run.steps[:ENDS], key), mean_of(run.steps[-ENDS:], key)
+    first, last = (mean_of(part, key) for part in _ends(run.steps))
     change = f" {number(first)} &rarr; {number(last)}" if math.isfinite(first) and math.isfinite(last) else ""
     return (f"<figure><figcaption><b>{safe_text(curve.title)}</b>{change}<br>"
             f'<span class="dim">{safe_text(curve.note)}</span></figcaption>'

@@ -20,7 +20,8 @@ from tests.report import synthetic
 from train.evaluate import write_predictions
 from train.report import ledger, render_report
 from train.report_charts import Curve, curve_svg
-from train.report_data import Evaluation, examples, mean_of, read_predictions, read_run, row_iou, training_groups
+from train.report_data import Evaluation, Run, examples, mean_of, read_predictions, read_run, row_iou, training_groups
+from train.report_sections import headline_html
 
 VOID = {"meta", "br", "img"}
 
@@ -156,6 +157,14 @@ def test_folders_of_the_machine_stay_out(html: str) -> None:
     config = next(pre for pre in Page(html).pres if "policy:" in pre)
     assert yaml.safe_load(config) == {"policy": "sandbox:policy", "shards": "shards", "out": "run", "seed": 7,
                                       "length": {"unit": "steps", "amount": 50}}
+
+
+@pytest.mark.parametrize(("steps", "first", "last"), [(1, 0.0, 0.0), (2, 0.0, 1.0), (9, 1.5, 6.5), (40, 2.0, 37.0)])
+def test_the_ends_of_a_run_share_no_step(steps: int, first: float, last: float) -> None:
+    """Step i scores i. A run of four steps would else be said to have gone from its mean to its mean."""
+    run = Run(Path("run"), {}, "", [{"step": at, "tiou": float(at), "drop_mean": float(at)} for at in range(steps)], [])
+    page = headline_html(None, run)
+    assert page.count(f'<span class="was">{first:.3f}</span> &rarr; <span class="now">{last:.3f}</span>') == 2
 
 
 def test_guided_steps_are_shaded(folders: Path) -> None:
