@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from taro.config import Config
 from train.curriculum import Curriculum
@@ -20,6 +20,24 @@ __all__ = ["CheckpointConfig", "DataConfig", "Length", "LossConfig", "OptimizerC
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 """names of sets; without the characters that part a draw's name"""
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression, but {error}") from None
+    return text
+
+
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if not ends[0] <= ends[1]:
+        raise ValueError("expected [low, high], low first")
+    return ends
+
+
+Regex = Annotated[str, AfterValidator(_regex)]
+Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
 
 
 class Length(Config):
@@ -36,21 +54,16 @@ class DataConfig(Config):
     split: str = "train"
     encoder: str | None = None
     """features to read; null: the ones that this policy's tower made"""
-    difficulty: tuple[float, float] | None = None
-    """keep queries whose difficulty is in [low, high]; null: all"""
+    difficulty: Range | None = None
+    """keep queries whose difficulty is in [low, high], in the annotations' own unit; null: all"""
     queries: tuple[str, ...] | None = None
     """keep these query ids; "@FILE": one a line; null: all"""
     keys: tuple[str, ...] | None = None
     """keep queries of the clips with these keys; "@FILE": one a line; null: all"""
-    text: str | None = None
+    text: Regex | None = None
     """keep queries in whose text this regular expression is found, capitals or not; null: all"""
     draws: int | None = Field(None, ge=1)
     """queries drawn in an epoch, from all sets together; null: as many as they hold after their filters"""
-
-    @field_validator("text")
-    @classmethod
-    def _is_a_regex(cls, text: str | None) -> str | None:
-        return _regex(text)
 
 
 class ShardSource(Config):
@@ -64,34 +77,21 @@ class ShardSource(Config):
     """share of an epoch's draws, against the other sets' weights; 0: nothing is drawn, for validation alone"""
     split: str | None = None
     encoder: str | None = None
-    difficulty: tuple[float, float] | None = None
+    difficulty: Range | None = None
     queries: tuple[str, ...] | None = None
     keys: tuple[str, ...] | None = None
-    text: str | None = None
+    text: Regex | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _a_path_alone(cls, data: Any) -> Any:
         return {"path": data} if isinstance(data, str | Path) else data
 
-    @field_validator("text")
-    @classmethod
-    def _is_a_regex(cls, text: str | None) -> str | None:
-        return _regex(text)
-
     def filled(self, data: DataConfig) -> Self:
         """With its name, and the filters of `data` where it has none of its own."""
         inherited = {field: getattr(data, field) for field in type(self).model_fields
                      if field in type(data).model_fields and getattr(self, field) is None}
         return self.model_copy(update={"name": self.name or Path(self.path).resolve().name, **inherited})
-
-
-def _regex(text: str | None) -> str | None:
-    try:
-        re.compile(text or "")
-    except re.error as error:
-        raise ValueError(f"expected a regular expression, but {error}") from None
-    return text
 
 
 Shards = Annotated[Annotated[Path, Tag("path")] | Annotated[tuple[ShardSource, ...], Field(min_length=1), Tag("sets")],

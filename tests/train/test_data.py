@@ -181,6 +181,7 @@ def test_what_does_not_fit_names_its_set(make_config: Callable[..., TrainConfig]
     (["shards=[{path: a, wight: 2}]"], "shards.sets.0.wight: unknown key; did you mean weight.$"),
     (["shards=[{path: a, text: '('}]"], "expected a regular expression"),
     (["data.text='*'"], "expected a regular expression"),
+    (["data.difficulty=[80, 20]"], r"data.difficulty: expected \[low, high\], low first"),
     (["shards=[{path: a}, {path: b, split: val}]", "validation.split=val"], "split that b is trained on are both"),
     (["shards=[{path: a}, {path: b}]", "validation={split: val, sets: [c]}"], "sets names c; the sets are a, b"),
     (["shards=[{path: a}]", "shards.1.weight=2"], "1 names no item of a list of 1"),
