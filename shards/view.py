@@ -118,7 +118,7 @@ def _head(shard_set: ShardSet, shown: int) -> str:
 def _clip(shard_set: ShardSet, key: str, rollouts: Mapping[tuple[str, str], list[dict[str, Any]]]) -> str:
     clip = shard_set.clip(key)
     facts = clip.video
-    told = (f"{facts.path_hint}, {clip.clip.start_s:g}s to {clip.clip.end_s:g}s of {facts.duration_s:g}s, "
+    told = (f"{facts.path_hint}, {clip.clip.start_s:g}s to {clip.clip.end_s:g}s of {round(facts.duration_s, 3):g}s, "
             f"{facts.width} x {facts.height} at {facts.fps:.3g} fps, {len(clip.times_s)} frames sampled, "
             f"decoded by {facts.decoder}" + (f", {facts.corrupt_frames} corrupt" if facts.corrupt_frames else ""))
     sheet = shard_set.thumbnail(key)

@@ -159,8 +159,8 @@ def sets_html(run: Run) -> str:
     return "" if not rows else (
         '<section id="sets"><h2>Shard sets</h2><p class="dim">Rewards are means of the first and the last steps (up to '
         f'{ENDS} each) that drew from the set; what its filters left out is in data.json.</p><table><thead><tr>'
-        '<th>set</th><th class="num">prompts</th><th class="num">reward</th><th class="num">tIoU</th></tr></thead><tbody>'
-        f"{''.join(rows)}</tbody></table></section>")
+        '<th>set</th><th class="num">prompts</th><th class="num">reward</th><th class="num">tIoU</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></section>")
 
 
 def accounting_html(ledgers: Sequence[Mapping[str, Any]]) -> str:
