@@ -39,7 +39,7 @@ body { margin: 0 auto; max-width: 1100px; padding: 24px 20px 60px; background: v
   font: 14px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 22px; } h2 { font-size: 17px; margin-top: 32px; } h3 { font-size: 14px; margin: 18px 0 6px; }
 table { border-collapse: collapse; } th, td { text-align: left; padding: 2px 12px 2px 0; vertical-align: top;
-  border-bottom: 1px solid var(--rule); font-variant-numeric: tabular-nums; }
+  border-bottom: 1px solid var(--rule); font-variant-numeric: tabular-nums; } th { overflow-wrap: break-word; }
 img { max-width: 100%; } .dim { color: var(--dim); }
 pre { white-space: pre-wrap; background: var(--panel); padding: 8px 10px; margin: 6px 0; border-radius: 4px; }
 svg.timeline { display: block; width: 100%; height: auto; font: 11px system-ui, sans-serif; margin: 6px 0; }
