@@ -66,6 +66,8 @@ def preprocess(
     part, parts = partition
     if not 1 <= part <= parts:
         raise ConfigError(f"partition {part}/{parts}: expected i/n with 1 <= i <= n")
+    if retry is not None and only is not None:
+        raise ConfigError("--retry makes slices again, --only adds to slices that are made; run one, then the other")
     with telling(config.out, lambda: AGAIN):
         job = open_job(config, only=only)
         made = _make_missing(job, progress or _silent, partition, retry) if only is None else 0

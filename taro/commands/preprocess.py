@@ -55,6 +55,8 @@ def preprocess(
              for key, value in named.items() if value is not None]  # fmt: skip
     config = load_config(PreprocessConfig, recipe, [*(overrides or []), *extra], package="preprocess.recipes")
     if dry_run:
+        if retry is not None or partition != "1/1":
+            raise typer.BadParameter("--dry-run counts all that is left to do; leave --retry and --partition out")
         report = estimate(config, only=None if only is None else only.value)
         say(json.dumps(report.as_dict()) if as_json else report.table())
         return

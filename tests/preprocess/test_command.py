@@ -51,6 +51,9 @@ def test_what_is_wrong_is_one_message(recipe: str, tmp_path: Path) -> None:
         ([recipe, "--only", "features"], 1, "run without it first"),
         ([recipe, "--set", "device=cuda:9"], 1, "device"),
         ([recipe, "--partition", "3/2"], 2, "expected I/N"),
+        ([recipe, "--only", "features", "--retry", "transient"], 1, "run one, then the other"),
+        ([recipe, "--dry-run", "--retry", "transient"], 2, "--dry-run counts all that is left"),
+        ([recipe, "--dry-run", "--partition", "2/3"], 2, "--dry-run counts all that is left"),
         ([recipe, "--retry", "everything"], 2, "transient"),
     ]:
         got, text = run(*words)
