@@ -160,7 +160,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
 
 def _open_set(source: ShardSource, policy: Policy, config: TrainConfig) -> TrainingSet:
     shard_set = open_encoded_shards(source.path, policy, encoder=source.encoder)
-    if config.reward.disruption == "frame":
+    if config.reward.disruption == "frame" and source.weight:
         shard_set, _ = with_variants(shard_set, dt_s=config.reward.dt_s)
     return select(source, shard_set)
 

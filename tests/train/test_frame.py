@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,7 @@ def test_a_run_without_the_variants_it_needs_names_the_command(tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"has none; make them with `taro preprocess .* --only variants .*dt_s=0\.8`"):
         open_run(settings(tmp_path, folder, "frame"), resume=False)
     assert not (tmp_path / "run").exists()
+    shutil.copytree(tmp_path / "shards", tmp_path / "plain")
     preprocess(stage_one(tmp_path, folder), only="variants")
     with pytest.raises(ConfigError, match=r"within 0\.8 s, reward\.dt_s is 3; set reward\.dt_s=0\.8, or make others"):
         open_run(settings(tmp_path, folder, "frame", dt_s=3.0), resume=False)
@@ -129,3 +131,12 @@ def test_a_run_without_the_variants_it_needs_names_the_command(tmp_path: Path) -
     patch = open_run(settings(tmp_path, folder, "patch").model_copy(update={"out": tmp_path / "patch"}), resume=False)
     patch.close()
     assert run.state.data_sha256 != patch.state.data_sha256, "other variants are other data"
+
+    def two(weight: float) -> TrainConfig:
+        asked = settings(tmp_path, folder, "frame").model_dump(mode="json")
+        sets = [{"path": asked["shards"]}, {"path": str(tmp_path / "plain"), "weight": weight}]
+        return TrainConfig.model_validate({**asked, "shards": sets, "out": str(tmp_path / "two")})
+
+    with pytest.raises(ConfigError, match="plain: the disruption frame needs frame variants"):
+        open_run(two(1.0), resume=False)
+    open_run(two(0.0), resume=False).close()  # a set for validation alone needs none
