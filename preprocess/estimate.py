@@ -39,7 +39,8 @@ TOKENS = 3584
 class Estimate:
     """What a job will do. inputs to slices: of the whole plan; slices_left, clips_left and all costs: of what is not
     made yet. captions: a guess unless they are given; feature_bytes: at most; decode_hours: measured; model_hours:
-    stated constants; sampled: clips that were decoded for the measure, and how many of them failed."""
+    stated constants; sampled: clips that were decoded for the measure, and how many of them failed; variants: how many
+    of each query come on top."""
 
     inputs: int
     rows: int
@@ -57,6 +58,7 @@ class Estimate:
     sampled: int
     failed: int
     reasons: dict[str, int]
+    variants: int
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -81,6 +83,7 @@ class Estimate:
             f"decoding: {_span(self.decode_hours)} (measured on {self.sampled} clips here"
             + (f", {self.failed} of which failed)" if self.failed else ")"),
             f"models: {_span(self.model_hours)} with a 7B policy on one H200 (stated constants, not a measure)",
+            *([f"and {self.variants} frame variants of each query, not counted here"] if self.variants else []),
             "nothing was written",
         ]
         return "\n".join(lines)
@@ -105,8 +108,9 @@ def estimate(config: PreprocessConfig, *, only: Only | None = None) -> Estimate:
     mean_s = float(np.mean([f.duration_s for f in frames])) if frames else 0.0
     clips = len(left)
     captions = _captions(job, [clip for index in make for clip in plan.slice_clips(index)], mean_s)
-    size = job.bytes_per_clip(mean_s or None) * clips
-    tokens = size / max(job.bytes_per_clip(), 1) * TOKENS / max(clips, 1)
+    encoded = make if only is None else todo if only == "features" else []
+    size = job.bytes_per_clip(mean_s or None) * sum(len(plan.slice_clips(index)) for index in encoded)
+    tokens = size / max(job.bytes_per_clip(), 1) * config.sampling.total_tokens
     asked = captions if config.caption.method == "transformers" else 0
     reasons: dict[str, int] = {}
     for row in plan.skipped:
@@ -116,8 +120,9 @@ def estimate(config: PreprocessConfig, *, only: Only | None = None) -> Estimate:
         clips=len(plan.clips), slices=len(plan.slices), slices_left=len(todo), clips_left=clips,
         hours_of_video=mean_s * clips / 3600, captions=captions,
         feature_bytes=size, decode_hours=seconds / max(len(sample), 1) * clips / 3600,
-        model_hours=(clips * TOWER_S * tokens / TOKENS + asked * CAPTION_S) / 3600,
+        model_hours=(TOWER_S * tokens / TOKENS + asked * CAPTION_S) / 3600,
         sampled=len(sample), failed=len(sample) - len(frames), reasons=reasons,
+        variants=config.variants.count if job.variants_kind and todo else 0,
     )  # fmt: skip
 
 

@@ -296,3 +296,8 @@ def test_a_dry_run_counts_what_is_left(job: Make, tiny_policy: Path, tmp_path: P
     adding = estimate(job(policy=str(other)), only="features")
     assert (adding.slices_left, adding.clips_left, adding.captions) == (3, 6, 0) and adding.feature_bytes > 0
     assert len(list((config.out / "features").iterdir())) == 1
+    variants = estimate(job(variants={"count": 2}), only="variants")
+    assert (variants.slices_left, variants.feature_bytes, variants.model_hours, variants.variants) == (3, 0, 0.0, 2)
+    assert "2 frame variants of each query, not counted" in variants.table() and adding.variants == 0
+    one, more = (estimate(job(out=tmp_path / str(tokens), sampling={"total_tokens": tokens})) for tokens in (8, 16))
+    assert more.model_hours == pytest.approx(2 * one.model_hours), "the tower's time goes by tokens"
