@@ -45,15 +45,16 @@ MAIN_CURVES = 6
 
 SECTIONS_CSS = """
 header p { margin: 2px 0; } header h1 { margin-bottom: 4px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; margin: 18px 0 10px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(198px, 1fr)); gap: 12px; margin: 18px 0 10px; }
 .tile { background: var(--panel); border-radius: 6px; padding: 10px 14px; }
 .tile .name { color: var(--dim); font-size: 12px; } .tile .dim { font-size: 12px; }
-.tile .big { font-size: 23px; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.3;
-  white-space: nowrap; }
+.tile .big { font-size: 22px; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.3;
+  overflow-wrap: normal; }
 .tile .big .was { color: var(--before); font-weight: 400; } .tile .big .now { color: var(--after); }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 16px 20px; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 8px 28px; }
 figure { margin: 0; break-inside: avoid; display: flex; flex-direction: column; justify-content: space-between; }
+.pair figure { max-width: 640px; }
 figcaption { font-size: 12px; } figcaption b { font-weight: 600; }
 table.scores, table.group { width: 100%; white-space: nowrap; }
 table.scores td .dim { display: block; font-size: 11px; }
