@@ -124,7 +124,11 @@ class _Build:
 
 def _earlier(log: Path, settings: BuildSettings) -> dict[str, tuple[int, dict[str, float]]]:
     """Steps and scores of the models that the log says are finished; ConfigError where it is of another build."""
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    text = log.read_bytes() if log.is_file() else b""
+    whole = text[: text.rfind(b"\n") + 1]
+    if whole != text:
+        log.write_bytes(whole)  # a kill or a full disk tore the last line
+    rows = [json.loads(line) for line in whole.splitlines()]
     done: dict[str, tuple[int, dict[str, float]]] = {}
     for row in rows:
         if row["stage"] == "build":
