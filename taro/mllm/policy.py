@@ -113,7 +113,7 @@ class Policy:
             getattr(self.config.text_config, "eos_token_id", None),
             self.tokenizer.eos_token_id,
         ):
-            found += value if isinstance(value, list) else [value] if isinstance(value, int) else []
+            found += [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
         return tuple(dict.fromkeys(found))
 
     @cached_property
@@ -203,7 +203,13 @@ class Policy:
 
     @cached_property
     def _pixels(self) -> PixelSettings:
-        return pixel_settings(self.folder)
+        settings, vision = pixel_settings(self.folder), self.config.vision_config
+        wanted = vision.patch_size, vision.spatial_merge_size
+        if (settings.patch_size, settings.merge) != wanted:
+            raise ModelError(f"{self.folder}: the processor file says patch_size {settings.patch_size}, merge_size "
+                             f"{settings.merge}; the vision tower has {wanted[0]} and {wanted[1]}: copy the processor "
+                             "files from the base model")
+        return settings
 
     def fingerprint(self, sampling: FrameSampling, dtype: str) -> EncoderFingerprint:
         """What identifies features of this checkpoint's tower; reads the files, the tower need not be loaded."""

@@ -39,6 +39,21 @@ def test_missing_config_is_named(tmp_path: Path) -> None:
         load_policy(tmp_path)
 
 
+def test_end_tokens_that_are_no_numbers_are_passed_over(copy: Path) -> None:
+    ends = load_policy(copy).eos_ids
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [[5], "6", 7]}))
+    assert load_policy(copy).eos_ids == (7, *ends)
+
+
+def test_a_processor_of_another_model_is_told(copy: Path) -> None:
+    path = copy / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["video_processor"]["patch_size"] = 18
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="says patch_size 18, merge_size 2; the vision tower has 14 and 2"):
+        encode(load_policy(copy, tower=True))
+
+
 def test_a_folder_without_processor_trains_but_cannot_encode(copy: Path) -> None:
     for name in ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"):
         (copy / name).unlink(missing_ok=True)
