@@ -153,7 +153,8 @@ def load_template(name_or_path: str | Path) -> PromptTemplate:
     """The template of that name, or of the YAML file at that path. Raises ConfigError otherwise."""
     if Path(name_or_path).suffix not in {".yaml", ".yml"} and str(name_or_path) not in template_names():
         known = ", ".join(template_names())
-        raise ConfigError(f"{str(name_or_path)[:200]}: no such prompt template; give the path of a .yaml file, or one of: {known}")
+        raise ConfigError(f"{str(name_or_path)[:200]}: no such prompt template; give the path of a .yaml file, or one "
+                          f"of: {known}")
     return load_config(PromptTemplate, name_or_path, package="taro.templates")
 
 

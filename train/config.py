@@ -213,6 +213,9 @@ class CheckpointConfig(Config):
     dump_rollouts: bool = True
     export: Literal["last", "best"] = "last"
     """whose weights the export folder holds; best: on validation"""
+    export_dtype: Literal["base", "float32"] = "base"
+    """of the exported language model; base: as in the start policy's files (bfloat16 for released ones, to which the
+    trained weights are rounded); float32: as trained, twice the size"""
 
 
 class TrainConfig(Config):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from taro import draws
@@ -180,7 +181,8 @@ def export_run(run: Run) -> Path:
     for left in (temporary, old):
         shutil.rmtree(left, ignore_errors=True)
     try:
-        export_checkpoint(run.policy, run.policy.folder, temporary)
+        dtype = torch.float32 if run.config.checkpoint.export_dtype == "float32" else None
+        export_checkpoint(run.policy, run.policy.folder, temporary, dtype=dtype)
         template = run.template
         write_text(temporary / "template.yaml", yaml.safe_dump(template.model_dump(mode="json"), sort_keys=False))
         write_text(temporary / "taro.json", json.dumps(

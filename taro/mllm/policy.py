@@ -9,6 +9,7 @@ patch, D width.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -352,9 +353,12 @@ def _rebuild_buffers(module: torch.nn.Module, device: torch.device) -> None:
             setattr(module, name, type(child)(child.config).to(device))
 
 
-def export_checkpoint(policy: Policy, base: str | Path, out: str | Path) -> Path:
+def export_checkpoint(
+    policy: Policy, base: str | Path, out: str | Path, *, dtype: torch.dtype | None = None
+) -> Path:
     """Writes `out`: `base` with the policy's language model and head in place of its own, everything else copied, the
-    tower's tensors included, so that it loads unedited wherever `base` does. Tensors keep `base`'s names and dtypes."""
+    tower's tensors included, so that it loads unedited wherever `base` does. Tensors keep `base`'s names; its dtypes
+    too, but for language model and head where `dtype` is given, which config.json then names."""
     base, out = Path(base), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted(base.iterdir()):
@@ -366,8 +370,14 @@ def export_checkpoint(policy: Policy, base: str | Path, out: str | Path) -> Path
     for name, tensor in tensors(base):
         where = policy.family.split_name(name)
         if where is not None and where[0] in trained:
-            tensor = trained[where[0]][where[1]].detach().to(device="cpu", dtype=tensor.dtype).contiguous()
+            ours = trained[where[0]][where[1]].detach()
+            tensor = ours.to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
         shards.setdefault(files[name], {})[name] = tensor
     for file, content in shards.items():
         write_tensors(out / file.name, content, metadata={"format": "pt"})
+    if dtype is not None:
+        config, name = read_json(out / "config.json"), str(dtype).removeprefix("torch.")
+        for part in (config, config.get("text_config") or {}):
+            part.update({key: name for key in ("dtype", "torch_dtype") if key in part})
+        (out / "config.json").write_text(json.dumps({"dtype": name, **config}, indent=2) + "\n", encoding="utf-8")
     return out

@@ -3,6 +3,7 @@ every registered family: these are the checks that a new family must pass (docs/
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -292,6 +293,29 @@ def test_export_loads_unedited_and_keeps_the_tower(policy: Policy, folder: Path,
         else:
             torch.testing.assert_close(tensor, before + 0.01, msg=name)
     assert policy.fingerprint(SAMPLING, "float32") == trained.fingerprint(SAMPLING, "float32")
+
+
+def test_an_export_in_float32_of_a_bf16_model_holds_the_weights_as_trained(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    base = tmp_path / "base"
+    AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(base)
+    for file in folder.iterdir():
+        if not (base / file.name).exists():
+            shutil.copyfile(file, base / file.name)
+    trained = load_policy(base, trainable=True)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(1 + 2**-12)  # less than bf16 keeps
+    rounded, exact = (load_policy(export_checkpoint(trained, base, tmp_path / str(dtype), dtype=dtype))
+                      for dtype in (None, torch.float32))  # fmt: skip
+    weight = trained.lm.layers[0].mlp.up_proj.weight
+    assert torch.equal(exact.lm.layers[0].mlp.up_proj.weight, weight)
+    assert not torch.equal(rounded.lm.layers[0].mlp.up_proj.weight, weight)
+    stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "torch.float32", dtype="auto")
+    assert torch.equal(stock.model.language_model.layers[0].mlp.up_proj.weight, weight)
+    assert exact.fingerprint(SAMPLING, "float32") == trained.fingerprint(SAMPLING, "float32").model_copy(
+        update={"model_id": "torch.float32"})
 
 
 def test_features_of_another_model_are_refused(policy: Policy) -> None:
