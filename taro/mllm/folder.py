@@ -83,7 +83,7 @@ def tensors(
                 for name in sorted(filter(wanted, by_file[file])):
                     yield name, handle.get_tensor(name)
         except SafetensorError as error:
-            raise ModelError(f"{file}: damaged weights ({error}); copy the file again") from None
+            raise ModelError(f"{file}: damaged weights ({error!s:.300}); copy the file again") from None
 
 
 def _names(file: Path) -> list[str]:
@@ -91,7 +91,7 @@ def _names(file: Path) -> list[str]:
         with safe_open(file, framework="pt") as handle:
             return list(handle.keys())
     except SafetensorError as error:
-        raise ModelError(f"{file}: damaged weights ({error}); copy the file again") from None
+        raise ModelError(f"{file}: damaged weights ({error!s:.300}); copy the file again") from None
 
 
 def tower_sha256(folder: Path, family: Family) -> str:
