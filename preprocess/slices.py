@@ -8,6 +8,7 @@ Legend: T sampled frames, D width of CLIP features.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import Counter
@@ -79,7 +80,6 @@ def decode_jobs(job: Job, clips: Sequence[PlannedClip]) -> Iterator[DecodeJob]:
 def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Callable[[str], None]) -> SliceLedger:
     """Makes and commits the shards of a slice; `tick` is called once a clip with its file. Returns the ledger."""
     began = time.monotonic()
-    _sweep(job, index)
     clips = job.plan.slice_clips(index)
     journal = Journal(job.state / "journal", index)
     results = pool.map(decode_jobs(job, clips), ahead=2 * pool.workers)
@@ -87,7 +87,7 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
     given: Counter[str] = Counter()
     written = captions = count = clipped = uncaptioned = 0
     kinds = _kinds(job)
-    with SliceWriter(job.config.out, index, kinds=kinds) as writer:
+    with _swept(job, index), SliceWriter(job.config.out, index, kinds=kinds) as writer:
         for batch in _batches(clips, job.config.caption.batch):
             drafts = []
             for clip, frames in zip(batch, itertools.islice(results, len(batch)), strict=True):
@@ -135,8 +135,19 @@ def _withdraw(out: Path, index: int, kinds: Sequence[str]) -> None:
         Path(out, sidecar_path(kind, index)).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _swept(job: Job, index: int) -> Iterator[None]:
+    """Nothing under temporary names when a slice begins, nor when it is over, even where a signal stopped it while its
+    files were being opened."""
+    _sweep(job, index)
+    try:
+        yield
+    finally:
+        _sweep(job, index)
+
+
 def _sweep(job: Job, index: int) -> None:
-    """Removes what a killed writer of this slice left under temporary names (the lock on the slice is held)."""
+    """Removes what a writer of this slice left under temporary names (the lock on the slice is held)."""
     for kind in _kinds(job):
         shard = job.config.out / shard_path(kind, index)
         for left in (*shard.parent.glob(f".{shard.name}.*.tmp"), *shard.parent.glob(f".{shard.stem}.json.*.tmp")):

@@ -108,8 +108,8 @@ def test_small_and_read_only_disks_are_one_message_and_cost_nothing(tiny: Tiny, 
 @pytest.mark.slow
 def test_sigint_and_a_mad_clock_change_nothing_of_a_run(make_config: Make, whole: Path, tmp_path: Path) -> None:
     config = make_config(**SHORT)
-    running = subprocess.Popen([*TARO, "train", recipe(config, tmp_path)], stderr=subprocess.PIPE, text=True, cwd=ROOT,
-                               env=mad_clock(tmp_path / "clock"))  # fmt: skip
+    running = subprocess.Popen(["env", "--default-signal=INT", *TARO, "train", recipe(config, tmp_path)], text=True,
+                               stderr=subprocess.PIPE, cwd=ROOT, env=mad_clock(tmp_path / "clock"))  # fmt: skip
     metrics = config.out / "metrics.jsonl"
     while running.poll() is None and not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= 2):
         time.sleep(0.005)
