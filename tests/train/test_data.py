@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from shards.filter import Selection, filter_set
-from shards.reader import open_shards
 from shards.view import read_rollouts
 from taro.config import load_config
 from taro.errors import ConfigError, ShardError
@@ -36,9 +34,7 @@ FEW = ("clip-00", "clip-01")
 @pytest.fixture(scope="module")
 def few(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A second set with two of the first one's training clips, under the same keys, and its validation clips."""
-    out = tmp_path_factory.mktemp("few") / "few"
-    filter_set(open_shards(tiny.shards), out, Selection(keys=frozenset([*FEW, "clip-06", "clip-07"])))
-    return out
+    return tiny_shards(tmp_path_factory.mktemp("few") / "few", load_policy(tiny.policy), only=(0, 1, 6, 7))
 
 
 def two(tiny: Tiny, few: Path, **second: Any) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,16 +47,17 @@ def clip_record(number: int, split: str) -> tuple[ClipRecord, VideoFeatures]:
     return record, VideoFeatures(main_SND, patch_times_s(np.array(times_s)), (4, 4, 4), 2.0)
 
 
-def tiny_shards(root: Path, policy: Policy, *, clips: int = CLIPS) -> Path:
-    """`clips` training clips and 2 of split `val`, features named as this policy's tower would have made them."""
-    encoder = policy.fingerprint(SAMPLING, "float32")
+def tiny_shards(root: Path, policy: Policy, *, clips: int = CLIPS, only: Sequence[int] | None = None) -> Path:
+    """`clips` training clips and 2 of split `val`, or `only` some of them; features named as this policy's tower would
+    have made them."""
+    encoder, numbers = policy.fingerprint(SAMPLING, "float32"), range(clips + 2) if only is None else only
     with SliceWriter(root, 0, kinds=("paths", f"features/{encoder.name}")) as writer:
-        for number in range(clips + 2):
+        for number in numbers:
             record, features = clip_record(number, "train" if number < clips else "val")
             writer.add_clip(record, None, {encoder.name: features}, {})
         writer.commit()
-    write_manifest(root, build_manifest(root, inputs=clips + 2, skipped=0, captions=4 * (clips + 2), name="tiny",
-                                        encoders=[encoder]))
+    write_manifest(root, build_manifest(root, inputs=len(numbers), skipped=0, captions=4 * len(numbers),
+                                        name="tiny", encoders=[encoder]))
     return root
 
 
