@@ -8,7 +8,6 @@ Legend: T sampled frames, D width of CLIP features.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections import Counter
@@ -35,7 +34,7 @@ from preprocess.pool import DecodePool
 from preprocess.segment import change_segments, uniform_segments
 from preprocess.sheets import contact_sheet
 from preprocess.variants import clip_variants
-from shards.format import shard_path, sidecar_path
+from shards.format import sidecar_path
 from shards.writer import SliceWriter
 from taro.errors import VideoError
 from taro.moment import Moment
@@ -87,7 +86,7 @@ def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Calla
     given: Counter[str] = Counter()
     written = captions = count = clipped = uncaptioned = 0
     kinds = _kinds(job)
-    with _swept(job, index), SliceWriter(job.config.out, index, kinds=kinds) as writer:
+    with SliceWriter(job.config.out, index, kinds=kinds) as writer:
         for batch in _batches(clips, job.config.caption.batch):
             drafts = []
             for clip, frames in zip(batch, itertools.islice(results, len(batch)), strict=True):
@@ -133,25 +132,6 @@ def _withdraw(out: Path, index: int, kinds: Sequence[str]) -> None:
     variants = [path.relative_to(out).as_posix() for path in out.glob("variants/*")]
     for kind in (*kinds, *variants):
         Path(out, sidecar_path(kind, index)).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _swept(job: Job, index: int) -> Iterator[None]:
-    """Nothing under temporary names when a slice begins, nor when it is over, even where a signal stopped it while its
-    files were being opened."""
-    _sweep(job, index)
-    try:
-        yield
-    finally:
-        _sweep(job, index)
-
-
-def _sweep(job: Job, index: int) -> None:
-    """Removes what a writer of this slice left under temporary names (the lock on the slice is held)."""
-    for kind in _kinds(job):
-        shard = job.config.out / shard_path(kind, index)
-        for left in (*shard.parent.glob(f".{shard.name}.*.tmp"), *shard.parent.glob(f".{shard.stem}.json.*.tmp")):
-            left.unlink(missing_ok=True)
 
 
 def skip_clip(clip: PlannedClip, stage: str, error: VideoError) -> list[SkippedRow]:

@@ -66,16 +66,28 @@ class _Shard:
         self.kind, self.index = kind, index
         self.final = root / shard_path(kind, index)
         self.sidecar = root / sidecar_path(kind, index)
-        self.final.parent.mkdir(parents=True, exist_ok=True)
-        # What a killed job left of this slice; the lock on the slice says that nobody is writing it.
-        for name in (self.final.name, self.sidecar.name):
-            for stale in self.final.parent.glob(f".{name}.*.tmp"):
-                stale.unlink(missing_ok=True)
         self.temporary = self.final.with_name(f".{self.final.name}.{uuid.uuid4().hex}.tmp")
-        self.file: BinaryIO = self.temporary.open("xb")
-        self.tar = TarWriter(self.file)
         self.records: list[SidecarRecord] = []
         self.sha256 = ""
+
+    def open(self) -> None:
+        self.final.parent.mkdir(parents=True, exist_ok=True)
+        self.sweep()
+        self.file: BinaryIO = self.temporary.open("xb")
+        self.tar = TarWriter(self.file)
+
+    def sweep(self) -> None:
+        """Removes what stands under temporary names of this slice, a killed job's too; the lock on the slice says that
+        nobody else is writing it."""
+        for name in (self.final.name, self.sidecar.name):
+            for left in self.final.parent.glob(f".{name}.*.tmp"):
+                left.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        if hasattr(self, "file"):
+            with contextlib.suppress(OSError):  # a full disk refuses the last bytes once more
+                self.file.close()
+        self.sweep()
 
     def add(self, key: str, queries: int, parts: Iterable[tuple[str, bytes]]) -> None:
         members = []
@@ -107,7 +119,8 @@ class _Shard:
 
 
 class SliceWriter:
-    """One slice of the plan, open for writing; leaving the `with` block without `commit` leaves nothing behind."""
+    """One slice of the plan, open for writing in its `with` block; leaving that without `commit` leaves nothing behind,
+    even where a signal comes while files are being opened."""
 
     def __init__(self, root: str | Path, index: int, *, kinds: Sequence[str]) -> None:
         """`kinds`: what this slice writes, such as ("paths", "features/ENCODER", "clip/ENCODER"); each gets a shard
@@ -190,13 +203,17 @@ class SliceWriter:
         return entries
 
     def __enter__(self) -> SliceWriter:
+        try:
+            for shard in self._shards.values():
+                shard.open()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for shard in self._shards.values():
-            with contextlib.suppress(OSError):  # a full disk refuses the last bytes once more
-                shard.file.close()
-            shard.temporary.unlink(missing_ok=True)
+            shard.discard()
 
 
 def slice_done(root: str | Path, index: int, kinds: Iterable[str]) -> bool:
