@@ -34,7 +34,7 @@ from taro.metrics_bootstrap import percentiles_M
 from taro.metrics_protocols import PROTOCOLS
 from taro.moment import Moment, iou
 
-__all__ = ["HIGHLIGHT_MARKS", "MAP_THRESHOLDS", "RankedPrediction", "RankedScores", "average_precisions",
+__all__ = ["HIGHLIGHT_MARKS", "MAP_THRESHOLDS", "RankedPrediction", "RankedScores", "as_written", "average_precisions",
            "comparable_columns", "evaluate_ranked", "highlight_precision", "highlight_scores",
            "voc_precision"]  # fmt: skip
 
@@ -63,6 +63,15 @@ class RankedPrediction:
         return tuple(window for window, _ in sorted(self.ranked, key=lambda pair: -pair[1])[:MAX_RANKED])
 
 
+def as_written(windows: Sequence[Moment]) -> tuple[tuple[Moment, float], ...]:
+    """Windows without scores, ranked as they are written.
+
+    >>> as_written([Moment(3, 4), Moment(0, 1)])[1]
+    (Moment(start_s=0, end_s=1), -1.0)
+    """
+    return tuple((window, -float(rank)) for rank, window in enumerate(windows))
+
+
 @dataclass(frozen=True)
 class RankedScores:
     """`top`: the scores of the best window of each query; `maps`: mAP by name; `highlights`: by name, empty where the
@@ -75,6 +84,15 @@ class RankedScores:
     intervals: dict[str, tuple[float, float] | None]
     baselines: dict[str, dict[str, float]]
     queries: dict[str, int]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the best windows, as `Scores.metrics`."""
+        return self.top.metrics
+
+    def breakdown_table(self) -> str:
+        """Of the best windows, as `Scores.breakdown_table`."""
+        return self.top.breakdown_table()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: fractions, not percents."""

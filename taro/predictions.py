@@ -24,7 +24,7 @@ from taro.metrics import Prediction, Scores, evaluate_predictions
 from taro.metrics_compare import Comparison, compare_predictions
 from taro.metrics_page import Example
 from taro.metrics_protocols import protocol_named
-from taro.metrics_ranked import RankedPrediction, RankedScores, comparable_columns, evaluate_ranked
+from taro.metrics_ranked import RankedPrediction, RankedScores, as_written, comparable_columns, evaluate_ranked
 from taro.moment import Moment
 from taro.prompts import normalise_query, parse_answer, parse_answers, parse_reasoning
 from taro.published import published_for, published_table
@@ -246,8 +246,7 @@ def join_ranked(responses: Sequence[Response], rows: Sequence[AnnotationRow]) ->
     for row, response in zip(rows, found, strict=True):
         windows = response.ranked if response else None
         if windows is None:
-            said = response.answers if response else ()
-            windows = tuple((window, -float(rank)) for rank, window in enumerate(said))
+            windows = as_written(response.answers if response else ())
         clip_scores = response.clip_scores if response else None
         ranked.append(RankedPrediction(_prediction(row, response), windows, clip_scores, row.saliency))
     return ranked

@@ -18,7 +18,7 @@ import numpy as np
 from taro import draws
 from taro.errors import ConfigError, ShardError
 from taro.metrics import Prediction, Scores, evaluate_predictions
-from taro.metrics_ranked import RankedPrediction, RankedScores, evaluate_ranked
+from taro.metrics_ranked import RankedPrediction, RankedScores, as_written, evaluate_ranked
 from taro.moment import Moment
 from taro.prompts import parse_answer, parse_answers, parse_reasoning
 
@@ -147,8 +147,7 @@ def score_rows(rows: Sequence[EvalRow], *, protocol: str = "taro", missing: Sequ
 
 def rank_rows(rows: Sequence[EvalRow], *, missing: Sequence[Prediction] = (), bootstrap_seed: int = 0) -> RankedScores:
     """The same under `moment-detr`, mAP with it: an answer's windows are ranked as they are written."""
-    ranked = [RankedPrediction(one, tuple((window, -float(rank)) for rank, window in enumerate(one.answers)))
-              for one in [*predictions(rows), *missing]]
+    ranked = [RankedPrediction(one, as_written(one.answers)) for one in [*predictions(rows), *missing]]
     return evaluate_ranked(ranked, bootstrap_seed=bootstrap_seed)
 
 

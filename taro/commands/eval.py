@@ -166,7 +166,7 @@ def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, 
         if not as_json:
             say(f"{how} decoding{', no reasoning asked for' if mode else ''}\n{scores.table()}")
             if breakdown:
-                say(_top(scores).breakdown_table())
+                say(scores.breakdown_table())
     if out is not None:
         write_predictions(rows, out)
     if as_json:
@@ -177,14 +177,9 @@ def _score_policy(name: str, shards: Path, *, split: str | None, protocol: str, 
         say(_both_table(found))
 
 
-def _top(scores: Any) -> Any:
-    """The scores of the best windows, where ranked ones stand around them."""
-    return getattr(scores, "top", scores)
-
-
 def _both_table(found: dict[str, tuple[Any, float]]) -> str:
     """The two modes of one policy beside each other, percent."""
     rows = [["", "mIoU", "R1@0.3", "R1@0.5", "R1@0.7", "tokens"]]
-    rows += [[mode, *(f"{100 * _top(scores).metrics[name]:.1f}" for name in ("miou", "r1@0.3", "r1@0.5", "r1@0.7")),
+    rows += [[mode, *(f"{100 * scores.metrics[name]:.1f}" for name in ("miou", "r1@0.3", "r1@0.5", "r1@0.7")),
               f"{tokens:.1f}"] for mode, (scores, tokens) in found.items()]
     return "\n".join(f"{row[0]:<10}" + "".join(f"{cell:>9}" for cell in row[1:]) for row in rows)
