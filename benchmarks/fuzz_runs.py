@@ -25,7 +25,7 @@ from taro.mllm.folder import pixel_settings, template_name, tower_sha256
 from taro.prompts import load_template
 from tests.helpers_models import tiny_qwen2_5_vl, tiny_qwen3_vl
 from tests.report.synthetic import eval_rows, run_folder, shard_set
-from train.checkpoint import RunState, load_checkpoint, newest_checkpoint, save_checkpoint
+from train.checkpoint import RunState, checkpoints, load_checkpoint, save_checkpoint
 from train.evaluate import write_predictions
 from train.report import render_report
 from train.report_data import Evaluation, read_predictions, read_run
@@ -100,9 +100,7 @@ def _checkpoint_target(seeds: Path) -> Target:
     def run(changed: Files, at: Path) -> None:
         lay_folder({f"step-000001/{name}": data for name, data in changed.items()}, base, at / "checkpoints")
         fresh, empty = parameters()
-        newest = newest_checkpoint(at / "checkpoints")
-        assert newest is not None
-        state = load_checkpoint(newest, fresh.items(), empty)
+        state = load_checkpoint(checkpoints(at / "checkpoints")[-1], fresh.items(), empty)
         fresh["w"].grad, fresh["b"].grad = torch.ones(2, 3), torch.ones(3)
         empty.step()
         assert f"{state.step + state.skipped + state.nonfinite_streak:d}"

@@ -21,9 +21,9 @@ from pydantic import Field, ValidationError, field_validator
 from preprocess.config import PreprocessConfig
 from preprocess.ledger import SkippedRow
 from shards.format import ClipEncoder, clip_key
-from shards.manifest import write_atomically
 from taro.annotations import AnnotationRow, Dropped, LintReport, import_annotations
 from taro.config import Config
+from taro.disk import write_atomically
 from taro.errors import ConfigError, VideoError
 from taro.features import EncoderFingerprint
 from taro.moment import Moment

@@ -7,9 +7,7 @@ folder without it is not a set yet. No clock and no path of a machine enters it,
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,33 +25,19 @@ from shards.format import (
 )
 from shards.store import LocalStore
 from shards.strict import canonical_json, parse_model
-from taro.disk import fsync
+from taro.disk import write_atomically
 from taro.errors import ShardError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["SKIPPED_COLUMNS", "build_manifest", "read_entries", "read_skipped", "write_atomically", "write_card",
+__all__ = ["SKIPPED_COLUMNS", "build_manifest", "read_entries", "read_skipped", "write_card",
            "write_manifest", "write_skipped"]
 
 MAX_SKIPPED_ROWS = 4_000_000
 BATCH_ROWS = 10_000
 SKIPPED_COLUMNS = ("row_id", "line", "video", "key", "stage", "reason", "detail", "transient")
 TEXT_COLUMNS = [name for name in SKIPPED_COLUMNS if name not in ("line", "transient")]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Temporary name, fsync, rename, fsync of the folder: the file is the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync(path.parent)
 
 
 def read_entries(root: str | Path) -> list[ShardEntry]:

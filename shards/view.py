@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.format import MAX_JSON_BYTES
-from shards.manifest import write_atomically
 from shards.reader import ShardSet, open_shards
 from shards.strict import parse_json
+from taro.disk import write_atomically
 from taro.errors import ShardError
 from taro.records import ClipRecord, QueryRecord
 from taro.timeline import LABEL_PX, Lane, Span, page, safe_text, timeline_svg

@@ -37,13 +37,13 @@ from shards.format import (
     sidecar_path,
     split_kind,
 )
-from shards.manifest import build_manifest, read_entries, write_atomically, write_card, write_manifest, write_skipped
+from shards.manifest import build_manifest, read_entries, write_card, write_manifest, write_skipped
 from shards.store import LocalStore, file_sha256
 from shards.strict import canonical_json, parse_model
 from shards.tar import TarWriter, read_tar, write_tar
 from shards.tensors import pack_features, pack_frames, unpack_features
 from shards.variants import FrameVariants, pack_variants
-from taro.disk import fsync
+from taro.disk import fsync, write_atomically
 from taro.errors import ShardError
 from taro.features import VideoFeatures
 from taro.records import ClipRecord

@@ -1,4 +1,4 @@
-"""Where a disk says no: writing tensors so that it says why, and turning its answer into one message.
+"""Where a disk says no: writing files whole and tensors so that it says why, and turning its answer into one message.
 
 A full disk, a quota, a read-only mount and a failing drive are the user's to mend, and Python tells of them in an
 OSError that mostly names no file. `telling` adds where and what to do; `write_tensors` makes safetensors, which has an
@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from taro.errors import TaroError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["fsync", "telling", "write_tensors"]
+__all__ = ["fsync", "telling", "write_atomically", "write_tensors"]
 
 MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 
@@ -57,6 +58,20 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: 
     os.umask(mask)
     path.chmod(0o666 & ~mask)  # safetensors makes a file that its owner alone can read
     fsync(path)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Temporary name, fsync, rename, fsync of the folder: the file is the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync(path.parent)
 
 
 def fsync(path: Path) -> None:

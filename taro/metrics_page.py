@@ -7,11 +7,11 @@ self-contained; every text of a stranger is escaped in taro/timeline.py's way.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from taro.disk import write_atomically
 from taro.draws import rng
 from taro.errors import ConfigError
 from taro.metrics import Prediction
@@ -60,12 +60,9 @@ def examples_page(
 
 def write_page(path: Path, text: str) -> None:
     """Writes a page, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # nobody can lay a link where it will be
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-        temporary.replace(path)
+        write_atomically(path, text.encode())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another file") from None
 

@@ -24,8 +24,8 @@ import torch
 from taro.disk import fsync, write_tensors
 from taro.errors import TaroError
 
-__all__ = ["DamagedError", "RunState", "checkpoints", "load_checkpoint", "newest_checkpoint", "prune_checkpoints",
-           "read_state", "resume_checkpoint", "save_checkpoint", "write_text"]
+__all__ = ["DamagedError", "RunState", "checkpoints", "load_checkpoint", "prune_checkpoints", "read_state",
+           "resume_checkpoint", "save_checkpoint", "write_text"]
 
 log = logging.getLogger(__name__)
 
@@ -182,12 +182,6 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step; None where there is none."""
-    found = checkpoints(folder)
-    return found[-1] if found else None
-
-
 def prune_checkpoints(folder: Path, *, keep: int) -> list[Path]:
     """Removes all but the `keep` newest and what each of these calls the best on validation (a run that must go back to
     an older one finds its best too); returns what was removed."""
@@ -224,7 +218,8 @@ def _check(content: dict[str, Any]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a small file atomically: temporary name, fsync, rename."""
+    """Replaces a small file atomically: temporary name, fsync, rename. As `taro.disk.write_atomically`, but under one
+    name, since one process writes here: what a killed run left is written over, not left beside."""
     temporary = path.with_name(f".tmp-{path.name}")
     try:
         with temporary.open("w", encoding="utf-8") as file:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from taro.disk import write_atomically
 from taro.draws import rng
 from taro.errors import ConfigError
 from taro.sandbox.video import write_video
@@ -69,8 +70,8 @@ def make_sandbox(
         rows += part
         if progress is not None:
             progress(done, videos)
-    _write(out / "annotations.jsonl", _lines(rows))
-    _write(out / "world.json", json.dumps({**facts, "queries": len(rows)}, indent=2) + "\n")
+    write_atomically(out / "annotations.jsonl", _lines(rows).encode())
+    write_atomically(out / "world.json", (json.dumps({**facts, "queries": len(rows)}, indent=2) + "\n").encode())
     return out
 
 
@@ -135,9 +136,3 @@ def _rows(world: World, video: str, split: str, queries: int) -> list[dict[str, 
         }
         for number in sorted(order.tolist())
     ]
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
