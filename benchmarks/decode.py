@@ -1,7 +1,8 @@
 """PyAV against decord on real files: seconds to decode the sampled frames of a clip, and whether the frames agree.
 
-Both go through `preprocess.decode.decode_clip` in this process, in turn; decord is asked only for files on which it is
-known to be right and falls back to PyAV elsewhere (the column `used` says so). Left out: the pool's processes.
+Both go through `taro.preprocess.video.decode.decode_clip` in this process, in turn; decord is asked only for files on
+which it is known to be right and falls back to PyAV elsewhere (the column `used` says so). Left out: the pool's
+processes.
 
 With --check: for every file, every decoder, and the whole file as well as four cuts of it, whether frames (byte by
 byte) and times are those of a plain decode from the start (tests/helpers_plain_decode.py, none of our code); exit code
@@ -23,9 +24,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from preprocess.decode import DecodeJob, Frames, decode_clip
-from taro.errors import VideoError
-from taro.features import FrameSampling
+from taro.core.errors import VideoError
+from taro.models.features import FrameSampling
+from taro.preprocess.video.decode import DecodeJob, Frames, decode_clip
 from tests.helpers_odd_videos import ODD
 from tests.helpers_plain_decode import DECODERS, cuts, decode_from_start, verdict
 

@@ -35,7 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from taro import draws
+from taro.core import draws
 
 TARO = [sys.executable, "-m", "taro"]
 SPEED = {"tokens_per_s", "memory_gib", "seconds"}

@@ -38,8 +38,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from taro import draws  # noqa: E402  found once the root is on the path
-from taro.errors import TaroError  # noqa: E402
+from taro.core import draws  # noqa: E402  found once the root is on the path
+from taro.core.errors import TaroError  # noqa: E402
 
 DEADLINE_S = 20.0
 PEAK_BYTES = 512 * 2**20

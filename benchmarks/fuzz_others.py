@@ -15,19 +15,26 @@ from typing import Any
 
 from benchmarks import fuzz_mutations as change
 from benchmarks.fuzz import Files, Target
-from preprocess.caption import captions_file
-from preprocess.config import PreprocessConfig
-from preprocess.journal import Journal
-from preprocess.ledger import read_ledger
-from preprocess.plan import load_plan
 from taro.annotations import DATASETS, import_annotations
 from taro.annotations.charades_sta import read_lengths
-from taro.config import digest, load_config
-from taro.errors import TaroError
-from taro.metrics_page import examples_page
-from taro.predictions import compare_files, evaluate_file
-from taro.prompts import ANSWER_PARSERS, format_ok, load_template, parse_answer, parse_captions, parse_reasoning
-from train.config import TrainConfig
+from taro.core.config import digest, load_config
+from taro.core.errors import TaroError
+from taro.grounding.prompts import (
+    ANSWER_PARSERS,
+    format_ok,
+    load_template,
+    parse_answer,
+    parse_captions,
+    parse_reasoning,
+)
+from taro.metrics.page import examples_page
+from taro.metrics.predictions import compare_files, evaluate_file
+from taro.preprocess.captioners.base import captions_file
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.journal import Journal
+from taro.preprocess.ledger import read_ledger
+from taro.preprocess.plan import load_plan
+from taro.train.config import TrainConfig
 
 QUERY = {"video": "v", "query": "a dog", "windows": [[1.0, 2.5]], "duration": 9.0, "qid": 3, "split": "val",
          "clip": [0, 9], "difficulty": 20, "captions": [{"start_s": 0, "end_s": 1, "text": "x"}]}  # fmt: skip
@@ -145,12 +152,12 @@ def _yaml_targets(seeds: Path) -> list[Target]:
         return Target(name, make, run, share)
 
     wanted = {PreprocessConfig: ["out=x", "videos=x", "annotations=x"], TrainConfig: ["out=x", "policy=x", "shards=x"]}
-    recipes = {PreprocessConfig: "preprocess.recipes", TrainConfig: "train.recipes"}
+    recipes = {PreprocessConfig: "taro.preprocess.recipes", TrainConfig: "taro.train.recipes"}
     configs = [target(f"config-{package.partition('.')[0]}", packaged(package),
                       lambda path, sets, model=model, package=package: load_config(
                           model, path, [*wanted[model], *sets], package=package), 2)
                for model, package in recipes.items()]  # fmt: skip
-    return [target("template", packaged("taro.templates"), lambda path, _: load_template(path), 2), *configs]
+    return [target("template", packaged("taro.grounding.templates"), lambda path, _: load_template(path), 2), *configs]
 
 
 def _yaml(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:

@@ -16,21 +16,21 @@ import torch
 from benchmarks import fuzz_mutations as change
 from benchmarks.fuzz import Files, Target
 from benchmarks.fuzz_others import folder_of, lay_folder
-from shards.view import read_rollouts
-from shards.view import view as write_view
-from taro.errors import TaroError
-from taro.features import FrameSampling
-from taro.mllm import load_policy
-from taro.mllm.folder import pixel_settings, template_name, tower_sha256
-from taro.prompts import load_template
+from taro.core.errors import TaroError
+from taro.grounding.prompts import load_template
+from taro.models.features import FrameSampling
+from taro.models.folder import pixel_settings, template_name, tower_sha256
+from taro.models.policy import load_policy
+from taro.shards.view import read_rollouts
+from taro.shards.view import view as write_view
+from taro.train.checkpoint import RunState, checkpoints, load_checkpoint, save_checkpoint
+from taro.train.evaluate import write_predictions
+from taro.train.report.data import Evaluation, read_predictions, read_run
+from taro.train.report.write import render_report
+from taro.train.run_dir import _check_folder
+from taro.train.trackers import cut_back
 from tests.helpers_models import tiny_qwen2_5_vl, tiny_qwen3_vl
 from tests.report.synthetic import eval_rows, run_folder, shard_set
-from train.checkpoint import RunState, checkpoints, load_checkpoint, save_checkpoint
-from train.evaluate import write_predictions
-from train.report import render_report
-from train.report_data import Evaluation, read_predictions, read_run
-from train.run import _check_folder
-from train.trackers import cut_back
 
 CHANGES: dict[str, Callable[..., bytes]] = {".json": change.json_file, ".jsonl": change.json_lines,
                                             ".safetensors": change.tensors}  # fmt: skip
@@ -149,12 +149,12 @@ def _report_targets(seeds: Path) -> list[Target]:
             raise last
 
     def resume(changed: Files, at: Path) -> None:
-        from taro.config import load_config
-        from train.config import TrainConfig
+        from taro.core.config import load_config
+        from taro.train.config import TrainConfig
 
         lay_folder({name: data for name, data in changed.items() if name != "after.jsonl"}, run, at / "run")
         config = load_config(TrainConfig, None, [f"out={at / 'run'}", "policy=sandbox:policy", "shards=x"],
-                             package="train.recipes")
+                             package="taro.train.recipes")
         with contextlib.suppress(TaroError):
             _check_folder(config, resume=True)
         cut_back(at / "run", 3)

@@ -21,23 +21,23 @@ from typing import Any
 
 from benchmarks import fuzz_mutations as change
 from benchmarks.fuzz import Files, Target
-from shards.card import card_text
-from shards.diff import diff
-from shards.filter import Selection, filter_set, split_by_fraction, split_by_split
-from shards.format import MAX_JSON_BYTES, MAX_MANIFEST_BYTES, SKIPPED, Manifest, Sidecar, check_version
-from shards.manifest import read_skipped
-from shards.merge import merge_sets
-from shards.reader import ShardSet, open_shards
-from shards.stats import sample, stats
-from shards.stream import stream
-from shards.strict import canonical_json, parse_json, parse_model
-from shards.tar import read_tar
-from shards.tensors import pack_features, pack_frames, unpack_features, unpack_frames, unpack_tensors
-from shards.variants import pack_variants, unpack_variants
-from shards.verify import verify
-from shards.view import view
-from taro.errors import TaroError
-from taro.records import ClipRecord
+from taro.core.errors import TaroError
+from taro.grounding.records import ClipRecord
+from taro.shards.card import card_text
+from taro.shards.format import MAX_JSON_BYTES, MAX_MANIFEST_BYTES, SKIPPED, Manifest, Sidecar, check_version
+from taro.shards.manifest import read_skipped
+from taro.shards.ops.diff import diff
+from taro.shards.ops.filter import Selection, filter_set, split_by_fraction, split_by_split
+from taro.shards.ops.merge import merge_sets
+from taro.shards.ops.stats import sample, stats
+from taro.shards.reader import ShardSet, open_shards
+from taro.shards.stream import stream
+from taro.shards.strict import canonical_json, parse_json, parse_model
+from taro.shards.tar import read_tar
+from taro.shards.tensors import pack_features, pack_frames, unpack_features, unpack_frames, unpack_tensors
+from taro.shards.variants import pack_variants, unpack_variants
+from taro.shards.verify import verify
+from taro.shards.view import view
 from tests.shards.helpers_sets import add_variants, features, record, variants, write_set
 
 MARK = b"\0taro-fuzz-special:"

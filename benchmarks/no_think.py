@@ -23,17 +23,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from shards.reader import QueryRef, ShardSet
-from taro import draws
-from taro.config import load_config
-from taro.mllm import Decoding, Policy, export_checkpoint, load_policy, score
-from taro.moment import Moment
-from taro.prompts import load_template
+from taro.core import draws
+from taro.core.config import load_config
+from taro.grounding.moment import Moment
+from taro.grounding.prompts import load_template
+from taro.models.logprobs import score
+from taro.models.policy import Policy, export_checkpoint, load_policy
+from taro.models.sampler import Decoding
 from taro.sandbox.tasks import response
-from train.config import TrainConfig
-from train.evaluate import evaluate_policy, score_rows
-from train.grpo import train
-from train.run import open_encoded_shards, policy_folder, policy_template
+from taro.shards.reader import QueryRef, ShardSet
+from taro.train.config import TrainConfig
+from taro.train.evaluate import evaluate_policy, score_rows
+from taro.train.loop import train
+from taro.train.run_dir import open_encoded_shards, policy_folder, policy_template
 
 TEACH_BATCH, TEACH_LR = 16, 3e-4
 SHIFT, WRONG = 3, 0.3
@@ -128,7 +130,7 @@ def main() -> None:
         config = load_config(TrainConfig, "quickstart", [
             f"policy={start}", f"shards={args.train}", f"out={out}", f"seed={args.seed}", "device=cpu",
             f"length.amount={args.steps}", f"curriculum.amount={max(1, round(0.3 * args.steps))}", *overrides],
-            package="train.recipes")
+            package="taro.train.recipes")
         report = train(config, resume=(out / "config.yaml").is_file())
         print(f"{name}: {report.steps} steps, {time.monotonic() - began:.0f} s", flush=True)
         result[name] = answers(report.export, args.held_out, args.seed)

@@ -26,12 +26,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from taro.draws import uniforms
-from taro.features import VideoFeatures
-from taro.mllm import Decoding, Policy, Prompt, generate, score
-from taro.mllm.decoder import causal, hidden_states
-from taro.mllm.family import families
-from taro.mllm.score import embed_prompt, prompt_deepstack, token_logprobs
+from taro.core.draws import uniforms
+from taro.models.decoder import causal, hidden_states
+from taro.models.families import FAMILIES
+from taro.models.features import VideoFeatures
+from taro.models.logprobs import embed_prompt, prompt_deepstack, score, token_logprobs
+from taro.models.policy import Policy, Prompt
+from taro.models.sampler import Decoding, generate
 from tests.helpers_models import TINY
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -86,7 +87,7 @@ def random_policy(size: str, device: str, dtype: torch.dtype, folder: Path) -> P
     from transformers import AutoTokenizer
 
     config, shape = random_config(size), SHAPES[size]
-    family = families()[config.model_type]
+    family = FAMILIES[config.model_type]
     TINY[config.model_type](folder)
     before = torch.get_default_dtype()
     torch.manual_seed(0)

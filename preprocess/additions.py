@@ -16,26 +16,26 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from preprocess.encode import encode_clip
-from preprocess.job import Job, Only
-from preprocess.ledger import slice_lock
-from preprocess.models import cpu_threads, load_tower_policy, model_folder
-from preprocess.pool import DecodePool
-from preprocess.report import Progress
-from preprocess.slices import decode_jobs
-from preprocess.variants import clip_variants, settings_of
-from shards.format import MANIFEST, MAX_JSON_BYTES, shard_path, sidecar_path
-from shards.reader import open_shards
-from shards.store import LocalStore
-from shards.strict import parse_model
-from shards.tar import read_tar
-from shards.variants import unpack_variants, wanted_groups
-from shards.writer import SliceWriter, slice_done
-from taro.errors import ConfigError, ShardError, TaroError, VideoError
-from taro.records import ClipRecord
+from taro.core.errors import ConfigError, ShardError, TaroError, VideoError
+from taro.grounding.records import ClipRecord
+from taro.preprocess.encode import encode_clip
+from taro.preprocess.job import Job, Only
+from taro.preprocess.ledger import slice_lock
+from taro.preprocess.models import cpu_threads, load_tower_policy, model_folder
+from taro.preprocess.report import Progress
+from taro.preprocess.slices import decode_jobs
+from taro.preprocess.variants import clip_variants, settings_of
+from taro.preprocess.video.pool import DecodePool
+from taro.shards.format import MANIFEST, MAX_JSON_BYTES, shard_path, sidecar_path
+from taro.shards.reader import open_shards
+from taro.shards.store import LocalStore
+from taro.shards.strict import parse_model
+from taro.shards.tar import read_tar
+from taro.shards.variants import unpack_variants, wanted_groups
+from taro.shards.writer import SliceWriter, slice_done
 
 if TYPE_CHECKING:
-    from taro.mllm import Policy
+    from taro.models.policy import Policy
 
 __all__ = ["Added", "add_missing", "to_add"]
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.models import SANDBOX, folder_sha256, model_folder
-from shards.format import ClipEncoder
-from taro.errors import ModelError
-from taro.moment import Moment
+from taro.core.errors import ModelError
+from taro.grounding.moment import Moment
+from taro.preprocess.models import SANDBOX, folder_sha256, model_folder
+from taro.shards.format import ClipEncoder
 
 __all__ = ["ClipModel", "alignment", "clip_encoder"]
 

@@ -11,11 +11,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from preprocess.decode import Decoder
-from shards.variants import MAX_VARIANTS
 from taro.annotations import Policy as LintPolicy
-from taro.config import Config
-from taro.features import FrameSampling
+from taro.core.config import Config
+from taro.models.features import FrameSampling
+from taro.preprocess.video.decode import Decoder
+from taro.shards.variants import MAX_VARIANTS
 
 __all__ = ["CaptionConfig", "DecodeConfig", "Licences", "PathsConfig", "PreprocessConfig", "SegmentConfig",
            "VariantsConfig"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from preprocess.decode import Frames
-from taro.features import FrameSampling, VideoFeatures
+from taro.models.features import FrameSampling, VideoFeatures
+from taro.preprocess.video.decode import Frames
 
 if TYPE_CHECKING:
-    from taro.mllm import Policy
+    from taro.models.policy import Policy
 
 __all__ = ["encode_clip"]
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.additions import to_add
-from preprocess.config import PreprocessConfig
-from preprocess.decode import Frames
-from preprocess.given import given_captions
-from preprocess.job import Job, Only, open_job
-from preprocess.plan import PlannedClip
-from preprocess.pool import DecodePool
-from preprocess.run import to_make
-from preprocess.slices import decode_jobs
+from taro.preprocess.additions import to_add
+from taro.preprocess.captioners.imported import given_captions
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.job import Job, Only, open_job
+from taro.preprocess.plan import PlannedClip
+from taro.preprocess.run import to_make
+from taro.preprocess.slices import decode_jobs
+from taro.preprocess.video.decode import Frames
+from taro.preprocess.video.pool import DecodePool
 
 __all__ = ["Estimate", "estimate"]
 
@@ -96,7 +96,7 @@ def _span(hours: float) -> str:
 
 def estimate(config: PreprocessConfig, *, only: Only | None = None) -> Estimate:
     """Plans the job without writing, decodes a small sample of the clips that are left, and adds up. `only`: as for
-    `preprocess.run.preprocess`. Raises what `open_job` does."""
+    `taro.preprocess.run.preprocess`. Raises what `open_job` does."""
     job = open_job(config, only=only, save=False)
     plan = job.plan
     make = to_make(job) if only is None else []

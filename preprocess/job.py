@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from preprocess.caption import captioner_facts
-from preprocess.clip import clip_encoder
-from preprocess.config import PreprocessConfig
-from preprocess.ledger import plan_lock
-from preprocess.models import device_of, dtype_of, encoder_fingerprint, model_folder
-from preprocess.plan import STATE, Plan, differences, file_sha256, freeze, load_plan, make_plan
-from shards.format import MANIFEST
-from taro.errors import AnnotationError, ConfigError
-from taro.features import EncoderFingerprint
+from taro.core.errors import AnnotationError, ConfigError
+from taro.models.features import EncoderFingerprint
+from taro.preprocess.captioners.base import captioner_facts
+from taro.preprocess.clip import clip_encoder
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.ledger import plan_lock
+from taro.preprocess.models import device_of, dtype_of, encoder_fingerprint, model_folder
+from taro.preprocess.plan import STATE, Plan, differences, file_sha256, freeze, load_plan, make_plan
+from taro.shards.format import MANIFEST
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
     """Resolves a configuration and makes, or checks, the plan of its folder. Raises ConfigError where the folder was
     begun with other settings, AnnotationError where no row can become a query; neither claims the folder, nor does a
     plan of which no slice was begun."""
-    from taro.mllm.folder import pixel_settings
+    from taro.models.folder import pixel_settings
 
     if only == "variants" and not config.variants.count:
         raise ConfigError("--only variants needs variants.count above 0, such as --set variants.count=4")

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from taro.moment import Moment
+from taro.grounding.moment import Moment
 
 __all__ = ["Journal", "question"]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from taro.config import Config
-from taro.disk import write_atomically
+from taro.core.config import Config
+from taro.core.files import write_atomically
 
 __all__ = ["SkippedRow", "SliceLedger", "plan_lock", "read_ledger", "slice_lock", "write_ledger"]
 

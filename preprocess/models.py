@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taro.errors import ModelError
-from taro.features import EncoderFingerprint, FrameSampling
+from taro.core.errors import ModelError
+from taro.models.features import EncoderFingerprint, FrameSampling
 
 if TYPE_CHECKING:
     import torch
 
-    from taro.mllm import Policy
+    from taro.models.policy import Policy
 
 __all__ = ["cpu_threads", "device_of", "dtype_of", "encoder_fingerprint", "folder_sha256", "load_tower_policy",
            "model_folder"]
@@ -79,15 +79,15 @@ def load_tower_policy(folder: Path, device: torch.device, dtype: str) -> Policy:
     """A policy with its vision tower, frozen."""
     import torch
 
-    from taro.mllm import load_policy
+    from taro.models.policy import load_policy
 
     return load_policy(folder, device=device, dtype=getattr(torch, dtype), tower=True)
 
 
 def encoder_fingerprint(folder: Path, sampling: FrameSampling, dtype: str) -> tuple[EncoderFingerprint, int]:
     """(fingerprint of a model folder's tower, numbers a video token takes, all its levels), from its files alone."""
-    from taro.mllm.family import family_of
-    from taro.mllm.folder import read_config, tower_sha256
+    from taro.models.families import family_of
+    from taro.models.folder import read_config, tower_sha256
 
     config = read_config(folder)
     family = family_of(config, folder)

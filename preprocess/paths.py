@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from taro.draws import rng
-from taro.moment import Moment
-from taro.records import CandidatePaths, DenseCaption
+from taro.core.draws import rng
+from taro.grounding.moment import Moment
+from taro.grounding.records import CandidatePaths, DenseCaption
 
 __all__ = ["candidate_paths"]
 

@@ -18,16 +18,16 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from preprocess.config import PreprocessConfig
-from preprocess.ledger import SkippedRow
-from shards.format import ClipEncoder, clip_key
 from taro.annotations import AnnotationRow, Dropped, LintReport, import_annotations
-from taro.config import Config
-from taro.disk import write_atomically
-from taro.errors import ConfigError, VideoError
-from taro.features import EncoderFingerprint
-from taro.moment import Moment
-from taro.records import DenseCaption
+from taro.core.config import Config
+from taro.core.errors import ConfigError, VideoError
+from taro.core.files import write_atomically
+from taro.grounding.moment import Moment
+from taro.grounding.records import DenseCaption
+from taro.models.features import EncoderFingerprint
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.ledger import SkippedRow
+from taro.shards.format import ClipEncoder, clip_key
 
 __all__ = ["STATE", "Plan", "PlannedClip", "PlannedRow", "differences", "file_sha256", "freeze", "list_videos",
            "load_plan", "make_plan"]
@@ -127,7 +127,7 @@ def make_plan(
         shaping: settings and fingerprints that decide the bytes.
         encoder: what makes the features that the set begins with.
         clip_encoder: what makes the CLIP features, None for a set without.
-        captioner: for the manifest, see `preprocess.job.captioner_facts`.
+        captioner: for the manifest, see `taro.preprocess.job.captioner_facts`.
         bytes_per_clip: most that a clip's features can take, for the slices.
     """
     report = import_annotations(config.annotations, dataset=config.dataset, split=config.split,

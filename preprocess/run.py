@@ -16,22 +16,22 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Literal
 
-from preprocess.additions import add_missing
-from preprocess.caption import TransformersCaptioner
-from preprocess.clip import ClipModel
-from preprocess.config import PreprocessConfig
-from preprocess.given import given_captions
-from preprocess.job import Job, Only, begin, open_job
-from preprocess.ledger import SkippedRow, SliceLedger, read_ledger, slice_lock
-from preprocess.models import cpu_threads, load_tower_policy, model_folder
-from preprocess.pool import DecodePool
-from preprocess.report import PreprocessReport, Progress
-from preprocess.slices import Tools, make_slice
-from shards.format import MANIFEST, Manifest, Provenance, shard_path, sidecar_path
-from shards.writer import build_manifest, slice_done, write_card, write_manifest, write_skipped
-from taro.disk import telling
-from taro.errors import ConfigError, ShardError, TaroError
-from taro.features import EncoderFingerprint
+from taro.core.errors import ConfigError, ShardError, TaroError
+from taro.core.files import telling
+from taro.models.features import EncoderFingerprint
+from taro.preprocess.additions import add_missing
+from taro.preprocess.captioners.base import TransformersCaptioner
+from taro.preprocess.captioners.imported import given_captions
+from taro.preprocess.clip import ClipModel
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.job import Job, Only, begin, open_job
+from taro.preprocess.ledger import SkippedRow, SliceLedger, read_ledger, slice_lock
+from taro.preprocess.models import cpu_threads, load_tower_policy, model_folder
+from taro.preprocess.report import PreprocessReport, Progress
+from taro.preprocess.slices import Tools, make_slice
+from taro.preprocess.video.pool import DecodePool
+from taro.shards.format import MANIFEST, Manifest, Provenance, shard_path, sidecar_path
+from taro.shards.writer import build_manifest, slice_done, write_card, write_manifest, write_skipped
 
 __all__ = ["PreprocessReport", "Progress", "preprocess", "to_make"]
 
@@ -184,7 +184,7 @@ def _committed(job: Job, index: int) -> bool:
 
 
 def _write_set(job: Job, skipped: list[SkippedRow], captions: int) -> None:
-    from taro import __version__
+    from taro.core.version import __version__
 
     out, plan, config = job.config.out, job.plan, job.config
     write_skipped(out, [row.model_dump() for row in skipped])
@@ -206,8 +206,8 @@ def _write_set(job: Job, skipped: list[SkippedRow], captions: int) -> None:
 def _encoders(job: Job) -> list[EncoderFingerprint]:
     """Fingerprints of all encoders of the set: the plan's, this run's, and those of earlier manifests whose features
     are here."""
-    from shards.reader import read_manifest
-    from shards.store import LocalStore
+    from taro.shards.reader import read_manifest
+    from taro.shards.store import LocalStore
 
     known: dict[str, EncoderFingerprint] = {}
     for folder in (job.state, job.config.out):

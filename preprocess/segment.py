@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 
-from taro.moment import Moment
+from taro.grounding.moment import Moment
 
 __all__ = ["boundary_s", "change_points", "change_segments", "uniform_segments"]
 

@@ -19,26 +19,26 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from preprocess.caption import Captioner, Request, answer
-from preprocess.clip import ClipModel, alignment
-from preprocess.config import PreprocessConfig
-from preprocess.decode import DecodeJob, Frames
-from preprocess.encode import encode_clip
-from preprocess.given import Given
-from preprocess.job import Job
-from preprocess.journal import Journal
-from preprocess.ledger import SkippedRow, SliceLedger, write_ledger
-from preprocess.paths import candidate_paths
-from preprocess.plan import PlannedClip, PlannedRow
-from preprocess.pool import DecodePool
-from preprocess.segment import change_segments, uniform_segments
-from preprocess.sheets import contact_sheet
-from preprocess.variants import clip_variants
-from shards.format import sidecar_path
-from shards.writer import SliceWriter
-from taro.errors import VideoError
-from taro.moment import Moment
-from taro.records import ClipRecord, DenseCaption, QueryRecord
+from taro.core.errors import VideoError
+from taro.grounding.moment import Moment
+from taro.grounding.records import ClipRecord, DenseCaption, QueryRecord
+from taro.preprocess.captioners.base import Captioner, Request, answer
+from taro.preprocess.captioners.imported import Given
+from taro.preprocess.clip import ClipModel, alignment
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.encode import encode_clip
+from taro.preprocess.job import Job
+from taro.preprocess.journal import Journal
+from taro.preprocess.ledger import SkippedRow, SliceLedger, write_ledger
+from taro.preprocess.paths import candidate_paths
+from taro.preprocess.plan import PlannedClip, PlannedRow
+from taro.preprocess.segment import change_segments, uniform_segments
+from taro.preprocess.sheets import contact_sheet
+from taro.preprocess.variants import clip_variants
+from taro.preprocess.video.decode import DecodeJob, Frames
+from taro.preprocess.video.pool import DecodePool
+from taro.shards.format import sidecar_path
+from taro.shards.writer import SliceWriter
 
 __all__ = ["Tools", "decode_jobs", "make_slice", "skip_clip"]
 

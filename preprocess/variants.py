@@ -19,22 +19,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from preprocess.config import VariantsConfig
-from shards.format import MAX_MEMBER_BYTES
-from shards.variants import FrameVariants, VariantSettings, wanted_groups
-from taro import draws
-from taro.boundaries import boundary_windows, shuffled
-from taro.errors import ConfigError
-from taro.features import FrameSampling, resized_hw
-from taro.moment import Moment
-from taro.records import ClipRecord
+from taro.core import draws
+from taro.core.errors import ConfigError
+from taro.grounding.boundaries import boundary_windows, shuffled
+from taro.grounding.moment import Moment
+from taro.grounding.records import ClipRecord
+from taro.models.features import FrameSampling, resized_hw
+from taro.preprocess.config import VariantsConfig
+from taro.shards.format import MAX_MEMBER_BYTES
+from taro.shards.variants import FrameVariants, VariantSettings, wanted_groups
 
 if TYPE_CHECKING:
     import torch
 
-    from preprocess.decode import Frames
-    from preprocess.job import Job
-    from taro.mllm import Policy
+    from taro.models.policy import Policy
+    from taro.preprocess.job import Job
+    from taro.preprocess.video.decode import Frames
 
 __all__ = ["clip_variants", "encode_variants", "frame_order", "frame_stretches", "settings_of"]
 
@@ -101,7 +101,7 @@ def _encode(policy: Policy, frames: Frames, pairs_M2: np.ndarray, sampling: Fram
     """Features [M, N, D] of pairs of sampled frames, shown at the size that the whole clip has, and their levels."""
     import torch
 
-    from taro.mllm.pixels import resize_frames
+    from taro.models.families.pixels import resize_frames
 
     S = len(frames.times_s) // 2
     used, place_M2 = np.unique(pairs_M2, return_inverse=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from shards.format import Manifest, kind_label, split_kind
+from taro.shards.format import Manifest, kind_label, split_kind
 
 __all__ = ["card_text"]
 

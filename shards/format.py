@@ -1,4 +1,5 @@
-"""Format version 1: names, bounds and the models of every JSON file of a shard set except KEY.json (taro/records.py).
+"""Format version 1: names, bounds and the models of every JSON file of a shard set except KEY.json
+(taro/grounding/records.py).
 
 A set is a folder. A *kind* is a folder of shards inside it: `paths`, `features/ENCODER`, `clip/ENCODER`,
 `variants/ENCODER`; slice 7 of the plan is shard 7 of each kind. The bounds below are checked before anything is
@@ -16,9 +17,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from taro.errors import ShardError
-from taro.features import EncoderFingerprint
-from taro.moment import Moment
+from taro.core.errors import ShardError
+from taro.grounding.moment import Moment
+from taro.models.features import EncoderFingerprint
 
 __all__ = [
     "BLOCK", "CARD", "FORMAT_VERSION", "KEY_LENGTH", "MANIFEST", "MAX_BYTES", "MAX_DIM", "MAX_HEADER_BYTES",

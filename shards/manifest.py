@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.format import (
+from taro.core.errors import ShardError
+from taro.core.files import write_atomically
+from taro.shards.format import (
     CARD,
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -23,10 +25,8 @@ from shards.format import (
     Sidecar,
     kind_ok,
 )
-from shards.store import LocalStore
-from shards.strict import canonical_json, parse_model
-from taro.disk import write_atomically
-from taro.errors import ShardError
+from taro.shards.store import LocalStore
+from taro.shards.strict import canonical_json, parse_model
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -164,6 +164,6 @@ def _bounded_rows(file: Any) -> list[dict[str, Any]]:
 
 def write_card(root: str | Path, manifest: Manifest) -> None:
     """Writes README.md, a Hugging Face dataset card made from the manifest."""
-    from shards.card import card_text
+    from taro.shards.card import card_text
 
     write_atomically(Path(root) / CARD, card_text(manifest).encode())

@@ -17,9 +17,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from shards.order import QueryOrder, share_of_step
-from taro.draws import rng
-from taro.errors import ConfigError
+from taro.core.draws import rng
+from taro.core.errors import ConfigError
+from taro.shards.order import QueryOrder, share_of_step
 
 __all__ = ["MixedOrder"]
 

@@ -13,8 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from taro.draws import rng
-from taro.errors import ConfigError
+from taro.core.draws import rng
+from taro.core.errors import ConfigError
 
 __all__ = ["QueryOrder", "share_of_step"]
 

@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shards.format import (
+from taro.core.errors import ShardError
+from taro.grounding.records import ClipRecord, QueryRecord
+from taro.models.features import EncoderFingerprint, VideoFeatures, patch_times_s
+from taro.shards.format import (
     BLOCK,
     MANIFEST,
     MAX_JSON_BYTES,
@@ -34,14 +37,11 @@ from shards.format import (
     shard_path,
     sidecar_path,
 )
-from shards.store import LocalStore, open_store
-from shards.strict import parse_json, parse_model
-from shards.tar import read_header
-from shards.tensors import unpack_features, unpack_frames
-from shards.variants import FrameVariants, VariantSettings, check_variants, patch_facts, unpack_variants
-from taro.errors import ShardError
-from taro.features import EncoderFingerprint, VideoFeatures, patch_times_s
-from taro.records import ClipRecord, QueryRecord
+from taro.shards.store import LocalStore, open_store
+from taro.shards.strict import parse_json, parse_model
+from taro.shards.tar import read_header
+from taro.shards.tensors import unpack_features, unpack_frames
+from taro.shards.variants import FrameVariants, VariantSettings, check_variants, patch_facts, unpack_variants
 
 if TYPE_CHECKING:
     import torch

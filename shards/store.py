@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.format import CARD, MANIFEST, SKIPPED, kind_ok, split_kind
-from taro.errors import ShardError
+from taro.core.errors import ShardError
+from taro.shards.format import CARD, MANIFEST, SKIPPED, kind_ok, split_kind
 
 __all__ = ["LocalStore", "file_sha256", "open_store", "safe_name"]
 

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.format import MAX_JSON_BYTES, shard_path
-from shards.reader import ShardSet, check_times, open_shards
-from shards.strict import parse_model
-from shards.tar import read_tar
-from shards.tensors import unpack_features
-from taro.errors import ShardError
-from taro.records import ClipRecord
+from taro.core.errors import ShardError
+from taro.grounding.records import ClipRecord
+from taro.shards.format import MAX_JSON_BYTES, shard_path
+from taro.shards.reader import ShardSet, check_times, open_shards
+from taro.shards.strict import parse_model
+from taro.shards.tar import read_tar
+from taro.shards.tensors import unpack_features
 
 if TYPE_CHECKING:
     import webdataset

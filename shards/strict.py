@@ -12,8 +12,8 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from shards.format import MAX_JSON_DEPTH
-from taro.errors import ShardError
+from taro.core.errors import ShardError
+from taro.shards.format import MAX_JSON_DEPTH
 
 __all__ = ["canonical_json", "parse_json", "parse_model"]
 

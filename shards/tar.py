@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.format import BLOCK, KEY_LENGTH, MAX_BYTES
-from taro.errors import ShardError
+from taro.core.errors import ShardError
+from taro.shards.format import BLOCK, KEY_LENGTH, MAX_BYTES
 
 __all__ = ["TarMember", "TarWriter", "member_header", "read_header", "read_tar", "write_tar"]
 

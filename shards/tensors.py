@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shards.format import MAX_DIM, MAX_HEADER_BYTES, MAX_MEMBER_BYTES, MAX_RANK, MAX_TENSORS
-from shards.strict import parse_json
-from taro.errors import ShardError
-from taro.features import VideoFeatures
+from taro.core.errors import ShardError
+from taro.models.features import VideoFeatures
+from taro.shards.format import MAX_DIM, MAX_HEADER_BYTES, MAX_MEMBER_BYTES, MAX_RANK, MAX_TENSORS
+from taro.shards.strict import parse_json
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ once, ascending). Queries with the same boundaries share them, a set cut or join
 query whose windows changed finds none: it counts as not disrupted, never as disrupted somewhere else, and `taro shards
 verify` says so. A *group* is one such list of boundaries; it has `count` variants. A variant is rows: temporal patches
 that show other frames than their own, encoded again, and which two frames those are. The patches that it does not list
-stay as the features have them. Left out: how frames are shuffled (`preprocess.variants`).
+stay as the features have them. Left out: how frames are shuffled (`taro.preprocess.variants`).
 
 Legend: M rows, S temporal patches, N tokens of a patch, D width, L deepstack levels, A patches of one variant.
 """
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shards.tensors import MAX_LEVELS, pack_tensors, unpack_tensors
-from taro.errors import ShardError
-from taro.features import VideoFeatures
-from taro.moment import Moment
-from taro.records import ClipRecord
+from taro.core.errors import ShardError
+from taro.grounding.moment import Moment
+from taro.grounding.records import ClipRecord
+from taro.models.features import VideoFeatures
+from taro.shards.tensors import MAX_LEVELS, pack_tensors, unpack_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.format import (
+from taro.core.errors import ShardError
+from taro.grounding.records import ClipRecord
+from taro.shards.format import (
     CARD,
     MANIFEST,
     MAX_JSON_BYTES,
@@ -27,15 +29,13 @@ from shards.format import (
     sidecar_path,
     split_kind,
 )
-from shards.manifest import read_skipped
-from shards.reader import check_times, read_manifest, read_sidecar
-from shards.store import LocalStore, file_sha256, open_store
-from shards.strict import parse_model
-from shards.tar import TarMember, read_tar
-from shards.tensors import unpack_features, unpack_frames
-from shards.variants import VariantSettings, check_variants, patch_facts, unpack_variants, wanted_groups
-from taro.errors import ShardError
-from taro.records import ClipRecord
+from taro.shards.manifest import read_skipped
+from taro.shards.reader import check_times, read_manifest, read_sidecar
+from taro.shards.store import LocalStore, file_sha256, open_store
+from taro.shards.strict import parse_model
+from taro.shards.tar import TarMember, read_tar
+from taro.shards.tensors import unpack_features, unpack_frames
+from taro.shards.variants import VariantSettings, check_variants, patch_facts, unpack_variants, wanted_groups
 
 __all__ = ["VerifyReport", "verify"]
 

@@ -1,9 +1,9 @@
 """A set as one static, self-contained page: per clip its contact sheet, truth, captions and paths on one time axis.
 
 With a run folder also what the policy answered in training: predictions, reward parts and log-probability drops of the
-last dumped group of each query. No script, no external resource; every text is escaped in taro/timeline.py's way, so a
-caption of a stranger stays a caption. CLIP's agreement of a caption with its segment is drawn as a heat lane where the
-set has it.
+last dumped group of each query. No script, no external resource; every text is escaped in taro/pages/timeline.py's way,
+so a caption of a stranger stays a caption. CLIP's agreement of a caption with its segment is drawn as a heat lane where
+the set has it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.format import MAX_JSON_BYTES
-from shards.reader import ShardSet, open_shards
-from shards.strict import parse_json
-from taro.disk import write_atomically
-from taro.errors import ShardError
-from taro.records import ClipRecord, QueryRecord
-from taro.timeline import LABEL_PX, Lane, Span, page, safe_text, timeline_svg
+from taro.core.errors import ShardError
+from taro.core.files import write_atomically
+from taro.grounding.records import ClipRecord, QueryRecord
+from taro.pages.timeline import LABEL_PX, Lane, Span, page, safe_text, timeline_svg
+from taro.shards.format import MAX_JSON_BYTES
+from taro.shards.reader import ShardSet, open_shards
+from taro.shards.strict import parse_json
 
 __all__ = ["read_rollouts", "view"]
 

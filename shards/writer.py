@@ -22,7 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
-from shards.format import (
+from taro.core.errors import ShardError
+from taro.core.files import fsync, write_atomically
+from taro.grounding.records import ClipRecord
+from taro.models.features import VideoFeatures
+from taro.shards.format import (
     FORMAT_VERSION,
     MAX_JPEG_BYTES,
     MAX_JSON_BYTES,
@@ -37,21 +41,17 @@ from shards.format import (
     sidecar_path,
     split_kind,
 )
-from shards.manifest import build_manifest, read_entries, write_card, write_manifest, write_skipped
-from shards.store import LocalStore, file_sha256
-from shards.strict import canonical_json, parse_model
-from shards.tar import TarWriter, read_tar, write_tar
-from shards.tensors import pack_features, pack_frames, unpack_features
-from shards.variants import FrameVariants, pack_variants
-from taro.disk import fsync, write_atomically
-from taro.errors import ShardError
-from taro.features import VideoFeatures
-from taro.records import ClipRecord
+from taro.shards.manifest import build_manifest, read_entries, write_card, write_manifest, write_skipped
+from taro.shards.store import LocalStore, file_sha256
+from taro.shards.strict import canonical_json, parse_model
+from taro.shards.tar import TarWriter, read_tar, write_tar
+from taro.shards.tensors import pack_features, pack_frames, unpack_features
+from taro.shards.variants import FrameVariants, pack_variants
 
 if TYPE_CHECKING:
     import torch
 
-    from shards.reader import ShardSet
+    from taro.shards.reader import ShardSet
 
 __all__ = [
     "SliceWriter", "build_manifest", "pack_features", "read_entries", "slice_done", "unpack_features", "write_card",
@@ -155,7 +155,7 @@ class SliceWriter:
         if set(parts) != set(self._shards):
             raise ShardError(f"record {record.key}: got {sorted(parts)}, the slice holds {sorted(self._shards)}")
         if not key_ok(record.key):
-            raise ShardError(f"key {record.key[:120]!r}: use shards.format.clip_key")
+            raise ShardError(f"key {record.key[:120]!r}: use taro.shards.format.clip_key")
         for kind, shard in self._shards.items():
             if parts[kind]:
                 shard.add(record.key, len(record.queries), parts[kind])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taro.cli import main
+from taro.cli.app import main
 
 __all__: list[str] = []
 

@@ -24,14 +24,14 @@ def hook(event, arguments):
         if left == 0:
             os._exit(9)  # as SIGKILL does: nothing is flushed, closed or unwound
 sys.addaudithook(hook)
-from taro.cli import main
+from taro.cli.app import main
 main(sys.argv[4:])
 """
 
 SMALL_DISK = """
 import contextlib, io, json, os, subprocess, sys
 from pathlib import Path
-from taro.cli import main
+from taro.cli.app import main
 disk, out, sizes, words = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4:]
 told = []
 def attempt(what, option):

@@ -16,10 +16,10 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from preprocess.decode import DecodeJob, Decoder, decode_clip
-from taro.errors import VideoError
-from taro.features import FrameSampling
-from taro.moment import Moment
+from taro.core.errors import VideoError
+from taro.grounding.moment import Moment
+from taro.models.features import FrameSampling
+from taro.preprocess.video.decode import DecodeJob, Decoder, decode_clip
 
 __all__ = ["DECODERS", "Plain", "cuts", "decode_from_start", "verdict"]
 

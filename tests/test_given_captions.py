@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from preprocess.config import PreprocessConfig
-from preprocess.run import preprocess
-from shards.reader import open_shards
-from taro.mllm import load_policy
-from taro.prompts import load_template
+from taro.grounding.prompts import load_template
+from taro.models.policy import load_policy
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.run import preprocess
+from taro.shards.reader import open_shards
+from taro.train.config import TrainConfig
+from taro.train.loop import train
+from taro.train.run_dir import open_run
 from tests.helpers_models import tiny_qwen2_5_vl
 from tests.helpers_video import write_video
-from train.config import TrainConfig
-from train.grpo import train
-from train.run import open_run
 
 CLIPS = 3
 LINES = ['a woman\'s hand opens the "fridge"', "she {pours} milk, then waits", "the cat looks on", "a door falls shut"]

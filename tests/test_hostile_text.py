@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taro.cli import main
-from taro.commands._progress import progress
-from taro.text import visible
+from taro.cli.app import main
+from taro.cli.progress import progress
+from taro.core.text import visible
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIL = "\x1b[2J\x1b]0;owned\x07\u202egnp.exe\r\x9b31m[bold]x[/bold]\u2028"

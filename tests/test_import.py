@@ -1,9 +1,10 @@
-"""`import taro`: instant, lazy, honest about names; and the guard against modules that hide the stages."""
+"""`import taro`: instant, lazy, honest about names, and itself whatever files stand beside a user's script."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -43,8 +44,7 @@ def test_the_lazy_table_says_what_type_checkers_read() -> None:
     for node in block.body:
         assert isinstance(node, ast.ImportFrom) and node.module
         for alias in node.names:
-            is_module = importlib.util.find_spec(f"{node.module}.{alias.name}") if node.module == "train" else None
-            typed[alias.asname or alias.name] = (f"train.{alias.name}", "") if is_module else (node.module, alias.name)
+            typed[alias.asname or alias.name] = (node.module, alias.name)
     assert typed == taro._LAZY
     assert taro.__all__ == ["__version__", *sorted(taro._LAZY)]
 
@@ -53,7 +53,7 @@ def test_the_lazy_table_says_what_type_checkers_read() -> None:
 def test_every_lazy_name_is_the_stage_s_own(name: str) -> None:
     module, attribute = taro._LAZY[name]
     owner = importlib.import_module(module)
-    assert getattr(taro, name) is (getattr(owner, attribute) if attribute else owner)
+    assert getattr(taro, name) is getattr(owner, attribute)
     assert name in dir(taro)
 
 
@@ -69,38 +69,72 @@ def test_the_version_is_the_changelog_s() -> None:
     assert len(set(versions)) == len(versions)
 
 
-@pytest.mark.parametrize("hidden", ["train", "shards", "preprocess"])
-def test_a_user_s_module_that_hides_a_stage_is_named(tmp_path: Path, hidden: str) -> None:
-    """With a user's train.py first on the path, the lazy table raises one error with both files; the rest works."""
-    theirs = tmp_path / f"{hidden}.py"
-    theirs.write_text("raise SystemExit('this file must not run')\n")
-    name = {"train": "rewards", "shards": "open_shards", "preprocess": "PreprocessConfig"}[hidden]
-    code = (
-        f"import taro; from taro.errors import TaroError; print(taro.Moment(0, 1).duration_s)\ntry: taro.{name}\n"
-        "except TaroError as error: print(error)"
-    )
-    done = python("-c", code, cwd=tmp_path)
+USERS = """
+import sys, json
+import taro, taro.preprocess.config, taro.shards.reader, taro.train.rewards
+from taro import PreprocessConfig, TrainConfig, open_shards
+print(json.dumps([m.__file__ for m in (taro, taro.preprocess.config, taro.shards.reader, taro.train.rewards)]))
+print(sorted({"train", "shards", "preprocess", "tests"} & set(sys.modules)))
+"""
+
+
+@pytest.fixture
+def users_folder(tmp_path: Path) -> Path:
+    """A folder in which the user has files and packages of their own under our stages' names."""
+    for name in ("train", "preprocess"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('this file must not run')\n")
+    for name in ("shards", "tests"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('this package must not run')\n")
+    return tmp_path
+
+
+def check_ours(output: str) -> None:
+    """What `USERS` printed: our files, and none of the user's loaded."""
+    files, loaded = output.strip().splitlines()[-2:]
+    assert all(Path(file).is_relative_to(Path(taro.__file__).parent) for file in json.loads(files))
+    assert loaded == "[]"
+
+
+def test_a_users_files_of_the_stages_names_change_nothing(users_folder: Path) -> None:
+    """A script, a script that is itself called train.py, `python -c` and `python -m taro` in such a folder."""
+    for name in ("script.py", "train.py"):
+        (users_folder / name).write_text(USERS)
+        done = python(str(users_folder / name), cwd=users_folder)
+        assert done.returncode == 0, done.stderr
+        check_ours(done.stdout)
+    (users_folder / "train.py").write_text("raise SystemExit('this file must not run')\n")
+    check_ours(python("-c", USERS, cwd=users_folder).stdout)
+    (users_folder / "a.jsonl").write_text('{"video": "a.mp4", "query": "x", "windows": [[0, 1]], "duration": 5}\n')
+    done = python("-m", "taro", "annotations", "lint", "a.jsonl", "--dataset", "jsonl", cwd=users_folder)
+    assert done.returncode == 0 and "1" in done.stdout, done.stderr
+    done = python("-m", "taro", "train", "sandbox", "--set", "out=run", "--set", "shards=nowhere", cwd=users_folder)
+    assert done.returncode == 1 and "nowhere" in done.stderr and "must not run" not in done.stderr
+
+
+def test_under_torchrun_beside_a_users_files(users_folder: Path) -> None:
+    (users_folder / "script.py").write_text(USERS)
+    done = python("-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "script.py",
+                  cwd=users_folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1")
-    assert str(theirs) in done.stdout and str(ROOT / hidden / "__init__.py") in done.stdout
+    check_ours(done.stdout)
 
 
-def test_the_command_line_names_the_hiding_file(tmp_path: Path) -> None:
-    """`python -m taro train` beside a user's own train.py: exit 1, one message, both files, their file not run."""
-    theirs = tmp_path / "train.py"
-    theirs.write_text("print('their train.py ran')\n")
-    done = python("-m", "taro", "train", "whatever", cwd=tmp_path)
-    assert done.returncode == 1
-    assert str(theirs) in done.stderr and str(ROOT / "train" / "__init__.py") in done.stderr
-    assert "Traceback" not in done.stderr and "their train.py ran" not in done.stdout
+def test_in_a_notebook_beside_a_users_files(users_folder: Path) -> None:
+    """A kernel runs cells in one process whose path begins with the notebook's folder, as the interactive one does."""
+    cells = "import code\nconsole = code.InteractiveInterpreter()\n" + "".join(
+        f"console.runcode(compile({line!r}, 'cell', 'exec'))\n" for line in USERS.strip().splitlines())
+    done = python("-c", cells, cwd=users_folder)
+    assert done.returncode == 0, done.stderr
+    check_ours(done.stdout)
 
 
-def test_a_script_that_is_called_train(tmp_path: Path) -> None:
-    """The most likely case: the user's script itself is train.py and asks taro for the rewards."""
-    script = tmp_path / "train.py"
-    script.write_text("import taro\ntaro.rewards\n")
-    done = python(str(script), cwd=tmp_path)
-    assert done.returncode == 1 and f"TaroError: {script} hides taro's own package" in done.stderr
+def test_nothing_is_loaded_twice() -> None:
+    """Links make one file reachable under two paths; it must be one module."""
+    code = ("import sys, taro\nfor name in taro.__all__: getattr(taro, name)\n"
+            "files = [m.__file__ for n, m in sys.modules.items() if n.startswith('taro') and m.__file__]\n"
+            "import os; print(len(files) - len({os.path.realpath(f) for f in files}))")
+    assert python("-W", "default", "-c", code).stdout == "0\n"
 
 
 def test_training_imports_without_the_decoding_libraries() -> None:
@@ -109,7 +143,7 @@ def test_training_imports_without_the_decoding_libraries() -> None:
     absent = ["decord", "av", "webdataset", "open_clip", "datasets", "pyarrow"]
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from without import hide; hide({absent!r})\n"
-        "import taro, taro.commands.train, taro.mllm, train.evaluate, train.grpo, shards.reader\n"
+        "import taro, taro.cli.train, taro.models, taro.train.evaluate, taro.train.loop, taro.shards.reader\n"
         "assert taro.train and taro.open_shards and taro.load_policy; print('imported')"
     )
     done = python("-W", "default", "-c", code)

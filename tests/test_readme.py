@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from taro import cli
+from taro.cli import app as cli
+from tests.cli.test_cli import unknown_options
 from tests.docs.pages import README, ROOT, SKIP_MARKS, all_pages, blocks, commands
-from tests.test_cli import unknown_options
 
 PAGES = all_pages()
 TOOLS = {"python", "pip", "git", "cd", ".ci/run", "torchrun", "sbatch", "cp", "mv", "ls", "cat", "head", "tail", "find",

@@ -78,8 +78,8 @@ def shards(work: Path) -> Path:
 
 
 def test_what_cannot_be_read_is_skipped_and_said_so(shards: Path) -> None:
-    from shards.manifest import read_skipped
     from taro import open_shards
+    from taro.shards.manifest import read_skipped
 
     skipped = {row["video"]: row["reason"] for row in read_skipped(shards)}
     assert set(skipped) == {"corrupted.mp4", "missing.mp4"}, skipped

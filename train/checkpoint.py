@@ -3,8 +3,8 @@
 A checkpoint is written under a temporary name, every file fsynced, `state.json` (with the hashes of the others and its
 own) last, then renamed; so a folder named `step-N` is complete, whenever the run was killed. What the disk damages
 later is found by its hash: `resume_checkpoint` takes the newest that is whole and puts newer ones aside, deleting none.
-Random draws need no state: each is a function of its name (`taro.draws`). `step` counts completed updates. Left out:
-the vision tower and the reference policy, which are the base checkpoint's own.
+Random draws need no state: each is a function of its name (`taro.core.draws`). `step` counts completed updates. Left
+out: the vision tower and the reference policy, which are the base checkpoint's own.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from taro.disk import fsync, write_tensors
-from taro.errors import TaroError
+from taro.core.errors import TaroError
+from taro.core.files import fsync, write_tensors
 
 __all__ = ["DamagedError", "RunState", "checkpoints", "load_checkpoint", "prune_checkpoints", "read_state",
            "resume_checkpoint", "save_checkpoint", "write_text"]
@@ -218,8 +218,8 @@ def _check(content: dict[str, Any]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a small file atomically: temporary name, fsync, rename. As `taro.disk.write_atomically`, but under one
-    name, since one process writes here: what a killed run left is written over, not left beside."""
+    """Replaces a small file atomically: temporary name, fsync, rename. As `taro.core.files.write_atomically`, but under
+    one name, since one process writes here: what a killed run left is written over, not left beside."""
     temporary = path.with_name(f".tmp-{path.name}")
     try:
         with temporary.open("w", encoding="utf-8") as file:

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from taro.config import Config
-from train.curriculum import Curriculum
-from train.disruption import Kind
+from taro.core.config import Config
+from taro.train.curriculum import Curriculum
+from taro.train.disruption import Kind
 
 __all__ = ["CheckpointConfig", "DataConfig", "Length", "LossConfig", "OptimizerConfig", "RewardConfig",
            "RolloutConfig", "ShardSource", "TrainConfig", "ValidationConfig"]

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from taro import draws
-from taro.config import Config
+from taro.core import draws
+from taro.core.config import Config
 
 __all__ = ["Curriculum", "guide_probability", "guided_rollouts"]
 

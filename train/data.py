@@ -1,8 +1,8 @@
 """What a run is trained on: one shard set or several, each filtered and held against the policy on its own, mixed.
 
-A step's samples are a function of (seed, step) alone (`shards.mix`), whatever the number of sets or ranks. Where there
-are several sets every sample carries its set's name: two sets may hold the same key, and their draws, dumps and metrics
-must not meet. With one set it carries none, and all is as if there were no mixing.
+A step's samples are a function of (seed, step) alone (`taro.shards.mix`), whatever the number of sets or ranks. Where
+there are several sets every sample carries its set's name: two sets may hold the same key, and their draws, dumps and
+metrics must not meet. With one set it carries none, and all is as if there were no mixing.
 
 Every query is accounted for: `summary` says for each set how many it holds, how many each filter left out (the first
 that did, in the order split, difficulty, queries, keys, text), how many an epoch draws, and what no step takes.
@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shards.filter import Selection, named
-from shards.mix import MixedOrder
-from shards.reader import QueryRef, Sample, ShardSet
-from taro.errors import ConfigError
-from taro.text import visible
-from train.config import ShardSource, TrainConfig
+from taro.core.errors import ConfigError
+from taro.core.text import visible
+from taro.shards.mix import MixedOrder
+from taro.shards.ops.filter import Selection, named
+from taro.shards.reader import QueryRef, Sample, ShardSet
+from taro.train.config import ShardSource, TrainConfig
 
 __all__ = ["TrainingData", "TrainingSet", "data_lines", "select"]
 

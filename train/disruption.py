@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from taro import draws
-from taro.boundaries import Boundary, boundary_windows, shuffled
-from taro.moment import Moment
+from taro.core import draws
+from taro.grounding.boundaries import Boundary, boundary_windows, shuffled
+from taro.grounding.moment import Moment
 
 if TYPE_CHECKING:
-    from shards.variants import FrameVariants
-    from taro.features import VideoFeatures
+    from taro.models.features import VideoFeatures
+    from taro.shards.variants import FrameVariants
 
 __all__ = ["KINDS", "Kind", "Order", "disrupted", "disruption", "frame_disruption"]
 

@@ -1,8 +1,8 @@
 """Evaluation of a policy on a shard set: greedy (METHOD 3) or sampled, every query answered or counted as a miss.
 
-Responses come from `taro.mllm.generate`, scores from `taro.metrics`; this module only joins them, so that a score of
-`taro eval`, of validation during training and of the quickstart is one and the same number. Queries whose video never
-reached the shards stay in the denominator, as misses (METHOD 4, row 9). Legend: B prompts decoded at once.
+Responses come from `taro.models.sampler`, scores from `taro.metrics.scores`; this module only joins them, so that a
+score of `taro eval`, of validation during training and of the quickstart is one and the same number. Queries whose
+video never reached the shards stay in the denominator, as misses (METHOD 4, row 9). Legend: B prompts decoded at once.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taro import draws
-from taro.errors import ConfigError, ShardError
-from taro.metrics import Prediction, Scores, evaluate_predictions
-from taro.metrics_ranked import RankedPrediction, RankedScores, as_written, evaluate_ranked
-from taro.moment import Moment
-from taro.prompts import parse_answer, parse_answers, parse_reasoning
+from taro.core import draws
+from taro.core.errors import ConfigError, ShardError
+from taro.grounding.moment import Moment
+from taro.grounding.prompts import parse_answer, parse_answers, parse_reasoning
+from taro.metrics.ranked import RankedPrediction, RankedScores, as_written, evaluate_ranked
+from taro.metrics.scores import Prediction, Scores, evaluate_predictions
 
 if TYPE_CHECKING:
-    from shards.reader import QueryRef, Sample, ShardSet
-    from taro.mllm import Decoding, Policy
-    from taro.prompts import PromptTemplate
+    from taro.grounding.prompts import PromptTemplate
+    from taro.models.policy import Policy
+    from taro.models.sampler import Decoding
+    from taro.shards.reader import QueryRef, Sample, ShardSet
 
 __all__ = ["EvalRow", "evaluate_policy", "evaluation_queries", "missing_predictions", "predictions", "rank_rows",
            "score_rows", "write_predictions"]
@@ -75,7 +76,7 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, *, split: str | None = 
     """
     import torch
 
-    from taro.mllm import generate
+    from taro.models.sampler import generate
 
     refs = evaluation_queries(shard_set, split=split, limit=limit, seed=seed)
     shard_set = shard_set.reading(shard_set.encoder)  # without the frame variants that a run may read
@@ -114,7 +115,7 @@ def missing_predictions(shard_set: ShardSet, split: str | None) -> list[Predicti
     """
     import importlib.util
 
-    from shards.manifest import read_skipped
+    from taro.shards.manifest import read_skipped
 
     manifest = shard_set.manifest
     if manifest.counts.skipped == 0 or (split is not None and manifest.provenance.split != split):
@@ -133,7 +134,8 @@ def missing_predictions(shard_set: ShardSet, split: str | None) -> list[Predicti
 
 
 def predictions(rows: Iterable[EvalRow]) -> list[Prediction]:
-    """Rows as `taro.metrics` takes them; a video is a file's content, so that the bootstrap draws whole files."""
+    """Rows as `taro.metrics.scores` takes them; a video is a file's content, so that the bootstrap draws whole
+    files."""
     return [Prediction(query_id=f"{row.key}/{row.query_id}", video=row.video_sha256, predicted=row.predicted,
                        windows=row.windows, duration_s=row.duration_s, answers=row.answers,
                        reasoning=parse_reasoning(row.text).text if "<think>" in row.text else None) for row in rows]

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from taro.metrics import first_span_hit
-from taro.moment import Moment
-from taro.prompts import parse_reasoning
-from train.advantages import zero_variance
-from train.checkpoint import write_text
-from train.config import TrainConfig
-from train.rewards import Rewards
-from train.rollouts import RolloutBatch, Scores
-from train.update import Update, learning_rate
+from taro.grounding.moment import Moment
+from taro.grounding.prompts import parse_reasoning
+from taro.metrics.scores import first_span_hit
+from taro.train.algorithms.advantages import zero_variance
+from taro.train.checkpoint import write_text
+from taro.train.config import TrainConfig
+from taro.train.rewards import Rewards
+from taro.train.rollouts import RolloutBatch, Scores
+from taro.train.update import Update, learning_rate
 
 __all__ = ["dump_rollouts", "memory_gib", "step_measures"]
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from taro import draws
-from taro.records import ClipRecord, DenseCaption, QueryRecord
+from taro.core import draws
+from taro.grounding.records import ClipRecord, DenseCaption, QueryRecord
 
 if TYPE_CHECKING:
-    from taro.mllm import Policy
-    from taro.prompts import PromptTemplate
+    from taro.grounding.prompts import PromptTemplate
+    from taro.models.policy import Policy
 
 __all__ = ["draw_paths", "plain_ids", "prefix_ids"]
 

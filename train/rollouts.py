@@ -16,18 +16,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from taro import draws
-from taro.boundaries import Boundary
-from taro.features import VideoFeatures
-from taro.mllm import Decoding, Policy, Prompt, generate, score
-from train.config import TrainConfig
-from train.curriculum import guided_rollouts
-from train.disruption import disrupted
-from train.prefixes import draw_paths, prefix_ids
+from taro.core import draws
+from taro.grounding.boundaries import Boundary
+from taro.models.features import VideoFeatures
+from taro.models.logprobs import score
+from taro.models.policy import Policy, Prompt
+from taro.models.sampler import Decoding, generate
+from taro.train.config import TrainConfig
+from taro.train.curriculum import guided_rollouts
+from taro.train.disruption import disrupted
+from taro.train.prefixes import draw_paths, prefix_ids
 
 if TYPE_CHECKING:
-    from shards.reader import Sample
-    from taro.prompts import PromptTemplate
+    from taro.grounding.prompts import PromptTemplate
+    from taro.shards.reader import Sample
 
 __all__ = ["RolloutBatch", "Scores", "autocast", "counted_tokens", "disrupt", "roll_out", "sample_name",
            "score_batch", "score_prompts", "uses_bf16"]
@@ -96,7 +98,7 @@ def roll_out(policy: Policy, template: PromptTemplate, samples: Sequence[Sample]
              epoch: int, probability: float) -> RolloutBatch:
     """Draws G responses to each sample, guided ones with their prefix forced.
 
-    Args: probability: that a rollout is guided at this step (`train.curriculum`).
+    Args: probability: that a rollout is guided at this step (`taro.train.curriculum`).
     """
     G, knobs = config.rollout.group, config.rollout
     asks = [template.user_text(sample.query.text, no_think=config.reward.no_think) for sample in samples]

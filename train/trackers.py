@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from taro.annotations.reading import parse_json
-from taro.errors import ConfigError
-from train.checkpoint import write_text
+from taro.core.errors import ConfigError
+from taro.train.checkpoint import write_text
 
 __all__ = ["JsonlTracker", "Tracker", "check_trackers", "cut_back", "open_trackers", "read_jsonl"]
 

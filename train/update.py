@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from taro.mllm import Policy, score
-from train.config import OptimizerConfig, TrainConfig
-from train.losses import cloning_weights, policy_loss
-from train.rollouts import RolloutBatch, Scores, autocast
+from taro.models.logprobs import score
+from taro.models.policy import Policy
+from taro.train.algorithms.losses import cloning_weights, policy_loss
+from taro.train.config import OptimizerConfig, TrainConfig
+from taro.train.rollouts import RolloutBatch, Scores, autocast
 
 __all__ = ["Update", "learning_rate", "make_optimizer", "update_policy"]
 

@@ -15,7 +15,7 @@ from taro.annotations.hugging_face import HuggingFaceReader
 from taro.annotations.lint import RawRow, lint, make_unique
 from taro.annotations.reading import Line, LineReader
 from taro.annotations.rows import AnnotationRow, Dropped, Kept, LintReport, Outcome, Repaired, Saliency
-from taro.errors import AnnotationError
+from taro.core.errors import AnnotationError
 
 __all__ = [
     "DATASETS",

@@ -14,7 +14,7 @@ from pathlib import Path
 from taro.annotations.lint import RawRow
 from taro.annotations.reading import Line
 from taro.annotations.rows import Dropped
-from taro.errors import AnnotationError
+from taro.core.errors import AnnotationError
 
 __all__ = ["parse_line", "read_lengths"]
 

@@ -26,7 +26,7 @@ from typing import Any
 from taro.annotations.lint import RawRow
 from taro.annotations.reading import MAX_FILE_BYTES, MAX_LINE_BYTES, parse_json
 from taro.annotations.rows import Dropped
-from taro.errors import AnnotationError
+from taro.core.errors import AnnotationError
 
 __all__ = ["FIELDS", "HuggingFaceReader", "check_columns"]
 

@@ -3,7 +3,7 @@
 It holds what every dataset has wrong, so importers only translate. Repairs are named one by one; a row is dropped only
 where nothing sensible is left. What a kept or repaired row guarantees: a video name and a query that are not blank and
 encode as UTF-8, at least one window, every window finite with `0 <= start < end`, `end <= duration` where the duration
-is known, and everything within the bounds of `taro.records`.
+is known, and everything within the bounds of `taro.grounding.records`.
 
 Left out: the video itself. Whether it exists and how long it really is, preprocessing finds out.
 """
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taro.annotations.rows import AnnotationRow, Dropped, Kept, Outcome, Repaired, Saliency
-from taro.moment import Moment
-from taro.prompts import normalise_query
-from taro.records import DenseCaption
+from taro.grounding.moment import Moment
+from taro.grounding.prompts import normalise_query
+from taro.grounding.records import DenseCaption
 
 __all__ = ["RawRow", "as_float", "lint", "lint_captions", "make_unique"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taro.errors import AnnotationError
+from taro.core.errors import AnnotationError
 
 __all__ = ["MAX_DOCUMENT_BYTES", "MAX_FILE_BYTES", "MAX_LINE_BYTES", "Line", "LineReader", "parse_json"]
 

@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from taro.moment import Moment
-from taro.records import DenseCaption
+from taro.grounding.moment import Moment
+from taro.grounding.records import DenseCaption
 
 __all__ = ["AnnotationRow", "Dropped", "Kept", "LintReport", "Outcome", "Repaired", "Saliency", "part_of_file"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from taro.errors import ModelError
+from taro.core.errors import ModelError
 from taro.sandbox.make import make_sandbox
 from taro.sandbox.world import WorldSettings
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from taro.errors import ConfigError
+from taro.core.errors import ConfigError
 from taro.sandbox.card import write_cards
 from taro.sandbox.clip import build_clip, clip_scores, save_clip, train_clip
 from taro.sandbox.data import Plan, Videos, make_videos

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from taro.draws import rng
-from taro.features import patch_times_s
+from taro.core.draws import rng
+from taro.models.features import patch_times_s
 from taro.sandbox.labels import sentence_labels
 from taro.sandbox.tasks import Example, mixed_example, shown_times_s, weak_example
 from taro.sandbox.tokens import build_tokenizer, stamp

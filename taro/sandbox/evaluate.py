@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from taro.draws import rng, uniforms
-from taro.features import FrameSampling, VideoFeatures
-from taro.metrics import Prediction, evaluate_predictions
-from taro.mllm import Decoding, Policy, generate, load_policy
-from taro.moment import Moment, iou
-from taro.prompts import format_ok, load_template, parse_answer, parse_captions, parse_reasoning
+from taro.core.draws import rng, uniforms
+from taro.grounding.moment import Moment, iou
+from taro.grounding.prompts import format_ok, load_template, parse_answer, parse_captions, parse_reasoning
+from taro.metrics.scores import Prediction, evaluate_predictions
+from taro.models.features import FrameSampling, VideoFeatures
+from taro.models.policy import Policy, load_policy
+from taro.models.sampler import Decoding, generate
 from taro.sandbox.tasks import segment_sentences, shown_times_s
 from taro.sandbox.world import CELL_S, World
 

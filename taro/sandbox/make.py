@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from taro.disk import write_atomically
-from taro.draws import rng
-from taro.errors import ConfigError
+from taro.core.draws import rng
+from taro.core.errors import ConfigError
+from taro.core.files import write_atomically
 from taro.sandbox.video import write_video
 from taro.sandbox.world import World, WorldSettings, make_world
 

@@ -1,14 +1,15 @@
 """Batched training forward of the sandbox's models over the stock modules; net_qwen3.py has Qwen3-VL's rows.
 
 Rows have one layout: 4 tokens before the video, a slot for the longest video, a slot for text; what a row does not use
-is masked, and positions say where things are (taro.mllm.positions, here for a whole batch). The loss is over the
-assistant's tokens.
+is masked, and positions say where things are (taro.models.families.positions, here for a whole batch). The loss is over
+the assistant's tokens.
 
-Two functions repeat taro.mllm on purpose, for Qwen2.5-VL. `tower_features` is taro.mllm.tower.encode_patches for the
-one case of the sandbox, a frame that is one window: the general one builds its window layout with numpy, caches it and
-copies it to the device at every call, which breaks a compiled graph and waits for the GPU; here all is tensor code of
-one graph. `batch_positions` is taro.mllm.positions for rows of different lengths, without a loop over rows. Tests
-compare both, and the log-probabilities of whole examples, with the originals.
+Two functions repeat taro.models on purpose, for Qwen2.5-VL. `tower_features` is
+taro.models.families.tower.encode_patches for the one case of the sandbox, a frame that is one window: the general one
+builds its window layout with numpy, caches it and copies it to the device at every call, which breaks a compiled graph
+and waits for the GPU; here all is tensor code of one graph. `batch_positions` is taro.models.families.positions for
+rows of different lengths, without a loop over rows. Tests compare both, and the log-probabilities of whole examples,
+with the originals.
 
 Legend: B rows, T cells shown, S temporal patches, N tokens of a patch, R text tokens, D width.
 """
@@ -20,8 +21,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, interpolate, linear, scaled_dot_product_attention
 
-from taro.mllm.decoder import hidden_states, masked
-from taro.mllm.pixels import to_patches
+from taro.models.decoder import hidden_states, masked
+from taro.models.families.pixels import to_patches
 from taro.sandbox.data import Examples
 from taro.sandbox.models import MEAN, STD
 from taro.sandbox.net_qwen3 import stamped_rows
@@ -92,8 +93,8 @@ def _rotate(x_QHPd: torch.Tensor, cos_Pd: torch.Tensor, sin_Pd: torch.Tensor) ->
 def batch_positions(
     patches_B: torch.Tensor, seconds_B: torch.Tensor, slots: tuple[int, int, int], text: int, rate: float
 ) -> torch.Tensor:
-    """Positions [3, B, L] of the row layout: as `taro.mllm.positions.prompt_positions` gives them to each row's used
-    tokens. slots: temporal patches, rows and columns of merged cells that the video slot holds."""
+    """Positions [3, B, L] of the row layout: as `taro.models.families.positions.prompt_positions` gives them to each
+    row's used tokens. slots: temporal patches, rows and columns of merged cells that the video slot holds."""
     S, rows, columns = slots
     device, B = patches_B.device, len(patches_B)
     index_S = torch.arange(S, device=device, dtype=torch.float64)

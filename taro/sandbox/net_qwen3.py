@@ -1,7 +1,7 @@
 """Rows of the sandbox's Qwen3-VL for net.py: a timestamp, a start token, the features and an end token for each patch.
 
-The tower is taro.mllm's own. What is made here is what differs in a batch whose rows hold videos of other lengths: the
-tokens between runs, their positions, and where each row's deepstack levels go.
+The tower is taro.models's own. What is made here is what differs in a batch whose rows hold videos of other lengths:
+the tokens between runs, their positions, and where each row's deepstack levels go.
 
 Legend: B rows, S temporal patches of the longest, N tokens of a patch, R text tokens, D width, L levels.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from taro.mllm.decoder import Deepstack
-from taro.mllm.qwen3_vl import encode_with_levels
+from taro.models.decoder import Deepstack
+from taro.models.families.qwen3_vl import encode_with_levels
 from taro.sandbox.data import Examples
 
 __all__ = ["row_positions", "stamped_rows"]
@@ -46,7 +46,7 @@ def stamped_rows(
 
 def row_positions(patches_B: torch.Tensor, S: int, cells: int, *, before: int, text: int) -> torch.Tensor:
     """Positions [3, B, T] of rows of S runs of `cells` x `cells` features, of which a row uses `patches_B`: as
-    `taro.mllm.positions.interleaved_positions` gives them to each row's used tokens."""
+    `taro.models.families.positions.interleaved_positions` gives them to each row's used tokens."""
     device, B = patches_B.device, len(patches_B)
     stride = STAMP + cells + END
     place = torch.arange(cells, device=device)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taro.features import FrameSampling, sample_frames
-from taro.moment import Moment
+from taro.grounding.moment import Moment
+from taro.models.features import FrameSampling, sample_frames
 from taro.sandbox.world import CELL_S, World
 
 __all__ = ["Example", "mixed_example", "response", "seconds", "segment_sentences", "shown_times_s",

@@ -16,8 +16,8 @@ from typing import IO
 
 import numpy as np
 
-from taro.draws import rng
-from taro.features import FrameSampling, sample_frames
+from taro.core.draws import rng
+from taro.models.features import FrameSampling, sample_frames
 from taro.sandbox.world import CELL_S, COLOURS, World, WorldSettings
 
 __all__ = ["decode_cells", "encode_video", "render_cells", "write_video"]

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from taro.config import Config
-from taro.draws import rng
-from taro.moment import Moment
+from taro.core.config import Config
+from taro.core.draws import rng
+from taro.grounding.moment import Moment
 
 __all__ = [
     "ACTIONS", "CELL_S", "COLOURS", "ORDINALS", "SHAPES", "Event", "World", "WorldSettings", "check_worlds",

@@ -25,7 +25,7 @@ from typing import Any
 import typer
 import typer.models
 
-from taro import cli
+from taro.cli import app as cli
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from taro import cli
+from taro.cli import app as cli
 from tests.docs.pages import DOCS, Block, blocks_of, commands, moved, output_of, with_output, with_tables
 
 START = DOCS / "commands" / "README.md"

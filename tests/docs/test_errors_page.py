@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-import taro.errors
+import taro.core.errors
 from tests.docs.pages import DOCS, ROOT
 
 PAGE = DOCS / "what-to-do-when.md"
@@ -53,7 +53,7 @@ def messages() -> tuple[Message, ...]:
     are left out."""
     sources = {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8"))
                for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
-    errors = {*taro.errors.__all__, "BadParameter"}
+    errors = {*taro.core.errors.__all__, "BadParameter"}
     for tree in sources.values():  # their subclasses elsewhere
         errors |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
                    and any(isinstance(base, ast.Name) and base.id in errors for base in node.bases)}
@@ -95,7 +95,7 @@ def test_every_message_has_an_entry() -> None:
 
 def test_every_entry_is_of_a_message() -> None:
     """An entry whose message was changed or is gone would be looked up in vain."""
-    said_elsewhere = {"unknown key"}  # taro/config.py builds this one from pydantic's findings
+    said_elsewhere = {"unknown key"}  # taro/core/config.py builds this one from pydantic's findings
     idle = [piece for piece in entries()
             if piece not in said_elsewhere and not any(holds(one, piece) for one in messages())]
     assert not idle, f"no message holds these pieces any more: change or remove them in {PAGE.name}: {idle}"

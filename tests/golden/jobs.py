@@ -33,7 +33,8 @@ PREPROCESS = ("videos=world/videos", "annotations=world/annotations.jsonl", "out
               "variants.count=2", "variants.dt_s=1.0", "workers=1", "caption.batch=4", "sampling.max_frames=24")
 TRAIN = ("shards=shards", "rollout.prompts=2", "rollout.group=3", "rollout.max_new_tokens=56", "loss.kl=0.01",
          "curriculum.amount=8", "validation.split=val", "validation.every=10", "validation.limit=3",
-         "validation.max_new_tokens=48", "rollout.min_free_tokens=24", "checkpoint.every=4", "optimizer.micro_prompts=1", "reward.dt_s=1.0")
+         "validation.max_new_tokens=48", "rollout.min_free_tokens=24", "checkpoint.every=4",
+         "optimizer.micro_prompts=1", "reward.dt_s=1.0")
 
 
 def versions() -> dict[str, str]:
@@ -88,7 +89,7 @@ def sets(settings: tuple[str, ...]) -> list[str]:
 
 def taro(*line: str) -> None:
     """One command of the command line, in this process."""
-    from taro.cli import main
+    from taro.cli.app import main
 
     try:
         main(list(line))
@@ -99,8 +100,8 @@ def taro(*line: str) -> None:
 
 def shard_digests(root: Path) -> dict[str, str]:
     """sha256 of every shard and sidecar; the manifest, which names versions, is left out."""
-    return {path.relative_to(root).as_posix(): sha256(path) for path in sorted(root.glob("*/**/*"))
-            if path.is_file() and path.suffix in {".tar", ".json"} and not path.relative_to(root).parts[0].startswith(".")}
+    found = [path for path in sorted(root.glob("[!.]*/**/*")) if path.suffix in {".tar", ".json"}]
+    return {path.relative_to(root).as_posix(): sha256(path) for path in found}
 
 
 def tensor_digests(file: Path) -> dict[str, str]:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from shards.tensors import pack_features, unpack_features
-from taro.draws import uniforms
-from taro.features import FrameSampling
-from taro.mllm import Decoding, generate, load_policy, score
-from taro.mllm.decoder import causal, hidden_states
-from taro.mllm.score import embed_prompt, prompt_deepstack, token_logprobs
+from taro.core.draws import uniforms
+from taro.models.decoder import causal, hidden_states
+from taro.models.features import FrameSampling
+from taro.models.logprobs import embed_prompt, prompt_deepstack, score, token_logprobs
+from taro.models.policy import load_policy
+from taro.models.sampler import Decoding, generate
+from taro.shards.tensors import pack_features, unpack_features
 from tests.helpers_models import TINY
 
 pytestmark = [

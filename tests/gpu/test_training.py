@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from shards.writer import SliceWriter, build_manifest, write_manifest
-from taro.features import FrameSampling
-from taro.mllm import load_policy
-from taro.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
+from taro.grounding.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
+from taro.models.features import FrameSampling
+from taro.models.policy import load_policy
 from taro.sandbox import weights_folder
 from taro.sandbox.tasks import shown_times_s
 from taro.sandbox.video import decode_cells, encode_video
 from taro.sandbox.world import make_world
-from train.config import TrainConfig
-from train.grpo import train
+from taro.shards.writer import SliceWriter, build_manifest, write_manifest
+from taro.train.config import TrainConfig
+from taro.train.loop import train
 
 pytestmark = [
     pytest.mark.gpu,

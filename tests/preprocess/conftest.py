@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from preprocess.config import PreprocessConfig
+from taro.preprocess.config import PreprocessConfig
 from tests.helpers_models import tiny_qwen2_5_vl
 from tests.helpers_video import write_video
 

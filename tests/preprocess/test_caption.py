@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.caption import Request, answer, captions_file, tidy
-from preprocess.config import PreprocessConfig
-from preprocess.decode import DecodeJob, decode_clip
-from preprocess.journal import Journal
-from preprocess.run import preprocess
-from shards.reader import open_shards
-from taro.errors import AnnotationError, ConfigError
-from taro.features import FrameSampling
-from taro.moment import Moment
-from taro.records import DenseCaption
+from taro.core.errors import AnnotationError, ConfigError
+from taro.grounding.moment import Moment
+from taro.grounding.records import DenseCaption
+from taro.models.features import FrameSampling
+from taro.preprocess.captioners.base import Request, answer, captions_file, tidy
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.journal import Journal
+from taro.preprocess.run import preprocess
+from taro.preprocess.video.decode import DecodeJob, decode_clip
+from taro.shards.reader import open_shards
 from tests.helpers_video import write_video
 
 Make = Callable[..., PreprocessConfig]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from preprocess.config import PreprocessConfig
-from taro.cli import app
+from taro.cli.app import app
+from taro.preprocess.config import PreprocessConfig
 
 Make = Callable[..., PreprocessConfig]
 

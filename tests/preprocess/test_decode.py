@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess.decode import DecodeJob, decode_clip
-from preprocess.probe import probe
-from taro.errors import VideoError
-from taro.features import FrameSampling, sample_frames
-from taro.mllm.pixels import resize_frames
-from taro.moment import Moment
+from taro.core.errors import VideoError
+from taro.grounding.moment import Moment
+from taro.models.families.pixels import resize_frames
+from taro.models.features import FrameSampling, sample_frames
+from taro.preprocess.video.decode import DecodeJob, decode_clip
+from taro.preprocess.video.inspect import probe
 from tests.helpers_plain_decode import decode_from_start
 from tests.helpers_video import numbered_frame, read_number, rotate_clockwise, write_audio, write_video
 

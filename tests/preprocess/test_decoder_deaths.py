@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from preprocess.config import PreprocessConfig
-from shards.manifest import read_skipped
-from shards.reader import open_shards
-from taro.cli import app
+from taro.cli.app import app
+from taro.preprocess.config import PreprocessConfig
+from taro.shards.manifest import read_skipped
+from taro.shards.reader import open_shards
 
 DEADLY = """
 import ctypes, sys
@@ -26,7 +26,7 @@ def _hook(event, args):
     if event == "open" and str(args[0]).endswith("dies.mp4"):
         ctypes.string_at(0)
 
-if any("preprocess.pool" in word for word in sys.orig_argv):
+if any("taro.preprocess.video.pool" in word for word in sys.orig_argv):
     sys.addaudithook(_hook)
 """
 """sitecustomize.py of the decoding children: real system calls, at the moment when they open these files"""

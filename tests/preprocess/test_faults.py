@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from preprocess.config import PreprocessConfig
-from preprocess.job import begin, open_job
-from preprocess.journal import Journal
-from preprocess.ledger import slice_lock
-from preprocess.plan import STATE
-from preprocess.run import preprocess
-from taro.errors import ConfigError, TaroError
+from taro.core.errors import ConfigError, TaroError
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.job import begin, open_job
+from taro.preprocess.journal import Journal
+from taro.preprocess.ledger import slice_lock
+from taro.preprocess.plan import STATE
+from taro.preprocess.run import preprocess
 from tests.helpers_faults import ROOT, TARO, dies, mad_clock, small_disk
 from tests.preprocess.test_run import digests
 
@@ -118,7 +118,7 @@ def test_a_file_system_without_locks_is_warned_of_and_used(
 
 def test_the_plan_of_the_job_that_was_first_counts(job: Make, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     """Two jobs looked at the folder before either had a plan there: the plan that is begun first stays."""
-    from preprocess.job import _first
+    from taro.preprocess.job import _first
 
     first, other = open_job(job()), open_job(job(rows[:4], out=tmp_path / "elsewhere")).plan
     begin(first)
@@ -190,7 +190,7 @@ def test_a_caption_that_the_disk_changed_is_asked_for_again(tmp_path: Path) -> N
 WRITER = """
 import sys
 from pathlib import Path
-from preprocess.journal import Journal
+from taro.preprocess.journal import Journal
 journal = Journal(Path(sys.argv[1]), 0)
 for number in range(60):
     journal.add([(f"{sys.argv[2]}-{number}-{k}", "x" * 4000 + sys.argv[2]) for k in range(8)])

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.config import PreprocessConfig
-from preprocess.job import begin, open_job
-from preprocess.plan import STATE
-from preprocess.run import preprocess
-from shards.reader import open_shards
-from taro.errors import AnnotationError, ConfigError, ModelError
+from taro.core.errors import AnnotationError, ConfigError, ModelError
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.job import begin, open_job
+from taro.preprocess.plan import STATE
+from taro.preprocess.run import preprocess
+from taro.shards.reader import open_shards
 
 Make = Callable[..., PreprocessConfig]
 

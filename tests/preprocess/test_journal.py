@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from preprocess.journal import Journal, question
-from taro.moment import Moment
+from taro.grounding.moment import Moment
+from taro.preprocess.journal import Journal, question
 
 WHOLE = Moment(0, 2)
 

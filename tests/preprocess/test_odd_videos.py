@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from av.error import FFmpegError
 
-from taro.moment import Moment
+from taro.grounding.moment import Moment
 from tests.helpers_odd_videos import ODD
 from tests.helpers_plain_decode import cuts, decode_from_start, verdict
 from tests.helpers_video import read_number

@@ -7,9 +7,9 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess.paths import candidate_paths
-from taro.moment import Moment
-from taro.records import CandidatePaths, DenseCaption
+from taro.grounding.moment import Moment
+from taro.grounding.records import CandidatePaths, DenseCaption
+from taro.preprocess.paths import candidate_paths
 
 
 def captions(n: int) -> list[DenseCaption]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.decode import DecodeJob, decode_clip
-from preprocess.plan import _Finder, list_videos
-from taro.errors import VideoError
-from taro.features import FrameSampling
-from taro.moment import Moment
+from taro.core.errors import VideoError
+from taro.grounding.moment import Moment
+from taro.models.features import FrameSampling
+from taro.preprocess.plan import _Finder, list_videos
+from taro.preprocess.video.decode import DecodeJob, decode_clip
 from tests.helpers_video import write_video
 
 

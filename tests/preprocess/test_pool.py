@@ -8,10 +8,10 @@ import threading
 import time
 from pathlib import Path
 
-from preprocess.decode import DecodeJob, Frames
-from preprocess.pool import DecodePool
-from taro.errors import VideoError
-from taro.features import FrameSampling
+from taro.core.errors import VideoError
+from taro.models.features import FrameSampling
+from taro.preprocess.video.decode import DecodeJob, Frames
+from taro.preprocess.video.pool import DecodePool
 from tests.helpers_video import read_number, write_video
 
 SAMPLING = FrameSampling()

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.config import PreprocessConfig
-from preprocess.decode import DecodeJob, Decoder, decode_clip
-from preprocess.run import preprocess
-from shards.manifest import read_skipped
-from shards.reader import open_shards
-from taro.errors import VideoError
-from taro.features import FrameSampling
+from taro.core.errors import VideoError
+from taro.models.features import FrameSampling
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.run import preprocess
+from taro.preprocess.video.decode import DecodeJob, Decoder, decode_clip
+from taro.shards.manifest import read_skipped
+from taro.shards.reader import open_shards
 from tests.helpers_plain_decode import cuts, decode_from_start, verdict
 
 SAMPLING = FrameSampling()

@@ -17,21 +17,21 @@ import numpy as np
 import pytest
 import torch
 
-from preprocess.config import PreprocessConfig
-from preprocess.decode import DecodeJob, decode_clip
-from preprocess.encode import encode_clip
-from preprocess.estimate import estimate
-from preprocess.job import open_job
-from preprocess.plan import STATE, PlannedClip, _Finder, _group, list_videos
-from preprocess.run import preprocess
-from shards.manifest import read_skipped
-from shards.reader import open_shards
-from shards.verify import verify
 from taro.annotations import AnnotationRow, Kept, LintReport
-from taro.config import load_config, recipe_names
-from taro.errors import ConfigError, ShardError, TaroError
-from taro.mllm import load_policy
-from taro.moment import Moment
+from taro.core.config import load_config, recipe_names
+from taro.core.errors import ConfigError, ShardError, TaroError
+from taro.grounding.moment import Moment
+from taro.models.policy import load_policy
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.encode import encode_clip
+from taro.preprocess.estimate import estimate
+from taro.preprocess.job import open_job
+from taro.preprocess.plan import STATE, PlannedClip, _Finder, _group, list_videos
+from taro.preprocess.run import preprocess
+from taro.preprocess.video.decode import DecodeJob, decode_clip
+from taro.shards.manifest import read_skipped
+from taro.shards.reader import open_shards
+from taro.shards.verify import verify
 from tests.helpers_models import tiny_qwen2_5_vl
 from tests.helpers_video import write_audio, write_video
 
@@ -265,10 +265,10 @@ def test_thumbnails_can_be_left_out(job: Make) -> None:
 
 
 def test_recipes_fit_their_settings() -> None:
-    names = recipe_names("preprocess.recipes")
+    names = recipe_names("taro.preprocess.recipes")
     assert {"charades-sta", "jsonl", "sandbox"} <= set(names)
     for name in names:
-        load_config(PreprocessConfig, name, package="preprocess.recipes")
+        load_config(PreprocessConfig, name, package="taro.preprocess.recipes")
 
 
 def test_a_dry_run_writes_nothing_and_counts(job: Make, rows: list[dict[str, Any]]) -> None:

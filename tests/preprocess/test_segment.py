@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess.segment import boundary_s, change_points, change_segments, uniform_segments
-from taro.draws import rng
+from taro.core.draws import rng
+from taro.preprocess.segment import boundary_s, change_points, change_segments, uniform_segments
 
 
 def scatter(x: np.ndarray) -> float:

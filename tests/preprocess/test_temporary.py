@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from taro.cli import app
+from taro.cli.app import app
 
 
 @pytest.mark.parametrize(

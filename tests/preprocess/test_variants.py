@@ -17,17 +17,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess.config import PreprocessConfig
-from preprocess.decode import DecodeJob, decode_clip
-from preprocess.job import open_job
-from preprocess.run import preprocess
-from preprocess.variants import frame_order, frame_stretches
-from shards.reader import open_shards
-from shards.variants import VariantSettings
-from shards.verify import verify
-from taro.errors import ConfigError, TaroError
-from taro.features import VideoFeatures
-from taro.mllm import load_policy
+from taro.core.errors import ConfigError, TaroError
+from taro.models.features import VideoFeatures
+from taro.models.policy import load_policy
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.job import open_job
+from taro.preprocess.run import preprocess
+from taro.preprocess.variants import frame_order, frame_stretches
+from taro.preprocess.video.decode import DecodeJob, decode_clip
+from taro.shards.reader import open_shards
+from taro.shards.variants import VariantSettings
+from taro.shards.verify import verify
 from tests.helpers_models import TINY, tiny_qwen2_5_vl
 from tests.helpers_video import write_video
 from tests.preprocess.test_run import digests
@@ -197,7 +197,7 @@ def test_a_clip_that_came_back_gets_what_was_added_meanwhile(job: Make, tmp_path
 
 
 def test_variants_that_fit_no_record_are_refused_with_what_to_lower(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preprocess.variants.MAX_MEMBER_BYTES", 9000)
+    monkeypatch.setattr("taro.preprocess.variants.MAX_MEMBER_BYTES", 9000)
     with pytest.raises(ConfigError, match=r"v\d\.mp4: .* more than the 4,500 allowed; lower variants\.count"):
         preprocess(job(variants=VARIANTS))
     assert not (job().out / "manifest.json").exists()

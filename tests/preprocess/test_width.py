@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from preprocess.models import encoder_fingerprint
-from taro.features import FrameSampling
+from taro.models.features import FrameSampling
+from taro.preprocess.models import encoder_fingerprint
 from tests.helpers_models import tiny_qwen2_5_vl, tiny_qwen3_vl
 
 

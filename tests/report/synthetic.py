@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from shards.writer import SliceWriter, build_manifest, write_manifest, write_skipped
-from taro import draws
-from taro.moment import Moment, iou
-from taro.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
-from train.evaluate import EvalRow
+from taro.core import draws
+from taro.grounding.moment import Moment, iou
+from taro.grounding.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
+from taro.shards.writer import SliceWriter, build_manifest, write_manifest, write_skipped
+from taro.train.evaluate import EvalRow
 
 HOSTILE = '</pre></svg><script>document.title="owned"</script><img src=x onerror="document.title=1"> \u202egnp.exe'
 DURATION_S = 24.0

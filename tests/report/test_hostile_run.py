@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from taro.errors import ConfigError
+from taro.core.errors import ConfigError
+from taro.train.report.data import read_predictions, read_run
+from taro.train.report.write import render_report
+from taro.train.trackers import cut_back
 from tests.report.synthetic import run_folder
-from train.report import render_report
-from train.report_data import read_predictions, read_run
-from train.trackers import cut_back
 
 ROLLOUT = "rollouts/step-000003.jsonl"
 DEEP = "[" * 100_000 + "]" * 100_000

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from taro.commands._quickstart_run import STAGES, Quickstart, run_quickstart
-from taro.errors import ConfigError, ModelError
+from taro.cli.quickstart_run import STAGES, Quickstart, run_quickstart
+from taro.core.errors import ConfigError, ModelError
 from taro.sandbox import weights_folder
 
 try:

@@ -12,16 +12,25 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shards.reader import open_shards
-from taro.cli import main
-from taro.errors import ConfigError
-from taro.moment import Moment
+from taro.cli.app import main
+from taro.core.errors import ConfigError
+from taro.grounding.moment import Moment
+from taro.shards.reader import open_shards
+from taro.train.evaluate import write_predictions
+from taro.train.report.charts import Curve, curve_svg
+from taro.train.report.data import (
+    Evaluation,
+    Run,
+    examples,
+    mean_of,
+    read_predictions,
+    read_run,
+    row_iou,
+    training_groups,
+)
+from taro.train.report.sections import headline_html
+from taro.train.report.write import ledger, render_report
 from tests.report import synthetic
-from train.evaluate import write_predictions
-from train.report import ledger, render_report
-from train.report_charts import Curve, curve_svg
-from train.report_data import Evaluation, Run, examples, mean_of, read_predictions, read_run, row_iou, training_groups
-from train.report_sections import headline_html
 
 VOID = {"meta", "br", "img"}
 

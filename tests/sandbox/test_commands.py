@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from taro.cli import main
+from taro.cli.app import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from shards.reader import open_shards
-from taro.commands._quickstart_run import Quickstart, run_quickstart
-from taro.mllm import load_policy
-from taro.mllm.decoder import causal, hidden_states
-from taro.mllm.score import embed_prompt, prompt_deepstack
+from taro.cli.quickstart_run import Quickstart, run_quickstart
+from taro.models.decoder import causal, hidden_states
+from taro.models.logprobs import embed_prompt, prompt_deepstack
+from taro.models.policy import load_policy
 from taro.sandbox import weights_folder
 from taro.sandbox.video import decode_cells
+from taro.shards.reader import open_shards
+from taro.train.config import TrainConfig
+from taro.train.loop import train
 from tests.report.test_quickstart import Quiet
-from train.config import TrainConfig
-from train.grpo import train
 
 FOLDER = weights_folder("policy-qwen3-vl")
 

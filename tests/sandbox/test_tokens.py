@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taro.features import VideoFeatures
-from taro.mllm import load_policy
-from taro.prompts import load_template
-from taro.records import DenseCaption
+from taro.grounding.prompts import load_template
+from taro.grounding.records import DenseCaption
+from taro.models.features import VideoFeatures
+from taro.models.policy import load_policy
 from taro.sandbox import weights_folder
 from taro.sandbox.labels import SENTENCES
 from taro.sandbox.tasks import mixed_example, weak_example

@@ -1,4 +1,4 @@
-"""The program that made the sandbox's models: its forward pass is taro.mllm's, its examples are what they claim."""
+"""The program that made the sandbox's models: its forward pass is taro.models's, its examples are what they claim."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taro.errors import ConfigError
-from taro.features import FrameSampling
-from taro.mllm import Policy, load_policy, score
-from taro.mllm.pixels import resize_frames
-from taro.mllm.positions import interleaved_positions, prompt_positions, video_positions
-from taro.mllm.tower import encode_patches
-from taro.prompts import format_ok, parse_answer, parse_captions
+from taro.core.errors import ConfigError
+from taro.grounding.prompts import format_ok, parse_answer, parse_captions
+from taro.models.families.pixels import resize_frames
+from taro.models.families.positions import interleaved_positions, prompt_positions, video_positions
+from taro.models.families.tower import encode_patches
+from taro.models.features import FrameSampling
+from taro.models.logprobs import score
+from taro.models.policy import Policy, load_policy
 from taro.sandbox import weights_folder
 from taro.sandbox.build import BuildSettings, build_sandbox
 from taro.sandbox.data import Plan, Videos, make_videos

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from preprocess.decode import DecodeJob, decode_clip
-from preprocess.probe import probe
 from taro.annotations import import_annotations
 from taro.annotations.rows import Kept
-from taro.errors import ConfigError
-from taro.features import FrameSampling
-from taro.mllm import load_policy
-from taro.moment import Moment
+from taro.core.errors import ConfigError
+from taro.grounding.moment import Moment
+from taro.models.features import FrameSampling
+from taro.models.policy import load_policy
+from taro.preprocess.video.decode import DecodeJob, decode_clip
+from taro.preprocess.video.inspect import probe
 from taro.sandbox import make_sandbox, weights_folder
 from taro.sandbox.make import TEST_SEED, TRAIN_SEED
 from taro.sandbox.tasks import mixed_example
@@ -173,7 +173,7 @@ def test_segments_in_training_show_the_frames_that_preprocessing_shows(folder: P
 
 
 def test_frames_become_the_tensors_that_the_trainer_used(folder: Path) -> None:
-    from taro.mllm.pixels import normalise, to_patches
+    from taro.models.families.pixels import normalise, to_patches
     from taro.sandbox.models import MEAN, STD
     from taro.sandbox.net import pixels
 

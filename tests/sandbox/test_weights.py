@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from taro.errors import ModelError
-from taro.features import FrameSampling
-from taro.mllm import Policy, Prompt, load_policy
-from taro.mllm.decoder import causal, hidden_states
-from taro.mllm.score import embed_prompt, prompt_deepstack
-from taro.prompts import load_template
+from taro.core.errors import ModelError
+from taro.grounding.prompts import load_template
+from taro.models.decoder import causal, hidden_states
+from taro.models.features import FrameSampling
+from taro.models.logprobs import embed_prompt, prompt_deepstack
+from taro.models.policy import Policy, Prompt, load_policy
 from taro.sandbox import MODELS, weights_folder
 from taro.sandbox.clip import clip_scores, frame_features
 from taro.sandbox.evaluate import evaluate_model

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shards.format import ClipEncoder, clip_key
-from shards.manifest import build_manifest, read_entries, write_card, write_manifest, write_skipped
-from shards.reader import open_shards, read_sidecar
-from shards.variants import FrameVariants, VariantSettings, wanted_groups
-from shards.writer import SliceWriter
-from taro.features import EncoderFingerprint, FrameSampling, VideoFeatures, patch_times_s
-from taro.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
+from taro.grounding.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
+from taro.models.features import EncoderFingerprint, FrameSampling, VideoFeatures, patch_times_s
+from taro.shards.format import ClipEncoder, clip_key
+from taro.shards.manifest import build_manifest, read_entries, write_card, write_manifest, write_skipped
+from taro.shards.reader import open_shards, read_sidecar
+from taro.shards.variants import FrameVariants, VariantSettings, wanted_groups
+from taro.shards.writer import SliceWriter
 
 SHEET = bytes.fromhex("ffd8ffe0") + b"not a whole JPEG, but it begins like one"
 FINGERPRINT = EncoderFingerprint(family="qwen2_5_vl", model_id="tiny", tower_sha256="0" * 64, dtype="float32",

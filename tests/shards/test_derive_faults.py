@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from shards.filter import Selection, filter_set, split_by_split
-from shards.format import MANIFEST, SKIPPED
-from shards.manifest import build_manifest, read_skipped, write_manifest, write_skipped
-from shards.merge import merge_sets
-from shards.reader import open_shards
-from shards.writer import SliceWriter
-from taro.errors import ShardError
+from taro.core.errors import ShardError
+from taro.shards.format import MANIFEST, SKIPPED
+from taro.shards.manifest import build_manifest, read_skipped, write_manifest, write_skipped
+from taro.shards.ops.filter import Selection, filter_set, split_by_split
+from taro.shards.ops.merge import merge_sets
+from taro.shards.reader import open_shards
+from taro.shards.writer import SliceWriter
 from tests.shards.helpers_sets import FINGERPRINT, features, record, write_set
 
 # Runs in a process of its own, without threads, so that it can fork; each child dies, as by a signal, at its n-th
@@ -31,8 +31,8 @@ from tests.shards.helpers_sets import FINGERPRINT, features, record, write_set
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from shards.merge import merge_sets
-from shards.reader import open_shards
+from taro.shards.ops.merge import merge_sets
+from taro.shards.reader import open_shards
 from tests.shards.helpers_sets import write_set
 
 base = Path(sys.argv[1])

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from shards.diff import SetDiff, diff
-from shards.manifest import build_manifest, write_manifest
-from shards.reader import open_shards
-from shards.writer import SliceWriter
-from taro.cli import app
-from taro.records import ClipRecord
+from taro.cli.app import app
+from taro.grounding.records import ClipRecord
+from taro.shards.manifest import build_manifest, write_manifest
+from taro.shards.ops.diff import SetDiff, diff
+from taro.shards.reader import open_shards
+from taro.shards.writer import SliceWriter
 from tests.shards.helpers_sets import FINGERPRINT, SHEET, features, fingerprint, record, write_set
 
 

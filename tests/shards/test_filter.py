@@ -10,14 +10,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from shards.diff import diff
-from shards.filter import Selection, filter_set, split_by_fraction, split_by_split
-from shards.format import shard_path
-from shards.manifest import read_skipped
-from shards.reader import open_shards
-from shards.verify import verify
-from taro.cli import app
-from taro.errors import ConfigError, ShardError
+from taro.cli.app import app
+from taro.core.errors import ConfigError, ShardError
+from taro.shards.format import shard_path
+from taro.shards.manifest import read_skipped
+from taro.shards.ops.diff import diff
+from taro.shards.ops.filter import Selection, filter_set, split_by_fraction, split_by_split
+from taro.shards.reader import open_shards
+from taro.shards.verify import verify
 from tests.shards.helpers_sets import SHEET, features, record, write_set
 
 

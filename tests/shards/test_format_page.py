@@ -12,12 +12,12 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from shards.format import Manifest, Sidecar, clip_key
-from shards.strict import canonical_json, parse_model
-from shards.tensors import unpack_features
-from shards.variants import unpack_variants
-from taro.moment import Moment
-from taro.records import ClipRecord
+from taro.grounding.moment import Moment
+from taro.grounding.records import ClipRecord
+from taro.shards.format import Manifest, Sidecar, clip_key
+from taro.shards.strict import canonical_json, parse_model
+from taro.shards.tensors import unpack_features
+from taro.shards.variants import unpack_variants
 from tests.shards.helpers_sets import FINGERPRINT, features, fingerprint, record, write_set
 
 PAGE = (Path(__file__).parents[2] / "docs" / "shard-format.md").read_text(encoding="utf-8")

@@ -22,15 +22,24 @@ from hypothesis import strategies as st
 from benchmarks import fuzz_mutations as change
 from benchmarks.fuzz import Target
 from benchmarks.fuzz_shards import shard_targets
-from shards.format import BLOCK, MAX_JSON_BYTES, MAX_MANIFEST_BYTES, MEMBERS, Manifest, Sidecar, shard_path, split_kind
-from shards.format import sidecar_path as sidecar_name
-from shards.reader import open_shards
-from shards.strict import parse_model
-from shards.tar import member_header, read_tar
-from shards.tensors import pack_features, unpack_features, unpack_tensors
-from shards.variants import pack_variants, unpack_variants
-from shards.verify import verify
-from taro.errors import ShardError
+from taro.core.errors import ShardError
+from taro.shards.format import (
+    BLOCK,
+    MAX_JSON_BYTES,
+    MAX_MANIFEST_BYTES,
+    MEMBERS,
+    Manifest,
+    Sidecar,
+    shard_path,
+    split_kind,
+)
+from taro.shards.format import sidecar_path as sidecar_name
+from taro.shards.reader import open_shards
+from taro.shards.strict import parse_model
+from taro.shards.tar import member_header, read_tar
+from taro.shards.tensors import pack_features, unpack_features, unpack_tensors
+from taro.shards.variants import pack_variants, unpack_variants
+from taro.shards.verify import verify
 from tests.shards.helpers_sets import features, record, variants, write_set
 
 NUMBERS = st.integers(0, 2**32)

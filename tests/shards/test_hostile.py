@@ -16,7 +16,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from shards.format import (
+from taro.core.errors import ShardError
+from taro.grounding.moment import Moment
+from taro.grounding.records import ClipRecord
+from taro.shards.format import (
     BLOCK,
     MANIFEST,
     MAX_HEADER_BYTES,
@@ -27,17 +30,14 @@ from shards.format import (
     key_ok,
     shard_path,
 )
-from shards.format import sidecar_path as sidecar_name
-from shards.manifest import read_skipped
-from shards.reader import ShardSet, open_shards
-from shards.stream import stream
-from shards.strict import canonical_json, parse_json, parse_model
-from shards.tar import TarMember, read_tar, write_tar
-from shards.tensors import pack_features, pack_tensors, unpack_features, unpack_tensors
-from shards.verify import verify
-from taro.errors import ShardError
-from taro.moment import Moment
-from taro.records import ClipRecord
+from taro.shards.format import sidecar_path as sidecar_name
+from taro.shards.manifest import read_skipped
+from taro.shards.reader import ShardSet, open_shards
+from taro.shards.stream import stream
+from taro.shards.strict import canonical_json, parse_json, parse_model
+from taro.shards.tar import TarMember, read_tar, write_tar
+from taro.shards.tensors import pack_features, pack_tensors, unpack_features, unpack_tensors
+from taro.shards.verify import verify
 from tests.shards.helpers_sets import CLIP_NAME, FINGERPRINT, features, record, write_set
 
 FEATURES = f"features/{FINGERPRINT.name}"
@@ -214,7 +214,7 @@ def test_a_member_twice_or_out_of_order_is_refused() -> None:
 
 
 def test_a_header_that_announces_gigabytes_allocates_none() -> None:
-    from shards.tar import member_header
+    from taro.shards.tar import member_header
 
     with pytest.raises(ShardError, match="ends after 5"):
         list(read_tar(io.BytesIO(member_header("a.safetensors", 2**32) + b"short"), "x"))

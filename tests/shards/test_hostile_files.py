@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preprocess.plan import PlannedClip
-from shards.filter import Selection, filter_set
-from shards.format import SKIPPED, shard_path
-from shards.manifest import SKIPPED_COLUMNS, read_skipped, write_skipped
-from shards.reader import open_shards
-from shards.verify import verify
-from shards.view import view
 from taro.annotations import import_annotations
-from taro.errors import AnnotationError, ShardError
+from taro.core.errors import AnnotationError, ShardError
+from taro.preprocess.plan import PlannedClip
+from taro.shards.format import SKIPPED, shard_path
+from taro.shards.manifest import SKIPPED_COLUMNS, read_skipped, write_skipped
+from taro.shards.ops.filter import Selection, filter_set
+from taro.shards.reader import open_shards
+from taro.shards.verify import verify
+from taro.shards.view import view
 from tests.shards.helpers_sets import write_set
 
 NAMES = [shard_path("paths", 0), "paths/paths-000000.json", "manifest.json"]
@@ -145,8 +145,8 @@ def test_a_plan_names_no_video_outside(path: str) -> None:
 
 
 def test_a_name_of_megabytes_is_not_repeated() -> None:
-    from shards.tensors import unpack_features
-    from shards.variants import unpack_variants
+    from taro.shards.tensors import unpack_features
+    from taro.shards.variants import unpack_variants
 
     text = json.dumps({"x" * 500_000: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     for read in (unpack_features, unpack_variants):

@@ -13,9 +13,9 @@ import pytest
 SCRIPT = """
 import os, shutil, sys
 from pathlib import Path
-from shards.manifest import build_manifest, write_manifest
-from shards.writer import SliceWriter, slice_done
-from shards.format import shard_path
+from taro.shards.manifest import build_manifest, write_manifest
+from taro.shards.writer import SliceWriter, slice_done
+from taro.shards.format import shard_path
 from tests.shards.helpers_sets import SHEET, record
 
 def write(root, captions):

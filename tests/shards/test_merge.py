@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from shards.diff import diff
-from shards.filter import Selection, filter_set, split_by_fraction, split_by_split
-from shards.manifest import build_manifest, read_skipped, write_card, write_manifest, write_skipped
-from shards.merge import merge_sets
-from shards.reader import open_shards
-from shards.verify import verify
-from shards.writer import SliceWriter
-from taro.cli import app
-from taro.errors import ConfigError, ShardError
-from taro.records import ClipRecord
+from taro.cli.app import app
+from taro.core.errors import ConfigError, ShardError
+from taro.grounding.records import ClipRecord
+from taro.shards.manifest import build_manifest, read_skipped, write_card, write_manifest, write_skipped
+from taro.shards.ops.diff import diff
+from taro.shards.ops.filter import Selection, filter_set, split_by_fraction, split_by_split
+from taro.shards.ops.merge import merge_sets
+from taro.shards.reader import open_shards
+from taro.shards.verify import verify
+from taro.shards.writer import SliceWriter
 from tests.shards.helpers_sets import FINGERPRINT, SHEET, add_variants, features, fingerprint, record, write_set
 from tests.shards.test_filter import files
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.mix import MixedOrder
-from shards.order import QueryOrder
-from taro.errors import ConfigError
+from taro.core.errors import ConfigError
+from taro.shards.mix import MixedOrder
+from taro.shards.order import QueryOrder
 
 # A set of the least weight beside three of the most still gets one of the 30 draws; one that gets none is refused.
 SETS = st.lists(st.tuples(st.integers(1, 25), st.floats(0.6, 5)), min_size=1, max_size=4)

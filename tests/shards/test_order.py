@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.order import QueryOrder
-from taro.errors import ConfigError
+from taro.core.errors import ConfigError
+from taro.shards.order import QueryOrder
 
 
 @given(n=st.integers(1, 60), seed=st.integers(0, 9), world=st.integers(1, 4), share=st.integers(1, 5))

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from shards.format import MANIFEST, shard_path, sidecar_path
-from shards.manifest import build_manifest, read_skipped
-from shards.reader import check_encoder, open_shards
-from shards.stream import stream
-from shards.verify import verify
-from shards.writer import SliceWriter, slice_done
-from taro.errors import ShardError
+from taro.core.errors import ShardError
+from taro.shards.format import MANIFEST, shard_path, sidecar_path
+from taro.shards.manifest import build_manifest, read_skipped
+from taro.shards.reader import check_encoder, open_shards
+from taro.shards.stream import stream
+from taro.shards.verify import verify
+from taro.shards.writer import SliceWriter, slice_done
 from tests.shards.helpers_sets import FINGERPRINT, SHEET, features, fingerprint, record, write_set
 
 KINDS = ("paths", f"features/{FINGERPRINT.name}")
@@ -169,7 +169,7 @@ def test_rows_are_never_lost_between_input_and_counts(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux shows them")
 def test_reading_skipped_rows_leaves_no_thread_that_could_abort_at_exit(tmp_path: Path) -> None:
     write_set(tmp_path, [[1]], skipped=3)
-    code = ("import os, sys; import pyarrow.parquet; from shards.manifest import read_skipped; "
+    code = ("import os, sys; import pyarrow.parquet; from taro.shards.manifest import read_skipped; "
             "threads = lambda: set(os.listdir('/proc/self/task')); before = threads(); "
             "assert len(read_skipped(sys.argv[1])) == 3; print(len(threads() - before))")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)

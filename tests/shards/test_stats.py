@@ -7,13 +7,13 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from shards.format import shard_path
-from shards.manifest import build_manifest, write_manifest
-from shards.reader import open_shards
-from shards.stats import sample, stats
-from shards.writer import SliceWriter
-from taro.cli import app
-from taro.records import QueryRecord
+from taro.cli.app import app
+from taro.grounding.records import QueryRecord
+from taro.shards.format import shard_path
+from taro.shards.manifest import build_manifest, write_manifest
+from taro.shards.ops.stats import sample, stats
+from taro.shards.reader import open_shards
+from taro.shards.writer import SliceWriter
 from tests.shards.helpers_sets import FINGERPRINT, record, write_set
 
 

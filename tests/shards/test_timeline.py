@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taro.timeline import LABEL_PX, Lane, Span, page, safe_text, timeline_svg
+from taro.pages.timeline import LABEL_PX, Lane, Span, page, safe_text, timeline_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 texts = st.text(max_size=40)

@@ -13,15 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.filter import Selection, filter_set
-from shards.manifest import build_manifest
-from shards.reader import open_shards
-from shards.tensors import pack_tensors, unpack_tensors
-from shards.variants import MAX_VARIANTS, pack_variants, unpack_variants, wanted_groups
-from shards.verify import verify
-from shards.writer import SliceWriter
-from taro.errors import ShardError
-from taro.moment import Moment
+from taro.core.errors import ShardError
+from taro.grounding.moment import Moment
+from taro.shards.manifest import build_manifest
+from taro.shards.ops.filter import Selection, filter_set
+from taro.shards.reader import open_shards
+from taro.shards.tensors import pack_tensors, unpack_tensors
+from taro.shards.variants import MAX_VARIANTS, pack_variants, unpack_variants, wanted_groups
+from taro.shards.verify import verify
+from taro.shards.writer import SliceWriter
 from tests.shards.helpers_sets import FINGERPRINT, add_variants, features, record, variants, write_set
 
 KIND = f"variants/{FINGERPRINT.name}"

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from shards.format import MANIFEST, shard_path
-from shards.manifest import build_manifest, write_manifest
-from shards.view import view
-from shards.writer import SliceWriter
-from taro.cli import app
-from taro.errors import ShardError
-from taro.records import DenseCaption, QueryRecord
+from taro.cli.app import app
+from taro.core.errors import ShardError
+from taro.grounding.records import DenseCaption, QueryRecord
+from taro.shards.format import MANIFEST, shard_path
+from taro.shards.manifest import build_manifest, write_manifest
+from taro.shards.view import view
+from taro.shards.writer import SliceWriter
 from tests.shards.helpers_sets import FINGERPRINT, SHEET, record, write_set
 
 HOSTILE = '</title><script>alert(1)</script><img src=x onerror=alert(2)>"\' \u202e{braces}'

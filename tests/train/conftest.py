@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from taro.mllm import load_policy
+from taro.models.policy import load_policy
+from taro.train.config import TrainConfig
 from tests.train.tiny import tiny_policy, tiny_shards
-from train.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.advantages import group_advantages, zero_variance
-from train.losses import clipped_surrogate, cloning_weights, k3_kl, policy_loss
+from taro.train.algorithms.advantages import group_advantages, zero_variance
+from taro.train.algorithms.losses import clipped_surrogate, cloning_weights, k3_kl, policy_loss
 
 GROUP = st.lists(st.floats(0, 2.3), min_size=2, max_size=8)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from taro.cli import main
+from taro.cli.app import main
 from tests.train.conftest import Tiny
 
 

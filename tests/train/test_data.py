@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 
-from shards.view import read_rollouts
-from taro.config import load_config
-from taro.errors import ConfigError, ShardError
-from taro.mllm import load_policy
+from taro.core.config import load_config
+from taro.core.errors import ConfigError, ShardError
+from taro.models.policy import load_policy
+from taro.shards.view import read_rollouts
+from taro.train.config import TrainConfig
+from taro.train.data import data_lines
+from taro.train.loop import train
+from taro.train.report.data import read_run, training_groups
+from taro.train.report.write import render_report
+from taro.train.rollouts import sample_name
+from taro.train.run_dir import open_run
+from taro.train.trackers import read_jsonl
 from tests.helpers_models import tiny_qwen2_5_vl
 from tests.train.conftest import Tiny
 from tests.train.tiny import WIDTH, tiny_shards
-from train.config import TrainConfig
-from train.data import data_lines
-from train.grpo import train
-from train.report import render_report
-from train.report_data import read_run, training_groups
-from train.rollouts import sample_name
-from train.run import open_run
-from train.trackers import read_jsonl
 
 SPEED = ("seconds", "tokens_per_s", "memory_gib")
 FEW = ("clip-00", "clip-01")
@@ -184,13 +184,13 @@ def test_what_does_not_fit_names_its_set(make_config: Callable[..., TrainConfig]
 ])
 def test_settings_that_make_no_sense_are_refused(settings: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        load_config(TrainConfig, "sandbox", settings, package="train.recipes")
+        load_config(TrainConfig, "sandbox", settings, package="taro.train.recipes")
 
 
 def test_sets_are_settings_like_others() -> None:
     config = load_config(TrainConfig, "sandbox", [
         "shards=[{path: a, difficulty: [0.2, 0.8]}, b]", "shards.0.weight=3", "data.split=mine"],
-        package="train.recipes")
+        package="taro.train.recipes")
     first, second = config.sources
     assert (first.name, first.weight, first.split, first.difficulty) == ("a", 3.0, "mine", (0.2, 0.8))
     assert (second.name, second.weight, second.split, second.difficulty) == ("b", 1.0, "mine", None)

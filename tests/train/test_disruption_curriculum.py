@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taro.boundaries import boundary_windows
-from taro.moment import Moment
-from train.curriculum import Curriculum, guide_probability, guided_rollouts
-from train.disruption import disruption
+from taro.grounding.boundaries import boundary_windows
+from taro.grounding.moment import Moment
+from taro.train.curriculum import Curriculum, guide_probability, guided_rollouts
+from taro.train.disruption import disruption
 
 MOMENTS = st.lists(st.tuples(st.floats(0, 40), st.floats(0, 40)).map(lambda t: Moment(min(t), max(t))), min_size=1,
                    max_size=4)

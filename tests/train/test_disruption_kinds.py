@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taro.boundaries import BOUNDARIES, Boundary, boundary_windows
-from taro.moment import Moment
-from train.config import RewardConfig
-from train.disruption import KINDS, Kind, disruption
+from taro.grounding.boundaries import BOUNDARIES, Boundary, boundary_windows
+from taro.grounding.moment import Moment
+from taro.train.config import RewardConfig
+from taro.train.disruption import KINDS, Kind, disruption
 
 MOMENTS = st.lists(st.tuples(st.floats(0, 40), st.floats(0, 40)).map(lambda t: Moment(min(t), max(t))), min_size=1,
                    max_size=3)

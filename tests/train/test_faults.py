@@ -17,14 +17,10 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from taro.cli import app
-from taro.errors import ConfigError, TaroError
-from taro.mllm import load_policy
-from tests.helpers_faults import ROOT, TARO, dies, mad_clock, small_disk
-from tests.train.conftest import Tiny
-from tests.train.test_loop import lines
-from tests.train.tiny import tiny_shards
-from train.checkpoint import (
+from taro.cli.app import app
+from taro.core.errors import ConfigError, TaroError
+from taro.models.policy import load_policy
+from taro.train.checkpoint import (
     DamagedError,
     RunState,
     checkpoints,
@@ -34,10 +30,14 @@ from train.checkpoint import (
     resume_checkpoint,
     save_checkpoint,
 )
-from train.config import TrainConfig
-from train.grpo import train
-from train.report_data import read_run
-from train.run import open_run
+from taro.train.config import TrainConfig
+from taro.train.loop import train
+from taro.train.report.data import read_run
+from taro.train.run_dir import open_run
+from tests.helpers_faults import ROOT, TARO, dies, mad_clock, small_disk
+from tests.train.conftest import Tiny
+from tests.train.test_loop import lines
+from tests.train.tiny import tiny_shards
 
 Make = Callable[..., TrainConfig]
 SHORT = {"length": {"amount": 4}}

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from preprocess.config import PreprocessConfig
-from preprocess.run import preprocess
-from shards.reader import ShardSet, open_shards
-from taro.errors import ConfigError
-from taro.mllm import load_policy
+from taro.core.errors import ConfigError
+from taro.models.policy import load_policy
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.run import preprocess
+from taro.shards.reader import ShardSet, open_shards
+from taro.train.config import TrainConfig
+from taro.train.disruption import frame_disruption
+from taro.train.rollouts import RolloutBatch, disrupt, roll_out, score_batch
+from taro.train.run_dir import open_encoded_shards, open_run, policy_template, with_variants
+from taro.train.sensitivity.measure import conditions, probe_policy
+from taro.train.sensitivity.report import probe_table, summarise
 from tests.helpers_models import TINY
 from tests.helpers_video import write_video
-from train.config import TrainConfig
-from train.disruption import frame_disruption
-from train.probe import conditions, probe_policy
-from train.probe_report import probe_table, summarise
-from train.rollouts import RolloutBatch, disrupt, roll_out, score_batch
-from train.run import open_encoded_shards, open_run, policy_template, with_variants
 
 pytest.importorskip("av")
 

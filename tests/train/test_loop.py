@@ -15,24 +15,25 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from taro.errors import ConfigError, ModelError, ShardError, TaroError
-from taro.mllm import Decoding, load_policy
+from taro.core.errors import ConfigError, ModelError, ShardError, TaroError
+from taro.models.policy import load_policy
+from taro.models.sampler import Decoding
+from taro.train.checkpoint import checkpoints, read_state
+from taro.train.config import TrainConfig
+from taro.train.evaluate import evaluate_policy, missing_predictions, score_rows, write_predictions
+from taro.train.loop import train
+from taro.train.run_dir import open_encoded_shards, open_run, policy_template
+from taro.train.trackers import read_jsonl
 from tests.helpers_models import tiny_qwen2_5_vl
 from tests.train.conftest import Tiny
-from train.checkpoint import checkpoints, read_state
-from train.config import TrainConfig
-from train.evaluate import evaluate_policy, missing_predictions, score_rows, write_predictions
-from train.grpo import train
-from train.run import open_encoded_shards, open_run, policy_template
-from train.trackers import read_jsonl
 
 SPEED = {"tokens_per_s", "memory_gib", "seconds"}
 VALIDATED = {"validation": {"split": "val", "every": 2, "max_new_tokens": 96, "repetition_penalty": 1.0}}
 
 KILLED_RUN = """
 import json, os, sys
-from train.config import TrainConfig
-from train.grpo import train
+from taro.train.config import TrainConfig
+from taro.train.loop import train
 def kill(line):
     if line["step"] == 3 and "eval" not in line:
         os._exit(9)  # as SIGKILL does: nothing is flushed, closed or unwound
@@ -258,9 +259,9 @@ def test_a_run_without_reasoning_rewards_answers_alone(make_config: Callable[...
 
 
 def test_config_of_a_run_is_a_recipe(make_config: Callable[..., TrainConfig]) -> None:
-    from taro.config import load_config
+    from taro.core.config import load_config
 
     config = make_config(length={"amount": 1})
     train(config)
-    assert load_config(TrainConfig, config.out / "config.yaml", package="train.recipes") == config
+    assert load_config(TrainConfig, config.out / "config.yaml", package="taro.train.recipes") == config
     assert yaml.safe_load((config.out / "config.yaml").read_text())["seed"] == 0

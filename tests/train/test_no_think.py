@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from taro import draws
-from taro.cli import main
-from taro.config import load_config
-from taro.errors import ConfigError
-from taro.mllm import export_checkpoint, load_policy, score
-from taro.prompts import format_ok
+from taro.cli.app import main
+from taro.core import draws
+from taro.core.config import load_config
+from taro.core.errors import ConfigError
+from taro.grounding.prompts import format_ok
+from taro.models.logprobs import score
+from taro.models.policy import export_checkpoint, load_policy
+from taro.train.config import TrainConfig
+from taro.train.loop import train
+from taro.train.run_dir import open_run, policy_no_think
+from taro.train.trackers import read_jsonl
 from tests.train.conftest import Tiny
 from tests.train.tiny import CLIPS, TEMPLATE, clip_record, response
-from train.config import TrainConfig
-from train.grpo import train
-from train.run import open_run, policy_no_think
-from train.trackers import read_jsonl
 
 STEPS = 40
 
@@ -90,7 +91,7 @@ def test_trained_recorded_asked_and_compared(both_forms: Path, tiny: Tiny, tmp_p
 
 
 def test_probe_counts_over_what_there_is(both_forms: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    ask = ["probe", "--policy", str(both_forms), "--shards", str(tiny.shards), "--limit", "1", "--group", "2",
+    ask = ["sensitivity", "--policy", str(both_forms), "--shards", str(tiny.shards), "--limit", "1", "--group", "2",
            "--kinds", "patch", "--radius", "3", "--boundary", "both", "--max-new-tokens", "48", "--device", "cpu",
            "--no-think", "--json"]
     told = json.loads(run(capsys, *ask)[1])
@@ -121,7 +122,7 @@ def test_a_template_without_the_mode_is_told_before_the_folder_is_begun(tiny: Ti
 
 
 def test_the_flag_is_three_settings() -> None:
-    from taro.commands.train import NO_THINK
+    from taro.cli.train import NO_THINK
 
-    config = load_config(TrainConfig, "taro-7b", list(NO_THINK), package="train.recipes")
+    config = load_config(TrainConfig, "taro-7b", list(NO_THINK), package="taro.train.recipes")
     assert (config.reward.no_think, config.reward.drop_over, config.curriculum.schedule) == (True, "response", "off")

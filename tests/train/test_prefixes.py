@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taro.mllm import load_policy
-from taro.records import CandidatePaths, ClipRecord, DenseCaption, QueryRecord
+from taro.grounding.records import CandidatePaths, ClipRecord, DenseCaption, QueryRecord
+from taro.models.policy import load_policy
+from taro.train.prefixes import draw_paths, plain_ids, prefix_ids
 from tests.train.conftest import Tiny
 from tests.train.tiny import TEMPLATE, clip_record
-from train.prefixes import draw_paths, plain_ids, prefix_ids
 
 GUIDED = np.ones(8, dtype=bool)
 

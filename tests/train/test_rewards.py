@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taro.moment import Moment
-from train.rewards import format_reward, log_prob_drop, rewards, sensitivity_bonus, timestamp_aware_iou
+from taro.grounding.moment import Moment
+from taro.train.rewards import format_reward, log_prob_drop, rewards, sensitivity_bonus, timestamp_aware_iou
 
 SECONDS = st.floats(0, 100)
 
@@ -39,7 +39,7 @@ def test_timestamp_aware_iou_by_hand(predicted: Moment | None, window: Moment, d
 @given(SECONDS, SECONDS, SECONDS, SECONDS, st.floats(0.1, 100))
 def test_timestamp_aware_iou_is_in_0_1_and_never_above_iou(
         a: float, b: float, c: float, d: float, duration_s: float) -> None:
-    from taro.moment import iou
+    from taro.grounding.moment import iou
 
     window = Moment(min(c, d), max(c, d))
     value = timestamp_aware_iou(Moment(a, b), [window], duration_s)

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from shards.reader import open_shards
-from taro.mllm import Policy, load_policy, score
+from taro.models.logprobs import score
+from taro.models.policy import Policy, load_policy
+from taro.shards.reader import open_shards
+from taro.train.algorithms.advantages import group_advantages
+from taro.train.config import TrainConfig
+from taro.train.loop import control_totals, judge
+from taro.train.rollouts import RolloutBatch, Scores, disrupt, roll_out, score_batch
+from taro.train.run_dir import open_encoded_shards
+from taro.train.update import update_policy
 from tests.train.conftest import Tiny
 from tests.train.tiny import TEMPLATE
-from train.advantages import group_advantages
-from train.config import TrainConfig
-from train.grpo import control_totals, judge
-from train.rollouts import RolloutBatch, Scores, disrupt, roll_out, score_batch
-from train.run import open_encoded_shards
-from train.update import update_policy
 
 
 @pytest.fixture(scope="module")

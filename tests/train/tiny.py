@@ -10,12 +10,13 @@ import numpy as np
 import torch
 import yaml
 
-from shards.writer import SliceWriter, build_manifest, write_manifest
-from taro import draws
-from taro.features import FrameSampling, VideoFeatures, patch_times_s
-from taro.mllm import Policy, export_checkpoint, load_policy, score
-from taro.prompts import PromptTemplate
-from taro.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
+from taro.core import draws
+from taro.grounding.prompts import PromptTemplate
+from taro.grounding.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
+from taro.models.features import FrameSampling, VideoFeatures, patch_times_s
+from taro.models.logprobs import score
+from taro.models.policy import Policy, export_checkpoint, load_policy
+from taro.shards.writer import SliceWriter, build_manifest, write_manifest
 from tests.helpers_models import tiny_qwen2_5_vl
 
 TEMPLATE = PromptTemplate(name="tiny", version=1, text="{query}?", no_think_text="{query}!",

@@ -1,0 +1,5 @@
+"""Who writes the dense captions: one file each."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

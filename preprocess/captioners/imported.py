@@ -1,0 +1,120 @@
+"""Captions that somebody else made: from a file, or from the annotation rows; and where each of them ended.
+
+Every entry that is offered to a clip ends used, repaired (and how) or skipped (and why), once, and is counted in the
+slice's ledger; entries for videos that no row asks for are counted when the job ends. So what was given adds up, as the
+rows do. Times of a file are seconds of the video, those of annotation rows seconds of the clip.
+
+Left out: entries that are no captions at all (a time that is no number): reading the file names the line and stops.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from taro.grounding.moment import Moment
+from taro.grounding.records import DenseCaption
+from taro.preprocess.captioners.base import Entry, captions_file
+from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.plan import PlannedClip
+
+__all__ = ["Given", "fit", "given_captions"]
+
+MAX_CAPTIONS = 10_000
+MAX_CHARACTERS = 20_000
+NO_CLIP = "skipped: no row has its video"
+LOST_CLIP = "skipped: its clip was skipped"
+
+
+class Given:
+    """What there is for each clip. `by_video` is None where the annotation rows bring their captions."""
+
+    def __init__(self, by_video: dict[str, list[Entry]] | None) -> None:
+        self._by_video = by_video
+
+    def entries(self, clip: PlannedClip) -> list[Entry]:
+        """All that is offered to a clip: the file's under each name that the video goes by, or those of the clip's
+        rows, each once."""
+        if self._by_video is not None:
+            return [entry for name in _names(clip) for entry in self._by_video.get(name, [])]
+        found = (Entry(c.start_s, c.end_s, c.text) for row in clip.rows for c in row.captions or ())
+        return list(dict.fromkeys(found))
+
+    def fitted(self, clip: PlannedClip, span: Moment) -> tuple[list[DenseCaption], Counter[str]]:
+        """`fit` of a clip's entries; `span`: the clip in seconds of its file."""
+        return fit(self.entries(clip), span.duration_s, start_s=0.0 if self._by_video is None else span.start_s)
+
+    def lost(self, clip: PlannedClip) -> Counter[str]:
+        """What becomes of a clip's entries where the clip itself was skipped."""
+        return Counter({LOST_CLIP: len(self.entries(clip))})
+
+    def unasked(self, clips: Iterable[PlannedClip]) -> Counter[str]:
+        """Entries of videos that no clip has."""
+        known = {name for clip in clips for name in _names(clip)}
+        by_video = self._by_video or {}
+        return Counter({NO_CLIP: sum(len(found) for name, found in by_video.items() if name not in known)})
+
+
+def given_captions(config: PreprocessConfig) -> Given | None:
+    """What a job takes captions from, None where a model writes them or there are none. Raises AnnotationError."""
+    if config.caption.method == "annotations":
+        return Given(None)
+    if config.caption.method == "file":
+        assert config.caption.file is not None
+        return Given(captions_file(config.caption.file))
+    return None
+
+
+def fit(entries: Sequence[Entry], duration_s: float, *, start_s: float = 0.0
+        ) -> tuple[list[DenseCaption], Counter[str]]:
+    """(captions of a clip in chronological order, how many entries ended how). `start_s`: of the clip, in the entries'
+    time; `duration_s`: its length.
+
+    >>> captions, fates = fit([Entry(2, 1, "swapped "), Entry(1, 9, "long"), Entry(8, 9, "late")], 5.0)
+    >>> [(c.start_s, c.end_s, c.text) for c in captions]
+    [(1.0, 2.0, 'swapped'), (1.0, 5.0, 'long')]
+    >>> sorted(fates)
+    ['repaired: clipped to the clip', 'repaired: start and end swapped', 'skipped: outside the clip']
+    """
+    kept: dict[tuple[float, float, str], DenseCaption] = {}
+    fates: Counter[str] = Counter()
+    for entry in entries:
+        text, repairs = entry.text.strip(), []
+        first_s, last_s = round(entry.start_s - start_s, 6), round(entry.end_s - start_s, 6)
+        if last_s < first_s:
+            first_s, last_s = last_s, first_s
+            repairs.append("start and end swapped")
+        moment = Moment(first_s, last_s).clip(duration_s)
+        if moment != Moment(first_s, last_s):
+            repairs.append("clipped to the clip")
+        place = (moment.start_s, moment.end_s, text)
+        reason = _unusable(text, last_s - first_s, moment, place in kept, len(kept))
+        if reason is None:
+            kept[place] = DenseCaption(start_s=moment.start_s, end_s=moment.end_s, text=text)
+            fates[f"repaired: {', '.join(repairs)}" if repairs else "used"] += 1
+        else:
+            fates[f"skipped: {reason}"] += 1
+    return [kept[place] for place in sorted(kept)], fates
+
+
+def _names(clip: PlannedClip) -> list[str]:
+    """Names that a captions file may give a clip's video: as annotated, its path, its file name, without extension."""
+    name = clip.path.rpartition("/")[2]
+    return list(dict.fromkeys((clip.video, clip.path, name, name.rpartition(".")[0])))
+
+
+def _unusable(text: str, length_s: float, moment: Moment, said: bool, kept: int) -> str | None:
+    """Why an entry cannot be used; None where it can."""
+    if not text:
+        return "no text"
+    if len(text) > MAX_CHARACTERS:
+        return f"text longer than {MAX_CHARACTERS:,} characters"
+    if not text.isascii() and text.encode("utf-8", "ignore").decode() != text:
+        return "text is not valid Unicode"
+    if length_s == 0:
+        return "no length"
+    if moment.duration_s <= 0:
+        return "outside the clip"
+    if said:
+        return "given before"
+    return f"more than {MAX_CAPTIONS:,} captions" if kept >= MAX_CAPTIONS else None

@@ -1,0 +1,260 @@
+"""Sampled frames of a clip, by timestamp, with the facts of their file.
+
+Which frames: `taro.models.features.sample_frames` over the frames that the clip shows (METHOD 3). Which decoder: PyAV,
+which says which frames are corrupt; `decord` where it is right (preprocess/video/decord.py), PyAV the rest. `auto` is
+PyAV: decord is hardly faster (docs/log.md) and returns damaged frames without a word.
+
+Frames are known by their timestamps before they are decoded. Should decoding show others than the packets told (data
+is missing in the middle; timestamps in the order of storage), every frame is counted by decoding, and the clip is
+decoded again by place: what comes out always equals a plain decode from the start.
+
+A clip whose frames would not fit `MAX_FRAME_BYTES` is resized while it is decoded, by the same function that the
+encoder uses, so its features stay the same; CLIP and contact sheets then see a smaller view.
+
+This module runs inside the worker processes of pool.py; it needs no model and imports torch only to resize.
+
+Legend: T sampled frames, H, W pixels, C = 3 (RGB).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from taro.annotations.rows import part_of_file
+from taro.core.errors import VideoError
+from taro.grounding.moment import Moment
+from taro.grounding.records import ClipSpan, VideoFacts
+from taro.models.features import FrameSampling, resized_hw, sample_frames
+from taro.preprocess.video import decord as decord_reader
+from taro.preprocess.video.inspect import VideoProbe, opened, probe, why
+
+__all__ = ["MAX_FRAME_BYTES", "DecodeJob", "Decoder", "Frames", "decode_clip"]
+
+Decoder = Literal["auto", "pyav", "decord"]
+
+MAX_FRAME_BYTES = 128 * 2**20
+"""bytes of frames that a clip may hold at their own size"""
+VIEW_PX = 224
+"""shorter side of the frames that CLIP and contact sheets see of a clip over the bound"""
+CHUNK_FRAMES = 16
+SEEK_MARGIN_S = 10.0
+"""how far before a late clip decoding starts, so that no frame leans on one that was not decoded"""
+
+
+@dataclass(frozen=True)
+class DecodeJob:
+    """One clip to decode. `clip`: seconds of the file, None for all of it; `size`: bytes that the plan saw, None to
+    skip the comparison; `factor`: side of a merged patch, for clips over the bound."""
+
+    path: Path
+    sampling: FrameSampling
+    clip: Moment | None = None
+    decoder: Decoder = "auto"
+    size: int | None = None
+    factor: int = 28
+    max_frame_bytes: int = MAX_FRAME_BYTES
+    may_be_cut: bool = False
+    """the file may hold the clip alone already; its length tells"""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Sampled frames of a clip. frames_THWC: uint8, for the tower; views_THWC: for CLIP and contact sheets, None
+    where they are the same; times_s: true times [T] from the start of the clip; clip: its span in the file."""
+
+    frames_THWC: np.ndarray
+    times_s: np.ndarray
+    facts: VideoFacts
+    clip: ClipSpan
+    views_THWC: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        assert len(self.frames_THWC) == len(self.times_s), f"{len(self.frames_THWC)} frames, {len(self.times_s)} times"
+
+    @property
+    def views(self) -> np.ndarray:
+        """Frames to look at: `views_THWC`, or the tower's."""
+        return self.frames_THWC if self.views_THWC is None else self.views_THWC
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the clip in seconds."""
+        return self.clip.end_s - self.clip.start_s
+
+
+def decode_clip(job: DecodeJob) -> Frames:
+    """Decodes a clip in this process. Raises VideoError: reasons of `probe`, and corrupt, changed, clip outside."""
+    look = probe(job.path)
+    size = job.path.stat().st_size
+    if job.size is not None and size != job.size:
+        raise VideoError(f"{job.path.name}: {size:,} bytes, {job.size:,} when the plan was made; restore the file",
+                         reason="changed since the plan", transient=True)
+    try:
+        return _decode(job, look)
+    except _UnexpectedError:
+        return _decode(job, probe(job.path, count=True))
+
+
+class _UnexpectedError(Exception):
+    """Decoding shows other frames than the packets told."""
+
+
+def _decode(job: DecodeJob, look: VideoProbe) -> Frames:
+    clip = part_of_file(job.clip, look.duration_s) if job.clip is not None and job.may_be_cut else job.clip
+    first, last, span = _shown(look, clip)
+    picked_T = sample_frames(last - first, span.end_s - span.start_s, job.sampling) + first
+    unique, back_T = np.unique(picked_T, return_inverse=True)
+    sink = _Sink(job, look, len(picked_T))
+    used: Literal["pyav", "decord"] = "pyav"
+    if job.decoder == "decord" and decord_reader.is_right(look) and decord_reader.read(look, unique, sink.add):
+        used = "decord"
+    else:
+        sink.reset()
+        _pyav(look, unique, sink)
+    frames, views = sink.result()
+    facts = VideoFacts(
+        path_hint=_hint(job.path), sha256=_file_sha256(job.path), duration_s=look.duration_s, frames=look.frames,
+        fps=look.fps, width=look.width, height=look.height, decoder=used, frames_sha256=sink.sha256(),
+        corrupt_frames=sink.corrupt,
+    )  # fmt: skip
+    times = look.times_s[picked_T] - span.start_s
+    return Frames(frames[back_T], times, facts, span, None if views is None else views[back_T])
+
+
+def _shown(look: VideoProbe, clip: Moment | None) -> tuple[int, int, ClipSpan]:
+    """The shown frames [first, last) of the clip and its span. A frame belongs to the clip if it starts inside it;
+    a clip between two frames shows the frame that is on screen when it starts."""
+    if clip is None:
+        return 0, look.frames, ClipSpan(start_s=0.0, end_s=look.duration_s)
+    start_s, end_s = max(clip.start_s, 0.0), min(clip.end_s, look.duration_s)
+    if not end_s > start_s:
+        raise VideoError(f"{look.path.name}: the clip {clip.start_s:.2f}..{clip.end_s:.2f} s lies outside of its "
+                         f"{look.duration_s:.2f} s; correct the annotation", reason="clip outside")
+    times = look.times_s
+    first = int(np.searchsorted(times, start_s - 1e-6))
+    last = int(np.searchsorted(times, end_s - 1e-6))
+    if last <= first:
+        first = max(0, min(first, look.frames) - 1)
+        last = first + 1
+    return first, last, ClipSpan(start_s=start_s, end_s=end_s)
+
+
+class _Sink:
+    """Takes decoded frames in order; keeps them, or their resized copies where they would not fit."""
+
+    def __init__(self, job: DecodeJob, look: VideoProbe, count: int) -> None:
+        self.corrupt = 0
+        self._digest = hashlib.sha256()
+        self._kept: list[np.ndarray] = []
+        self._views: list[np.ndarray] = []
+        self._waiting: list[np.ndarray] = []
+        self._hw: tuple[int, int] | None = None
+        if count * look.height * look.width * 3 > job.max_frame_bytes:
+            self._hw = resized_hw(look.height, look.width, count // 2, job.sampling, factor=job.factor)
+            scale = min(1.0, VIEW_PX / min(look.height, look.width))
+            self._view_hw = max(1, round(look.height * scale)), max(1, round(look.width * scale))
+
+    def reset(self) -> None:
+        """Forgets everything: decoding starts again."""
+        self.corrupt, self._digest = 0, hashlib.sha256()
+        self._kept, self._views, self._waiting = [], [], []
+
+    def add(self, frame_HWC: np.ndarray, *, corrupt: bool = False) -> None:
+        """The next frame."""
+        self.corrupt += corrupt
+        self._digest.update(np.ascontiguousarray(frame_HWC).data)
+        if self._hw is None:
+            self._kept.append(frame_HWC)
+            return
+        self._waiting.append(frame_HWC)
+        if len(self._waiting) == CHUNK_FRAMES:
+            self._flush()
+
+    def result(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """(frames, views) of what was added."""
+        self._flush()
+        return np.stack(self._kept), np.stack(self._views) if self._hw is not None else None
+
+    def sha256(self) -> str:
+        """Digest of the frames' pixels at their own size, in order, each once."""
+        return self._digest.hexdigest()
+
+    def _flush(self) -> None:
+        if self._hw is None or not self._waiting:
+            return
+        from taro.models.families.pixels import resize_frames
+
+        chunk = np.stack(self._waiting)
+        self._kept += list(resize_frames(chunk, self._hw))
+        self._views += list(resize_frames(chunk, self._view_hw))
+        self._waiting = []
+
+
+def _pyav(look: VideoProbe, unique: np.ndarray, sink: _Sink) -> None:
+    """Decodes the shown frames `unique` (ascending places). After a seek anything odd, a missing or corrupt frame,
+    means decoding again from the start."""
+    late = look.exact and look.times_s[unique[0]] > SEEK_MARGIN_S
+    if late and _pyav_pass(look, unique, sink, seek=True) and not sink.corrupt:
+        return
+    sink.reset()
+    if not _pyav_pass(look, unique, sink, seek=False):
+        if look.exact:
+            raise _UnexpectedError
+        raise VideoError(f"{look.path.name}: not every sampled frame can be decoded; copy or re-encode it",
+                         reason="corrupt")
+
+
+def _pyav_pass(look: VideoProbe, unique: np.ndarray, sink: _Sink, *, seek: bool) -> bool:
+    """Decodes on until the last wanted frame; False where a frame is not the one that the packets tell."""
+    from av.error import FFmpegError
+
+    place, wanted = int(unique[0]) if seek else 0, set(unique.tolist())
+    start = int(look.pts_N[place])
+    with opened(look.path) as (container, stream):
+        stream.thread_type = "SLICE"
+        if seek:
+            container.seek(start - round(SEEK_MARGIN_S / look.time_base_s), stream=stream, backward=True)
+        try:
+            for frame in container.decode(stream):
+                if seek and frame.pts is not None and frame.pts < start:
+                    continue
+                if place == look.frames or (look.exact and frame.pts != look.pts_N[place]):
+                    return False
+                if place in wanted:
+                    sink.add(_rgb(frame, look), corrupt=frame.is_corrupt)
+                if place == unique[-1]:
+                    return True
+                place += 1
+        except FFmpegError as error:
+            if seek:
+                return False
+            raise VideoError(f"{look.path.name}: frame {place} of {look.frames} cannot be decoded ({why(error)}); copy "
+                             "or re-encode it", reason="corrupt") from None
+    return False
+
+
+def _rgb(frame: Any, look: VideoProbe) -> np.ndarray:
+    """RGB [H, W, 3], turned as it is displayed; a frame of another size than the first is scaled to it."""
+    turns = look.rotation // 90
+    width, height = (look.height, look.width) if turns % 2 else (look.width, look.height)
+    same = (frame.width, frame.height) == (width, height)
+    image = frame.to_ndarray(format="rgb24") if same else frame.to_ndarray(format="rgb24", width=width, height=height)
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else np.asarray(image)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _hint(path: Path) -> str:
+    """The bare file name, as text that any reader can take."""
+    import os
+
+    return os.fsencode(path.name).decode("utf-8", "replace")[:500]
+

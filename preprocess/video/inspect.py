@@ -1,0 +1,244 @@
+"""A look at a video file without decoding it: which stream, which frames are shown and when, what may go wrong.
+
+The demuxer (PyAV) lists every packet of the best video stream. Packets that an edit list discards are not shown, so
+they do not count; the timestamps of the others are the times of the frames shown, known before a frame is decoded.
+Only the first frame is decoded, for its size, its rotation and its time: packets before it lean on frames that the file
+does not hold (it was cut between keyframes) and show nothing. Where the packets do not tell, or tell wrong, which only
+decoding finds out, `probe(path, count=True)` decodes every frame once and keeps their times. Files come from
+strangers: FFmpeg may open this one file and nothing that it refers to (no playlist, no network).
+
+Time 0 of a file is its first shown video frame. Left out: non-square pixels, interlacing and mirrored pictures (all
+shown as stored).
+
+Legend: N frames shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taro.core.errors import VideoError
+
+__all__ = ["VideoProbe", "opened", "probe", "why"]
+
+NESTED_FORMATS = {"hls", "applehttp", "dash", "concat", "imf", "rtsp", "sdp", "rtp", "lavfi"}
+"""demuxers that read other files or the network; a video file never needs them"""
+MAX_REORDER = 32
+"""places between where a frame is stored and where it is shown; codecs allow 16 frames"""
+MAX_FPS = 10_000
+"""a header that claims more frames a second tells nothing"""
+TRUNCATED_S = 1.0
+"""seconds that may be missing at the end before a file counts as cut short (and 5 % of its length)"""
+
+
+@dataclass(frozen=True)
+class VideoProbe:
+    """What a file shows. pts_N: ascending timestamps of the shown frames, in units of `time_base_s` seconds.
+
+    width, height: as displayed; rotation: degrees counter-clockwise to turn a decoded frame; discarded: packets that
+    an edit list hides; start_s: first shown timestamp; duration_s: to the end of the last frame; header_s: what the
+    container says, None where it says nothing; exact: a frame's timestamp is one of `pts_N` and names it (False where
+    frames were counted by decoding, and are told apart by their place alone); streams: of video; interlaced: of the
+    first frame."""
+
+    path: Path
+    codec: str
+    pixel_format: str
+    width: int
+    height: int
+    rotation: int
+    pts_N: np.ndarray
+    time_base_s: float
+    start_s: float
+    duration_s: float
+    fps: float
+    discarded: int
+    header_s: float | None
+    exact: bool
+    streams: int
+    interlaced: bool
+
+    @property
+    def frames(self) -> int:
+        """Frames shown, N."""
+        return len(self.pts_N)
+
+    @property
+    def times_s(self) -> np.ndarray:
+        """Times [N] of the shown frames in seconds from the first."""
+        return np.asarray((self.pts_N - self.pts_N[0]) * self.time_base_s, dtype=np.float64)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """(container, best video stream) of one local file; VideoError says why it is none."""
+    import av
+    from av.error import FFmpegError
+    from av.stream import Disposition
+
+    av.logging.set_level(None)
+    _check_file(path)
+    try:
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+    except (FFmpegError, ValueError) as error:
+        raise VideoError(f"{path.name}: not a video that FFmpeg knows ({why(error)}); re-encode or remove it",
+                         reason="not a video") from None
+    with container:
+        formats = set(container.format.name.split(","))
+        if formats & NESTED_FORMATS:
+            raise VideoError(f"{path.name}: a playlist or script ({container.format.name}), not a video; give the "
+                             "video itself", reason="not a video")
+        stream = container.streams.best("video")
+        if stream is None or stream.codec_context is None:
+            kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
+            raise VideoError(f"{path.name}: no video stream (streams: {kinds}); remove it or give the video",
+                             reason="no video stream")
+        if stream.disposition & Disposition.attached_pic:
+            raise VideoError(f"{path.name}: its only picture is a cover image; give the video",
+                             reason="no video stream")
+        yield container, stream
+
+
+def why(error: BaseException) -> str:
+    """FFmpeg's reason alone: its message also holds the file's folder, which must not end in a shard set's ledger."""
+    return str(getattr(error, "strerror", None) or type(error).__name__)
+
+
+def probe(path: str | Path, *, count: bool = False) -> VideoProbe:
+    """Looks at `path`; with `count` by decoding every frame. Raises VideoError with a reason: missing, empty, not a
+    video, no video stream, no frames, corrupt, truncated."""
+    from av.error import FFmpegError
+
+    path = Path(path)
+    with opened(path) as (container, stream):
+        try:
+            shown, discarded, exact, ends_s = _packets(container, stream)
+        except FFmpegError as error:
+            raise VideoError(f"{path.name}: cannot be read to its end ({why(error)}); copy or re-encode it",
+                             reason="corrupt") from None
+        codec, unit = stream.codec_context.name, Fraction(stream.time_base)
+        pixel_format = stream.codec_context.pix_fmt or "unknown"
+        rate = stream.average_rate or stream.guessed_rate
+        header_s, streams = _header_s(container, stream), len(container.streams.video)
+        average = 1 / Fraction(rate) if rate and rate <= MAX_FPS else Fraction(1, 25)
+    first = _first_frame(path)
+    exact = exact and not count and first.pts is not None and first.pts in shown
+    shown, unit = (shown[shown >= first.pts], unit) if exact else _count(path, average)
+    # Exact until the end: one rounding error here, and a 10 s video loses two of its frames at 2 fps.
+    duration_s = float((int(shown[-1]) - int(shown[0])) * unit + _last_frame(shown, unit, average))
+    time_base_s, start_s = float(unit), float(int(shown[0]) * unit)
+    ends_s = max(ends_s, start_s + duration_s)
+    if header_s is not None and header_s - ends_s > max(TRUNCATED_S, 0.05 * header_s):
+        raise VideoError(f"{path.name}: its header says {header_s:.2f} s, the file ends at {ends_s:.2f} s; it was cut "
+                         "short, copy it again", reason="truncated")
+    return VideoProbe(path, codec, pixel_format, first.width, first.height, first.rotation, shown, time_base_s, start_s,
+                      duration_s, len(shown) / duration_s, discarded, header_s, exact, streams, first.interlaced)
+
+
+def _check_file(path: Path) -> None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise VideoError(f"{path.name}: no such file; check the videos folder", reason="missing",
+                         transient=True) from None
+    except OSError as error:
+        raise VideoError(f"{path.name}: cannot be opened ({error.strerror}); check the mount and its rights",
+                         reason="unreadable", transient=True) from None
+    if not path.is_file():
+        raise VideoError(f"{path.name}: not a file; give a video file", reason="not a file")
+    if size == 0:
+        raise VideoError(f"{path.name}: 0 bytes; copy it again", reason="empty")
+
+
+def _packets(container: Any, stream: Any) -> tuple[np.ndarray, int, bool, float]:
+    """Shown timestamps, discarded packets, whether timestamps are whole and distinct, where the last packet ends."""
+    pts: list[int] = []
+    discarded, exact, ends_s = 0, True, 0.0
+    for packet in container.demux():
+        if packet.size == 0:
+            continue
+        if packet.pts is not None and packet.time_base:
+            ends_s = max(ends_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream_index != stream.index:
+            continue
+        if packet.is_discard:
+            discarded += 1
+        elif packet.pts is None:
+            exact = False
+        else:
+            pts.append(packet.pts)
+    stored = np.asarray(pts, dtype=np.int64)
+    order = np.argsort(stored, kind="stable")
+    # Frames are stored out of order by a few places; by more only where the clock jumps back.
+    near = bool((np.abs(order - np.arange(len(order))) <= MAX_REORDER).all())
+    shown = stored[order]
+    return shown, discarded, exact and near and len(shown) > 0 and bool((np.diff(shown) > 0).all()), ends_s
+
+
+def _header_s(container: Any, stream: Any) -> float | None:
+    if stream.duration:
+        return float(stream.duration * stream.time_base) + max(float((stream.start_time or 0) * stream.time_base), 0.0)
+    return container.duration / 1e6 if container.duration else None
+
+
+@dataclass(frozen=True)
+class _First:
+    """Of the first frame that is shown: as displayed, and turned by `rotation` for that."""
+
+    pts: int | None
+    width: int
+    height: int
+    rotation: int
+    interlaced: bool
+
+
+def _first_frame(path: Path) -> _First:
+    from av.error import FFmpegError
+
+    with opened(path) as (container, stream):
+        try:
+            frame = next(container.decode(stream), None)
+        except FFmpegError as error:
+            raise VideoError(f"{path.name}: its first frame cannot be decoded ({why(error)}); re-encode or remove it",
+                             reason="corrupt") from None
+    if frame is None:
+        raise VideoError(f"{path.name}: no frame is shown; re-encode or remove it", reason="no frames")
+    rotation = round(frame.rotation / 90.0) * 90 % 360
+    width, height = (frame.height, frame.width) if rotation in (90, 270) else (frame.width, frame.height)
+    return _First(frame.pts, width, height, rotation, bool(frame.interlaced_frame))
+
+
+def _count(path: Path, average: Fraction) -> tuple[np.ndarray, Fraction]:
+    """(timestamps, their unit in seconds) of every frame, by decoding the file once. Where frames have none, or they
+    run backwards (two recordings in one file), the frames are spread at the average rate."""
+    from av.error import FFmpegError
+
+    pts: list[int | None] = []
+    with opened(path) as (container, stream):
+        try:
+            for frame in container.decode(stream):
+                pts.append(frame.pts)
+        except FFmpegError as error:
+            raise VideoError(f"{path.name}: frame {len(pts)} cannot be decoded ({why(error)}); copy or re-encode it",
+                             reason="corrupt") from None
+        unit = Fraction(stream.time_base)
+    known = np.asarray([value for value in pts if value is not None], dtype=np.int64)
+    if len(known) == len(pts) and known[-1] > known[0] and (np.diff(known) >= 0).all():
+        return known, unit
+    return np.arange(len(pts), dtype=np.int64), average
+
+
+def _last_frame(pts_N: np.ndarray, unit: Fraction, average: Fraction) -> Fraction:
+    """Seconds that the last frame is shown: as long as the median frame, since its own duration is often missing; as
+    long as the mean frame where the clock is too coarse to tell most frames apart."""
+    if len(pts_N) < 2:
+        return average.limit_denominator(1_000_000)
+    median = Fraction(float(np.median(np.diff(pts_N))))
+    return (median or Fraction(int(pts_N[-1] - pts_N[0]), len(pts_N) - 1)) * unit

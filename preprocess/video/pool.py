@@ -1,0 +1,221 @@
+"""Decoding in child processes that can be killed: a hang or a crash costs one clip, never the job.
+
+Each worker is a Python process of its own (not a fork, not `multiprocessing.spawn`, so a user's script is not run
+again) and a thread here that feeds it one clip at a time over a socket. A worker that does not answer before the
+deadline, or dies, is killed and replaced. Results come back in the order asked for, decoded a bounded number ahead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from types import TracebackType
+
+import numpy as np
+
+from taro.core.errors import VideoError
+from taro.grounding.records import ClipSpan, VideoFacts
+from taro.preprocess.video.decode import DecodeJob, Frames, decode_clip
+
+__all__ = ["DecodePool", "serve"]
+
+log = logging.getLogger(__name__)
+
+START_S = 120.0
+"""seconds that a new worker may take to import its libraries, beyond the deadline of its first clip"""
+BOOT = """import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from taro.preprocess.video.pool import serve
+serve(int(sys.argv[2]))"""
+EXPECTED = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError)
+"""what a stranger's file makes decoding libraries raise; anything else ends the worker, which is replaced"""
+
+
+def serve(descriptor: int) -> None:
+    """The worker's side: says that it is ready, then answers each job with frames or an error, until the socket
+    closes. Runs in the child process alone."""
+    connection = Connection(descriptor)
+    connection.send_bytes(b"ready")
+    while True:
+        try:
+            job: DecodeJob = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            _send(connection, decode_clip(job))
+        except VideoError as error:
+            _refuse(connection, str(error), error.reason, transient=error.transient)
+        except MemoryError:
+            _refuse(connection, f"{job.path.name}: its frames do not fit in memory", "out of memory", transient=True)
+        except EXPECTED as error:
+            _refuse(connection, f"{job.path.name}: {type(error).__name__} while decoding", "undecodable",
+                    transient=False)  # fmt: skip
+
+
+def _send(connection: Connection, frames: Frames) -> None:
+    """Numbers as JSON, pixels as bytes: the parent never unpickles what a decoder of strangers' files says."""
+    arrays = [frames.frames_THWC] if frames.views_THWC is None else [frames.frames_THWC, frames.views_THWC]
+    head = {
+        "facts": frames.facts.model_dump(), "clip": frames.clip.model_dump(), "times_s": frames.times_s.tolist(),
+        "shapes": [array.shape for array in arrays],
+    }  # fmt: skip
+    connection.send_bytes(json.dumps(head).encode())
+    for array in arrays:
+        connection.send_bytes(np.ascontiguousarray(array).reshape(-1).data)
+
+
+def _refuse(connection: Connection, message: str, reason: str, *, transient: bool) -> None:
+    connection.send_bytes(json.dumps({"error": message, "reason": reason, "transient": transient}).encode())
+
+
+def _receive(connection: Connection) -> Frames:
+    head = json.loads(connection.recv_bytes())
+    if "error" in head:
+        raise VideoError(head["error"], reason=head["reason"], transient=head["transient"])
+    arrays = [np.empty(shape, dtype=np.uint8) for shape in head["shapes"]]
+    for array in arrays:
+        connection.recv_bytes_into(array.reshape(-1).data)
+    times_s = np.asarray(head["times_s"], dtype=np.float64)
+    facts, clip = VideoFacts(**head["facts"]), ClipSpan(**head["clip"])
+    return Frames(arrays[0], times_s, facts, clip, arrays[1] if len(arrays) > 1 else None)
+
+
+class _Worker:
+    """One child process, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._ready = False
+
+    def ask(self, job: DecodeJob, deadline_s: float) -> Frames:
+        """Decodes `job` in the child. Raises VideoError; transient where the child was too slow or died."""
+        connection = self.start()
+        try:
+            self._await(connection)
+            connection.send(job)
+            if not connection.poll(deadline_s):
+                self.stop()
+                raise VideoError(f"{job.path.name}: no answer within {deadline_s:g} s; raise deadline_s or try again",
+                                 reason="deadline", transient=True)
+            return _receive(connection)
+        except (EOFError, OSError):
+            code = self.stop()
+            raise VideoError(f"{job.path.name}: the decoder died (exit code {code}); try again or re-encode it",
+                             reason="decoder died", transient=True) from None
+
+    def stop(self) -> int | None:
+        """Kills the child; its exit code."""
+        if self._connection is not None:
+            self._connection.close()
+        code = None
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(0.2)
+            self._process.kill()
+            self._process.wait()
+        self._process = self._connection = None
+        return code
+
+    def start(self) -> Connection:
+        """Starts the child where there is none, without waiting for it."""
+        if self._connection is not None and self._process is not None and self._process.poll() is None:
+            return self._connection
+        self.stop()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            command = [sys.executable, "-c", BOOT, json.dumps(sys.path), str(theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL,
+                                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        self._connection, self._ready = Connection(ours.detach()), False
+        return self._connection
+
+    def _await(self, connection: Connection) -> None:
+        if self._ready:
+            return
+        if not connection.poll(START_S):
+            raise EOFError
+        connection.recv_bytes()
+        self._ready = True
+
+
+class DecodePool:
+    """`workers` processes; use it as a context manager, so that none is left behind."""
+
+    def __init__(self, workers: int, *, deadline_s: float) -> None:
+        self.workers, self.deadline_s = workers, deadline_s
+        self._local = threading.local()
+        self._children: list[_Worker] = []
+        self._closed = False
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+
+    def __enter__(self) -> DecodePool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kills every worker; decoding under way is given up."""
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for child in self._children:
+            if child._process is not None:
+                child._process.kill()
+        self._threads.shutdown(wait=True)
+        for child in self._children:
+            child.stop()
+
+    def warm(self) -> None:
+        """Starts every worker now, so that they import their libraries while models load."""
+        for _ in range(self.workers):
+            self._threads.submit(self._worker)
+
+    def map(self, jobs: Iterable[DecodeJob], *, ahead: int) -> Iterator[Frames | VideoError]:
+        """Results in the order of `jobs`, at most `ahead` of them decoded or under way beyond the one handed out.
+        Decoding begins with the call, not with the first result taken."""
+        source = iter(jobs)
+        waiting = deque(self._threads.submit(self._run, job) for job in itertools.islice(source, ahead + 1))
+        return self._results(source, waiting)
+
+    def _results(
+        self, source: Iterator[DecodeJob], waiting: deque[Future[Frames | VideoError]]
+    ) -> Iterator[Frames | VideoError]:
+        while waiting:
+            result = waiting.popleft().result()
+            following = next(source, None)
+            if following is not None:
+                waiting.append(self._threads.submit(self._run, following))
+            yield result
+
+    def _worker(self) -> _Worker:
+        worker: _Worker | None = getattr(self._local, "worker", None)
+        if worker is None:
+            worker = self._local.worker = _Worker()
+            self._children.append(worker)
+            if not self._closed:
+                worker.start()
+        return worker
+
+    def _run(self, job: DecodeJob) -> Frames | VideoError:
+        worker = self._worker()
+        if self._closed:
+            return VideoError(f"{job.path.name}: decoding was given up", reason="interrupted", transient=True)
+        try:
+            return worker.ask(job, self.deadline_s)
+        except VideoError as error:
+            return error

@@ -1,0 +1,195 @@
+"""A new set out of old ones: records copied one by one, the folder made aside and renamed, the ledger kept whole.
+
+The one writer behind `filter`, `split` and `merge`. Tensors and contact sheets are copied as bytes, held against their
+digests; no more than one member is in memory. Nothing is seen under the final name before all of it is on the disk,
+and a folder that a killed job left is cleared by the next (the lock on it says that nobody writes it). Equal sources
+give equal bytes: records go by ascending key, and slices are cut by bytes alone.
+
+Every row stays accounted for: a query that a derived set leaves out is a row of its skipped.parquet with stage
+"filter" (line 0, as the row's line is not in a set), so inputs = queries + skipped holds with the source's inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taro.core.errors import ShardError
+from taro.core.files import fsync
+from taro.core.version import __version__
+from taro.grounding.records import ClipRecord, QueryRecord
+from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES, SKIPPED, Manifest
+from taro.shards.manifest import (
+    SKIPPED_COLUMNS,
+    build_manifest,
+    read_skipped,
+    write_card,
+    write_manifest,
+    write_skipped,
+)
+from taro.shards.reader import ShardSet
+from taro.shards.writer import SliceWriter
+
+__all__ = ["SLICE_BYTES", "Derived", "Piece", "derived_steps", "left_out_row", "new_folder", "source_facts",
+           "source_skipped", "write_derived"]
+
+SLICE_BYTES = 1_000_000_000
+"""a new slice begins where the tensors and JSON of the last would grow beyond this"""
+
+
+_TYPES: dict[str, type] = {"line": int, "transient": bool}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A clip of a new set: its JSON, and the set that the rest of the record is copied from."""
+
+    record: ClipRecord
+    source: ShardSet
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """What a new set holds; inputs = queries + skipped."""
+
+    root: Path
+    clips: int
+    queries: int
+    skipped: int
+
+    @property
+    def inputs(self) -> int:
+        """Rows that the set accounts for."""
+        return self.queries + self.skipped
+
+
+@contextlib.contextmanager
+def new_folder(out: str | Path, sources: Iterable[ShardSet]) -> Iterator[Path]:
+    """An empty folder beside `out` that becomes `out` where the block ends well, and is removed where it does not."""
+    final = Path(out).resolve()
+    for source in sources:
+        root = Path(source.store.root).resolve()
+        if final == root or root in final.parents:
+            raise ShardError(f"{final}: inside the set {source.store.root}; name a folder outside of it")
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise ShardError(f"{final}: exists already and is not an empty folder; remove it or name another")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside = final.with_name(f".{final.name}.making")
+    try:
+        aside.mkdir(exist_ok=True)
+        handle = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:  # a file or a link of that name: not ours
+        raise ShardError(f"{aside}: expected to make a folder here, got: {error.strerror}; remove it") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = aside.exists() and os.path.samestat(aside.stat(), os.fstat(handle))
+        except BlockingIOError:
+            mine = False
+        if not mine:
+            raise ShardError(f"{final}: another process is making it now; wait for it, or name another folder")
+        _clear(aside)
+        try:
+            yield aside
+            for folder in sorted(path for path in aside.rglob("*") if path.is_dir()):
+                fsync(folder)
+            fsync(aside)
+            aside.rename(final)
+            fsync(final.parent)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_derived(root: Path, pieces: Iterable[Piece], kinds: Collection[str], skipped: list[dict[str, Any]], *,
+                  slice_bytes: int = SLICE_BYTES, **fields: Any) -> Derived:
+    """Writes a whole set into `root` from pieces in ascending order of key; `fields`: of the manifest.
+
+    `kinds`: every piece's source holds them. A set without a clip is refused.
+    """
+    captions = clips = queries = size = index = 0
+    writer: SliceWriter | None = None
+    with contextlib.ExitStack() as stack:
+        for piece in pieces:
+            more = _bytes(piece, kinds)
+            if writer is not None and size + more > slice_bytes:
+                writer.commit()
+                stack.close()
+                writer, size, index = None, 0, index + 1
+            if writer is None:
+                writer = stack.enter_context(SliceWriter(root, index, kinds=sorted(kinds)))
+            writer.copy_clip(piece.record, piece.source)
+            size += more
+            clips, queries = clips + 1, queries + len(piece.record.queries)
+            captions += len(piece.record.captions)
+        if writer is None:
+            raise ShardError(f"{root.name.removeprefix('.').removesuffix('.making')}: no clip is left for it; the "
+                             "filters keep nothing (`taro shards stats SET` prints splits and difficulties)")
+        writer.commit()
+    write_skipped(root, skipped)
+    manifest = build_manifest(root, inputs=queries + len(skipped), skipped=len(skipped), captions=captions,
+                              taro_version=__version__, **fields)
+    write_card(root, manifest)
+    write_manifest(root, manifest)
+    return Derived(root, clips, queries, len(skipped))
+
+
+def left_out_row(key: str, video: str, query: QueryRecord, detail: str) -> dict[str, Any]:
+    """The row of skipped.parquet for a query that a new set leaves out."""
+    return {"row_id": query.id, "line": 0, "video": video, "key": key, "stage": "filter", "reason": "not selected",
+            "detail": detail, "transient": False}
+
+
+def source_facts(shard_set: ShardSet) -> dict[str, Any]:
+    """What a new set's manifest says of a set that it came from."""
+    data = shard_set.store.read(MANIFEST, limit_bytes=MAX_MANIFEST_BYTES)
+    counts = shard_set.manifest.counts
+    return {"name": shard_set.manifest.name, "manifest_sha256": hashlib.sha256(data).hexdigest(),
+            "inputs": counts.inputs, "queries": counts.queries, "skipped": counts.skipped}
+
+
+def derived_steps(manifest: Manifest) -> list[Any]:
+    """How a set was itself derived: the steps that its manifest lists, oldest first."""
+    steps = manifest.config.get("derived", [])
+    return steps if isinstance(steps, list) else []
+
+
+def source_skipped(shard_set: ShardSet) -> list[dict[str, Any]]:
+    """Rows of a set's skipped.parquet, held against its manifest and the format's types."""
+    root, counted = shard_set.store.root, shard_set.manifest.counts.skipped
+    try:
+        rows = read_skipped(root)
+    except ImportError:
+        raise ShardError(f"{root}: {SKIPPED} is read and written with pyarrow, which is not installed; "
+                         "`pip install pyarrow`") from None
+    if len(rows) != counted:
+        raise ShardError(f"{root}: {len(rows)} rows in {SKIPPED}, the manifest counts {counted}; fetch the file again")
+    for row in rows:
+        wrong = [name for name in SKIPPED_COLUMNS if type(row[name]) is not _TYPES.get(name, str)]
+        if wrong:
+            raise ShardError(f"{root}: {SKIPPED} holds {row[wrong[0]]!r:.80} as {wrong[0]}; expected "
+                             f"{_TYPES.get(wrong[0], str).__name__}; the file is damaged, fetch it again")
+    return rows
+
+
+def _bytes(piece: Piece, kinds: Collection[str]) -> int:
+    """Bytes of the record's members in its source."""
+    listed = [piece.source.listed(kind, piece.record.key) for kind in kinds]
+    return sum(member.size for record in listed if record is not None for member in record.members)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

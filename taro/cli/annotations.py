@@ -1,0 +1,71 @@
+"""`taro annotations lint`: what an annotation file holds, what is wrong with it and what would be done about it.
+
+Thin: `taro.annotations` reads and lints, this prints. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taro.cli.output import say
+
+__all__ = ["app", "column_mapping", "lint"]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+
+class _Policy(StrEnum):
+    repair = "repair"
+    drop = "drop"
+    fail = "fail"
+
+
+@app.callback()
+def _annotations() -> None:
+    """Read annotation files as the stages do, and lint them."""
+
+
+@app.command()
+def lint(
+    file: Annotated[str, typer.Argument(help="The annotation file; a hub id for hf.", show_default=False)],
+    dataset: Annotated[str, typer.Option(help="Its format, see docs/annotations.md.", show_default=False)],
+    split: Annotated[str, typer.Option(help="The split of rows that name none.")] = "train",
+    lengths: Annotated[Path | None, typer.Option(help="csv of video lengths (id,length), for charades-sta.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="For hf, FIELD=COLUMN, such as query=sentence; repeatable.")
+    ] = None,
+    policy: Annotated[_Policy, typer.Option(help="What becomes of rows that are not fine.")] = _Policy.repair,
+    show: Annotated[int, typer.Option(min=0, help="How many dropped and repaired lines to print.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with every finding.")] = False,
+) -> None:
+    """Count what is kept, repaired (and how) and dropped (and why); exit code 1 where no row is left."""
+    from taro.annotations import import_annotations
+
+    report = import_annotations(
+        file, dataset=dataset, split=split, lengths=lengths, policy=policy.value, columns=column_mapping(column or [])
+    )
+    if as_json:
+        say(json.dumps(report.as_dict()))
+    else:
+        say(f"{file} as {dataset}, policy {policy.value}")
+        say(report.table(show=show))
+        if any(row.duration_s is None for row in report.rows):
+            unknown = sum(row.duration_s is None for row in report.rows)
+            say(f"{unknown:,} rows have no duration: their windows were not checked against it (see --lengths)")
+    if not report.rows:
+        say(f"error: no row of {file} can be used; is it a {dataset} file?", err=True)
+        raise typer.Exit(1)
+
+
+def column_mapping(pairs: list[str]) -> dict[str, str]:
+    """FIELD=COLUMN words as a mapping."""
+    split = [pair.partition("=") for pair in pairs]
+    wrong = [pair for pair, (field, _, column) in zip(pairs, split, strict=True) if not field or not column]
+    if wrong:
+        raise typer.BadParameter(f"expected FIELD=COLUMN, got {wrong[0]}", param_hint="--column")
+    return {field: column for field, _, column in split}

@@ -1,0 +1,64 @@
+"""`taro report`: the HTML page of a training run, with evaluations before and after where they are given.
+
+Thin: `taro.train.report.write` reads and draws, this finds the files. Nothing is run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from taro.cli.output import say
+
+__all__ = ["report"]
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The run's folder (the recipe's key `out`).")],
+    shards: Annotated[list[Path] | None, typer.Option(
+        "--shards", help="Shard sets with the clips to show; repeatable. Default: the run's own.")] = None,
+    before: Annotated[Path | None, typer.Option(
+        "--before", help="Answers of the start policy, from `taro eval --policy START --out FILE`.")] = None,
+    after: Annotated[Path | None, typer.Option(
+        "--after", help="Answers of the trained policy, from `taro eval --policy RUN/export --out FILE`.")] = None,
+    protocol: Annotated[str, typer.Option("--protocol", help="How answers are scored.")] = "taro",
+    out: Annotated[Path | None, typer.Option("--out", help="The page; default: RUN/report.html.")] = None,
+) -> None:
+    """Write the HTML report of a training run: curves, rollouts and, with two evaluations, what changed."""
+    from taro.core.errors import ConfigError
+    from taro.train.report.data import Evaluation, read_predictions, read_run
+    from taro.train.report.write import render_report
+
+    if (before is None) != (after is None):
+        raise ConfigError("expected --before and --after together, got one of them; write both files with "
+                          "`taro eval --policy DIR --shards DIR --out FILE`, on the same queries")
+    evaluations = []
+    if before is not None and after is not None:
+        evaluations = [Evaluation("greedy", read_predictions(before), read_predictions(after), protocol)]
+    sets = _named([*shards]) if shards else _own_shards(read_run(run).config)
+    page = render_report(run, sets, evaluations, out or run / "report.html",
+                         title=f"Training run {run.name}",
+                         commands=[f"taro train {run.name}/config.yaml --set out=again", "taro report again"])
+    say(f"report: {page}")
+
+
+def _own_shards(config: dict[str, Any]) -> dict[str, Path]:
+    """The run's own sets by name, those that are there."""
+    own = config.get("shards", "")
+    found = {}
+    for one in own if isinstance(own, list) else [{"path": own}]:
+        folder = Path(str(one.get("path", "") if isinstance(one, dict) else one))
+        if (folder / "manifest.json").is_file():
+            found[str((one.get("name") if isinstance(one, dict) else None) or folder.resolve().name)] = folder
+    return found
+
+
+def _named(folders: list[Path]) -> dict[str, Path]:
+    """Sets by the last part of their folder's name, numbered where two are alike."""
+    named: dict[str, Path] = {}
+    for folder in folders:
+        name = folder.name if folder.name not in named else f"{folder.name} ({len(named) + 1})"
+        named[name] = folder
+    return named

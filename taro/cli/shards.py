@@ -1,0 +1,284 @@
+"""`taro shards ...`: look into shard sets. Thin: the work is in shards/."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from taro.cli.output import say
+
+if TYPE_CHECKING:
+    from taro.shards.ops.rewrite import Derived
+    from taro.shards.reader import ShardSet
+
+__all__ = ["app", "diff", "filter_", "info", "merge", "sample", "split", "stats", "verify", "view"]
+
+By = Literal["split", "fraction"]
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+Root = Annotated[str, typer.Argument(metavar="PATH", help="Folder of the shard set.", show_default=False)]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; must not exist.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.callback()
+def _shards() -> None:
+    """Look at, verify, view, count, compare, cut and join shard sets."""
+
+
+@app.command()
+def info(path: Root, as_json: Json = False) -> None:
+    """What a set holds: counts, kinds, encoders, provenance. Reads the manifest and the sidecars, no record."""
+    from taro.shards.reader import open_shards
+
+    shard_set = open_shards(path)
+    found = _facts(shard_set)
+    if as_json:
+        say(json.dumps(found))
+        return
+    counts, source = found["counts"], found["provenance"]
+    _say(f"{path}: {found['name']}, format {found['format_version']}, by taro {found['taro_version'] or '?'}")
+    _say(f"  {source['dataset']} ({source['split']}): {counts['inputs']} annotation rows = {counts['queries']} queries "
+         f"+ {counts['skipped']} skipped; {counts['clips']} clips, {counts['captions']} captions")
+    for kind in found["kinds"]:
+        _say(f"  {kind['kind']}: {kind['records']} records in {kind['shards']} shards, {kind['bytes']:,} bytes")
+    for encoder in found["encoders"]:
+        sampling = encoder["sampling"]
+        _say(f"  encoder {encoder['name']}: {encoder['model_id']}, tower {encoder['tower_sha256'][:16]}, "
+             f"{encoder['dtype']}, up to {sampling['max_frames']} frames and {sampling['total_tokens']} tokens a clip")
+    _say(f"  licences: videos {source['licence_videos']}; annotations {source['licence_annotations']}; captions "
+         f"{source['licence_captions']}")
+
+
+def _say(text: str) -> None:
+    """Prints one line, whatever a stranger's text in it holds."""
+    say(text.replace("\n", "[U+000A]"))
+
+
+def _facts(shard_set: ShardSet) -> dict[str, Any]:
+    manifest = shard_set.manifest
+    kinds = []
+    for kind in manifest.kinds:
+        entries = [entry for entry in manifest.shards if entry.kind == kind]
+        kinds.append({"kind": kind, "shards": len(entries), "records": sum(e.records for e in entries),
+                      "bytes": sum(e.bytes for e in entries)})
+    facts = manifest.model_dump(mode="json", exclude={"shards", "encoders"})
+    encoders = [{"name": one.name, **one.model_dump(mode="json")} for one in manifest.encoders]
+    return {**facts, "kinds": kinds, "encoders": encoders}
+
+
+@app.command()
+def verify(path: Root, as_json: Json = False) -> None:
+    """Read every byte of a set and list everything that is wrong with it; exit code 1 where anything is."""
+    from taro.cli.progress import progress
+    from taro.shards.verify import verify as verify_set
+
+    with progress("verifying, MB", quiet=as_json) as shown:
+        report = verify_set(path, progress=lambda done, total: shown.update(done / 1e6, total / 1e6))
+    if as_json:
+        say(json.dumps(report.as_dict()))
+    else:
+        for problem in report.problems:
+            say(f"problem: {problem}")
+        say(f"{path}: {report.shards} shards, {report.records} clips, {report.queries} queries, "
+                   f"{report.captions} captions, {report.bytes:,} bytes: "
+                   + ("all right" if report.ok else f"{len(report.problems)} problems"))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def view(
+    path: Root,
+    out: Annotated[Path, typer.Option(help="Page to write: a .html file, or a folder for index.html.")] = Path("view"),
+    run: Annotated[Path | None, typer.Option(help="A training run's folder: its rollouts are shown too.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Clips on the page.")] = 50,
+    key: Annotated[list[str] | None, typer.Option(help="Only this clip (may be given several times).")] = None,
+) -> None:
+    """Write one self-contained page: contact sheets, truth, captions and candidate paths on a time axis."""
+    from taro.shards.view import view as write_view
+
+    say(str(write_view(path, out, run=run, limit=limit, keys=key or ())))
+
+
+@app.command()
+def stats(path: Root, as_json: Json = False) -> None:
+    """Count a set: clips, queries, windows by length and place, captions, paths, skipped rows, bytes."""
+    from taro.shards.ops.stats import stats as count
+    from taro.shards.reader import open_shards
+
+    found = count(open_shards(path))
+    if as_json:
+        say(json.dumps(found.as_dict()))
+        return
+    for line in found.lines():
+        _say(line)
+
+
+@app.command()
+def sample(
+    path: Root,
+    n: Annotated[int, typer.Option("--n", min=1, help="Queries to show.")] = 5,
+    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of text.")] = False,
+) -> None:
+    """Show queries drawn at random, with their clip, windows, captions and paths."""
+    from taro.shards.ops.stats import sample as draw
+    from taro.shards.reader import open_shards
+
+    for one in draw(open_shards(path), n, seed=seed):
+        if as_json:
+            say(json.dumps(one.as_dict()))
+            continue
+        for line in one.lines():
+            _say(line)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="Folder of a shard set.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="Folder of another.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Compare two sets by their digests: clips, queries, windows, captions, features; exit code 1 where they differ."""
+    from taro.shards.ops.diff import diff as compare
+    from taro.shards.reader import open_shards
+
+    found = compare(open_shards(a), open_shards(b))
+    if as_json:
+        say(json.dumps(found.as_dict()))
+    else:
+        for line in found.lines():
+            _say(line)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command("filter")
+def filter_(
+    path: Root,
+    out: Out,
+    split: Annotated[str | None, typer.Option(help="Keep queries of this split.")] = None,
+    difficulty: Annotated[str | None, typer.Option(metavar="LOW:HIGH", help="Keep queries in between; an end may be "
+                                                   "left out.")] = None,
+    query: Annotated[list[str] | None, typer.Option(help="Keep this query id (several times; @FILE: one a line)."
+                                                    )] = None,
+    keys: Annotated[list[str] | None, typer.Option(help="Keep this clip's key (several times; @FILE: one a line)."
+                                                   )] = None,
+    text: Annotated[str | None, typer.Option(metavar="REGEX", help="Keep queries in whose text this is found.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy the queries that all options let through, with their clips, to a set of its own."""
+    from taro.shards.ops.filter import Selection, filter_set
+    from taro.shards.reader import open_shards
+
+    selection = Selection(split, _range(difficulty), _names(query), _names(keys), _regex(text))
+    made = filter_set(open_shards(path), out, selection)
+    say(json.dumps(_counts(made))) if as_json else _made(made)
+
+
+@app.command()
+def split(
+    path: Root,
+    out: Out,
+    by: Annotated[By, typer.Option(help="split: one set for each split that queries name; fraction: by video.")],
+    fractions: Annotated[str, typer.Option(help="Name and share of each part, with --by fraction."
+                                           )] = "train=0.9,val=0.1",
+    seed: Annotated[int, typer.Option(help="Draws which video goes where, with --by fraction.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Cut a set into named parts, OUT/NAME each, no video in two parts where fractions are cut."""
+    from taro.shards.ops.filter import split_by_fraction, split_by_split
+    from taro.shards.reader import open_shards
+
+    shard_set = open_shards(path)
+    if by == "split":
+        parts = split_by_split(shard_set, out)
+    else:
+        parts = split_by_fraction(shard_set, out, _shares(fractions), seed=seed)
+    if as_json:
+        say(json.dumps({"parts": {name: _counts(part) for name, part in parts.items()}}))
+        return
+    for part in parts.values():
+        _made(part)
+
+
+@app.command()
+def merge(
+    paths: Annotated[list[str], typer.Argument(metavar="SET SET ... OUT", show_default=False,
+                                               help="Folders of two or more sets, then the folder to make.")],
+    as_json: Json = False,
+) -> None:
+    """Join sets of the same encoders; a clip in several is written once, its queries united, contradictions refused."""
+    from taro.shards.ops.merge import merge_sets
+    from taro.shards.reader import open_shards
+
+    *sources, out = paths
+    merged = merge_sets([open_shards(path) for path in sources], out)
+    if as_json:
+        say(json.dumps({**_counts(merged.made), "source_inputs": merged.source_inputs, "repeated": merged.repeated,
+                        "clips_twice": merged.clips_twice, "left_out": list(merged.left_out)}))
+        return
+    _made(merged.made)
+    _say(f"  {merged.source_inputs} rows in {len(sources)} sets, {merged.repeated} of them repeated; "
+         f"{merged.clips_twice} clips in more than one")
+    for kind in merged.left_out:
+        _say(f"  left out: {kind}, which the sets do not hold alike")
+
+
+def _made(derived: Derived) -> None:
+    _say(f"{derived.root}: {derived.inputs} rows = {derived.queries} queries + {derived.skipped} skipped, "
+         f"{derived.clips} clips")
+
+
+def _counts(derived: Derived) -> dict[str, Any]:
+    return {"root": str(derived.root), "inputs": derived.inputs, "queries": derived.queries,
+            "skipped": derived.skipped, "clips": derived.clips}
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    from taro.core.errors import ConfigError
+
+    if text is None:
+        return None
+    low, colon, high = text.partition(":")
+    try:
+        found = float(low or "-inf"), float(high or "inf")
+    except ValueError:
+        colon = ""
+    if not colon or not found[0] <= found[1]:
+        raise ConfigError(f"--difficulty {text!r}: expected LOW:HIGH, such as 20:80, 20: or :80")
+    return found
+
+
+def _names(given: list[str] | None) -> frozenset[str] | None:
+    from taro.shards.ops.filter import named
+
+    return None if given is None else named(given)
+
+
+def _regex(text: str | None) -> str | None:
+    from taro.core.errors import ConfigError
+
+    try:
+        re.compile(text or "")
+    except re.error as error:
+        raise ConfigError(f"--text {text!r}: expected a regular expression, got one with {error}") from None
+    return text
+
+
+def _shares(text: str) -> dict[str, float]:
+    from taro.core.errors import ConfigError
+
+    try:
+        pairs = [(name, float(share)) for name, _, share in (part.partition("=") for part in text.split(","))]
+    except ValueError:
+        pairs = []
+    if not pairs or len(dict(pairs)) != len(pairs):
+        raise ConfigError(f"--fractions {text!r}: expected NAME=SHARE,NAME=SHARE, such as train=0.9,val=0.1, no name "
+                          "twice")
+    return dict(pairs)

@@ -1,0 +1,39 @@
+"""Raw videos for `taro eval` and `taro ground`: preprocessed into a temporary shard set, which the rest then reads.
+
+The stages meet in the shard format and nowhere else, so the features that a policy is scored on come out of the code
+that makes its training set. No captions, no pictures, no CLIP. Left out: keeping the set (`taro preprocess` does that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["EVALUATION_SAMPLING", "temporary_shards"]
+
+EVALUATION_SAMPLING = {"max_frames": 1024, "total_tokens": 4096}
+"""METHOD 3: more frames and tokens in evaluation than in training"""
+
+
+def temporary_shards(out: Path, *, policy: str, videos: Path, annotations: Path, dataset: str, split: str = "test",
+                     lengths: Path | None = None, device: str = "auto",
+                     progress: Callable[..., Any] | None = None) -> Path:
+    """Preprocesses videos for one evaluation into the folder `out`; videos that cannot be read stay in its ledger."""
+    from taro.core.errors import TaroError
+    from taro.preprocess.config import PreprocessConfig
+    from taro.preprocess.run import preprocess
+
+    config = PreprocessConfig.model_validate({
+        "name": "temporary", "videos": videos, "annotations": annotations, "dataset": dataset, "split": split,
+        "lengths": lengths, "out": out, "policy": policy, "sampling": EVALUATION_SAMPLING, "device": device,
+        "segment": {"method": "uniform"}, "caption": {"method": "none"}, "paths": {"count": 0}, "clip_model": None,
+        "thumbnails": False, "max_skipped": 1.0})
+    try:
+        preprocess(config, progress=progress)
+    except TaroError as error:
+        said, empty, _ = str(error).partition("; the set is empty")
+        if not empty:
+            raise
+        raise TaroError(said.replace(str(out), str(videos)) + "; give videos that can be read") from None
+    return out

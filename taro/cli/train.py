@@ -1,0 +1,88 @@
+"""`taro train`: reads a recipe, shows the run as it goes, prints where the checkpoint is.
+
+Thin: the work is `taro.train.loop.train`. Left out: everything about many GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from taro.cli.output import say
+
+__all__ = ["train"]
+
+SHOWN = (("reward", "reward"), ("format", "format"), ("tiou", "tIoU"), ("bonus", "bonus"), ("timestamps", "timestamps"),
+         ("kl", "KL"), ("length", "tokens"))
+NO_THINK = ("reward.no_think=true", "reward.drop_over=response", "curriculum.schedule=off")
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (taro-7b, taro-8b, sandbox, quickstart) or a .yaml "
+                                          "file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, e.g. optimizer.lr=2e-6; repeatable."),
+    ] = None,
+    no_think: Annotated[bool, typer.Option("--no-think", help="Train answers without reasoning: reward.no_think, the "
+                                           "drop over the response, no guided phase.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, nothing else.")] = False,
+) -> None:
+    """Stage 2: train a policy on shards, guided then free; no video is opened and no vision tower is loaded."""
+    from taro.cli.progress import progress
+    from taro.core.config import load_config
+    from taro.train.config import TrainConfig
+    from taro.train.data import data_lines
+    from taro.train.loop import train as run_training
+
+    config = load_config(TrainConfig, recipe, [*(NO_THINK if no_think else ()), *(overrides or ())],
+                         package="taro.train.recipes")
+    with progress("training", quiet=as_json) as shown:
+
+        def show(line: dict[str, Any]) -> None:
+            if "eval" in line:
+                shown.say(f"step {line['step']}: validation mIoU {line['eval']['miou']:.3f}, "
+                          f"R1@0.5 {line['eval']['r1@0.5']:.3f} ({line['eval']['queries']} queries)"
+                          + "".join(f", {name} {of['miou']:.3f}" for name, of in line["eval"].get("sets", {}).items()))
+                return
+            shown.update(line["step"] + 1, line["steps"], _describe(line))
+
+        def begin(data: dict[str, Any]) -> None:
+            for line in data_lines(data):
+                shown.say(line)
+
+        report = run_training(config, resume=resume, on_step=show, on_start=begin)
+    if as_json:
+        say(json.dumps({"run": str(report.run), "export": str(report.export), "steps": report.steps,
+                               "skipped": report.skipped, "best_step": report.best_step,
+                               "best_score": report.best_score, "seconds": round(report.seconds, 3),
+                               "last": _finite(report.last)}))
+        return
+    _summary(report, config.sources[0].path, export=config.checkpoint.export)
+
+
+def _describe(line: dict[str, Any]) -> str:
+    return f"{line['phase']} " + " ".join(f"{label} {line[key]:.2f}" for key, label in SHOWN)
+
+
+def _summary(report: Any, shards: Path, *, export: str) -> None:
+    say(f"{report.steps} steps in {report.seconds:.0f} s; metrics: {report.run / 'metrics.jsonl'}")
+    if report.skipped:
+        say(f"{report.skipped} updates skipped: loss or gradient not finite")
+    of = ""
+    if report.best_step is not None:
+        held = report.best_step if export == "best" else report.steps
+        how = "" if held == report.best_step else "; to export it: --resume --set checkpoint.export=best"
+        say(f"best on validation: step {report.best_step}, mIoU {report.best_score:.3f}{how}")
+        of = f" (step {held})"
+    say(f"checkpoint: {report.export}{of}\nnext: taro eval --policy {report.export} --shards {shards}")
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()}

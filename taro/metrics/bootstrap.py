@@ -1,0 +1,45 @@
+"""Percentile bootstrap over videos, not queries: queries of one video share its frames and are no independent draws.
+
+Draw V videos with replacement, keep all queries of each, take the mean. The draws are a function of the seed and of V
+alone, so two systems that answered the same queries see the same resamples: differences are paired for nothing.
+Legend: Q queries, V videos, M metrics, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taro.core.draws import rng
+
+__all__ = ["RESAMPLES", "percentiles_M", "resampled_means_RM"]
+
+RESAMPLES = 1000
+
+Floats = NDArray[np.float64]
+
+
+def resampled_means_RM(values_QM: Floats, videos: Sequence[str], seed: int) -> Floats | None:
+    """[R, M]: means of `values_QM` over resampled videos; None below two videos, which vary in no way that is seen."""
+    _, video_Q = np.unique(np.array(videos), return_inverse=True)
+    count_V = np.bincount(video_Q).astype(np.float64)
+    if len(count_V) < 2:
+        return None
+    sums_VM = np.stack([np.bincount(video_Q, weights=column) for column in values_QM.T], axis=1)
+    generator = rng("bootstrap", seed)
+    means = []
+    for _ in range(RESAMPLES):
+        times_V = np.bincount(generator.integers(len(count_V), size=len(count_V)), minlength=len(count_V))
+        means.append((times_V @ sums_VM) / (times_V @ count_V))
+    return np.array(means)
+
+
+def percentiles_M(values_QM: Floats, videos: Sequence[str], seed: int) -> list[tuple[float, float] | None]:
+    """A 95 % interval for the mean of each column."""
+    means_RM = resampled_means_RM(values_QM, videos, seed)
+    if means_RM is None:
+        return [None] * values_QM.shape[1]
+    low_M, high_M = np.percentile(means_RM, [2.5, 97.5], axis=0)
+    return [(float(low), float(high)) for low, high in zip(low_M, high_M, strict=True)]

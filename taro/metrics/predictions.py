@@ -1,0 +1,362 @@
+"""Predictions from a file, joined with the annotations that they answer, for `taro eval --predictions`.
+
+A line is `{"query_id": ID, "text": RESPONSE}` (the whole response of a model, read as the protocol reads it) or
+`{"query_id": ID, "predicted": [start, end]}` in seconds (null: no answer; `[[start, end], ...]`: several windows, of
+which the first answers under protocols that take one). Where both stand in a line the text counts:
+how it is read is the protocol's business, so one file can be scored under several. `qid` is taken for `query_id`; where
+neither is given `video` and `query` name the query; `reasoning` may stand beside `predicted`. A line in the form of
+Moment-DETR (`qid`, `pred_relevant_windows` [[s, e, score], ...], `pred_saliency_scores`) is read too: its best window
+answers under every protocol, all of it under `moment-detr`. The queries of the annotations are the denominator: one
+that the file does not answer is a miss, and is listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taro.annotations import AnnotationRow, LintReport, import_annotations
+from taro.annotations.reading import LineReader, parse_json
+from taro.core.errors import AnnotationError
+from taro.core.text import visible
+from taro.grounding.moment import Moment
+from taro.grounding.prompts import normalise_query, parse_answer, parse_answers, parse_reasoning
+from taro.grounding.protocols import protocol_named
+from taro.metrics.compare import Comparison, compare_predictions
+from taro.metrics.page import Example
+from taro.metrics.published import published_for, published_table
+from taro.metrics.ranked import RankedPrediction, RankedScores, as_written, comparable_columns, evaluate_ranked
+from taro.metrics.scores import Prediction, Scores, evaluate_predictions
+
+__all__ = ["FileComparison", "FileEvaluation", "Response", "compare_files", "evaluate_file", "join_ranked",
+           "join_responses", "read_responses"]  # fmt: skip
+
+SHOWN = 5
+MAX_RANKED = 1_000
+MAX_CLIPS = 100_000
+
+
+@dataclass(frozen=True)
+class Response:
+    """A line of a predictions file. `name` is what it says it answers: ("id", query id) or ("query", video, query);
+    `ranked` and `clip_scores`: of a line in the form of Moment-DETR, None elsewhere; `text`: the whole response;
+    `answers`: all windows that it names, in its order."""
+
+    line: int
+    name: tuple[str, ...]
+    predicted: Moment | None
+    reasoning: str | None
+    ranked: tuple[tuple[Moment, float], ...] | None = None
+    clip_scores: tuple[float, ...] | None = None
+    text: str | None = None
+    answers: tuple[Moment, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileEvaluation:
+    """Scores of a predictions file, the report on the annotations it was held against, and the names of responses
+    that answer no query of them. `ranked`: mAP and highlights, under moment-detr (an answer alone is a list of one);
+    `examples`: every answer with its words; `with_dropped`: the metrics where queries that the linter dropped count as
+    misses, as evaluations do that keep windows without length in; None where none was dropped or a split was asked
+    for (a dropped line has none)."""
+
+    scores: Scores
+    lint: LintReport
+    unknown: tuple[str, ...]
+    ranked: RankedScores | None = None
+    examples: tuple[Example, ...] = ()
+    with_dropped: dict[str, float] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the scores, `unknown` ids and the counts of the annotations."""
+        scores = self.ranked or self.scores
+        return scores.as_dict() | {
+            "unknown_ids": list(self.unknown), "annotations": self.lint.counts, "with_dropped": self.with_dropped,
+            "dataset": self.lint.dataset, "published": self.published,
+        }  # fmt: skip
+
+    @property
+    def published(self) -> dict[str, list[float | None]]:
+        """What others published on these very queries: R1 at 0.3, 0.5 and 0.7, percent, by model; {} where the
+        annotations are no benchmark, or not the whole of it."""
+        whole = self.scores.queries == len(self.lint.rows)
+        return {name: list(figures) for name, figures in
+                published_for(self.lint.dataset, len(self.lint.outcomes) if whole else 0).items()}  # fmt: skip
+
+    def table(self) -> str:
+        """Plain text: the table of the scores, then what did not fit together."""
+        counts = self.lint.counts
+        parts = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("kept", "repaired", "dropped"))
+        lines = [(self.ranked or self.scores).table(), f"annotations: {counts['lines']:,} lines, {parts}"]
+        if self.with_dropped is not None:
+            shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in self.with_dropped.items())
+            lines.append(f"with the dropped lines as misses: {shown}")
+        if self.unknown:
+            shown = ", ".join(visible(name[:100]) for name in self.unknown[:SHOWN])
+            shown += ", ..." if len(self.unknown) > SHOWN else ""
+            lines.append(f"{len(self.unknown):,} predictions answer no query of these annotations: {shown}")
+        if self.published:
+            lines.append(published_table(self.lint.dataset, len(self.lint.outcomes)))
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class FileComparison:
+    """Two predictions files on the same queries. `missing`, `unparsable`, `unknown`: how many of A and of B; the first
+    two are queries, and misses, the last are lines that answer no query."""
+
+    comparison: Comparison
+    lint: LintReport
+    missing: tuple[int, int]
+    unparsable: tuple[int, int]
+    unknown: tuple[int, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the comparison, what each file did not answer, the counts of the annotations."""
+        sides = {name: list(getattr(self, name)) for name in ("missing", "unparsable", "unknown")}
+        return self.comparison.as_dict() | sides | {"annotations": self.lint.counts}
+
+    def table(self) -> str:
+        """Plain text: the comparison, then what each file did not answer."""
+        counts = (self.missing, self.unparsable, self.unknown)
+        missing, unparsable, unknown = (f"{a:,} in A, {b:,} in B" for a, b in counts)
+        lines = [self.comparison.table(), f"missing {missing}; unparsable {unparsable} (counted as misses)"]
+        if any(self.unknown):
+            lines.append(f"predictions that answer no query of these annotations: {unknown}")
+        return "\n".join(lines)
+
+
+def evaluate_file(
+    predictions: str | Path,
+    *,
+    dataset: str,
+    annotations: str | Path,
+    split: str | None = None,
+    lengths: Path | None = None,
+    protocol: str = "taro",
+    bootstrap_seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+) -> FileEvaluation:
+    """Scores a predictions file against annotations; `split` limits both to the rows of that split. `columns`: of the
+    format hf."""
+    protocol_named(protocol)
+    lint, rows = _queries(annotations, dataset=dataset, split=split, lengths=lengths, columns=columns)
+    responses = read_responses(predictions, protocol=protocol)
+    joined, unknown = _joined(responses, rows, predictions, annotations)
+    ranked = None
+    if protocol == "moment-detr":
+        ranked = evaluate_ranked(join_ranked(responses, rows), bootstrap_seed=bootstrap_seed)
+    scores = evaluate_predictions(joined, protocol=protocol, bootstrap_seed=bootstrap_seed)
+    texts = [response.text if response else None for response in _answers(responses, rows)[0]]
+    examples = tuple(Example(p, row.query, text) for p, row, text in zip(joined, rows, texts, strict=True))
+    dropped = len(lint.outcomes) - len(lint.rows)
+    share = len(rows) / (len(rows) + dropped)
+    with_dropped = {n: value * share for n, value in scores.metrics.items()} if dropped and split is None else None
+    return FileEvaluation(scores, lint, unknown, ranked, examples, with_dropped)
+
+
+def compare_files(
+    a: str | Path,
+    b: str | Path,
+    *,
+    dataset: str,
+    annotations: str | Path,
+    split: str | None = None,
+    lengths: Path | None = None,
+    protocol: str = "taro",
+    bootstrap_seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+) -> FileComparison:
+    """Compares two predictions files on the queries of the annotations, with a paired bootstrap; queries that a file
+    does not answer are misses of that file."""
+    protocol_named(protocol)
+    lint, rows = _queries(annotations, dataset=dataset, split=split, lengths=lengths, columns=columns)
+    responses = [read_responses(path, protocol=protocol) for path in (a, b)]
+    joined = [_joined(said, rows, path, annotations) for said, path in zip(responses, (a, b), strict=True)]
+    sides = [found for found, _ in joined]
+    ranked = [join_ranked(said, rows) for said in responses] if protocol == "moment-detr" else []
+    compared = compare_predictions(*sides, protocol=protocol, bootstrap_seed=bootstrap_seed,
+                                   more=comparable_columns(*ranked) if ranked else None)  # fmt: skip
+    missing_a, missing_b = (sum(one.missing for one in side) for side in sides)
+    unread_a, unread_b = (sum(one.predicted is None and not one.missing for one in side) for side in sides)
+    return FileComparison(compared, lint, (missing_a, missing_b), (unread_a, unread_b),
+                          (len(joined[0][1]), len(joined[1][1])))  # fmt: skip
+
+
+def _queries(
+    annotations: str | Path, *, dataset: str, split: str | None, lengths: Path | None, columns: Mapping[str, str] | None
+) -> tuple[LintReport, list[AnnotationRow]]:
+    lint = import_annotations(annotations, dataset=dataset, split=split or "test", lengths=lengths, columns=columns)
+    rows = [row for row in lint.rows if split is None or row.split == split]
+    if not rows:
+        of_split = f" of split {split}" if split else ""
+        raise AnnotationError(
+            f"{annotations}: expected queries{of_split}, got none usable; is it a {dataset} file (--dataset)? "
+            "`taro annotations lint` says what is wrong with each line"
+        )
+    return lint, rows
+
+
+def _joined(
+    responses: Sequence[Response], rows: Sequence[AnnotationRow], predictions: str | Path, annotations: str | Path
+) -> tuple[list[Prediction], tuple[str, ...]]:
+    joined, unknown = join_responses(responses, rows)
+    if len(unknown) and all(p.missing for p in joined):
+        raise AnnotationError(
+            f"{predictions}: none of its {len(unknown):,} predictions answers a query of {annotations}; expected ids "
+            f"such as {rows[0].row_id}, got {unknown[0]}; check that both are of the same dataset and split"
+        )
+    return joined, unknown
+
+
+def read_responses(path: str | Path, *, protocol: str = "taro") -> list[Response]:
+    """The lines of a predictions file; raises AnnotationError at the first that cannot be read or repeats a query."""
+    responses: dict[tuple[str, ...], Response] = {}
+    for line in LineReader(Path(path), kind="a predictions file"):
+        if line.problem == "blank line":
+            continue
+        where = f"{path}: line {line.number}"
+        if line.problem is not None:
+            raise AnnotationError(f"{where}: {line.problem}")
+        response = _response(line.number, line.text, where, protocol)
+        first = responses.setdefault(response.name, response)
+        if first is not response:
+            raise AnnotationError(
+                f"{where}: answers {' '.join(response.name)[:200]} again, after line {first.line}; keep one"
+            )
+    return list(responses.values())
+
+
+def join_responses(
+    responses: Sequence[Response], rows: Sequence[AnnotationRow]
+) -> tuple[list[Prediction], tuple[str, ...]]:
+    """One prediction a row, in the order of the rows (missing where nothing answers it), and the unknown names. An
+    answer named by video and query serves every row with that video and that query."""
+    found, unknown = _answers(responses, rows)
+    return [_prediction(row, response) for row, response in zip(rows, found, strict=True)], unknown
+
+
+def join_ranked(responses: Sequence[Response], rows: Sequence[AnnotationRow]) -> list[RankedPrediction]:
+    """The same with all windows of each response, and its numbers for clips; windows without scores are ranked as they
+    are written."""
+    found, _ = _answers(responses, rows)
+    ranked = []
+    for row, response in zip(rows, found, strict=True):
+        windows = response.ranked if response else None
+        if windows is None:
+            windows = as_written(response.answers if response else ())
+        clip_scores = response.clip_scores if response else None
+        ranked.append(RankedPrediction(_prediction(row, response), windows, clip_scores, row.saliency))
+    return ranked
+
+
+def _answers(
+    responses: Sequence[Response], rows: Sequence[AnnotationRow]
+) -> tuple[list[Response | None], tuple[str, ...]]:
+    by_name = {response.name: response for response in responses}
+    used: set[tuple[str, ...]] = set()
+    found: list[Response | None] = []
+    for row in rows:
+        names = [("id", row.row_id), ("query", row.video, normalise_query(row.query))]
+        name = next((name for name in names if name in by_name), None)
+        found.append(by_name[name] if name is not None else None)
+        if name is not None:
+            used.add(name)
+    return found, tuple(" ".join(r.name[1:]) for r in responses if r.name not in used)
+
+
+def _prediction(row: AnnotationRow, response: Response | None) -> Prediction:
+    return Prediction(
+        query_id=row.row_id,
+        video=row.video,
+        predicted=response.predicted if response else None,
+        windows=row.windows,
+        duration_s=row.duration_s,
+        reasoning=response.reasoning if response else None,
+        missing=response is None,
+        unclipped=row.unclipped,
+        answers=response.answers if response else (),
+    )
+
+
+def _response(number: int, text: str, where: str, protocol: str) -> Response:
+    try:
+        data = parse_json(text)
+    except ValueError as error:
+        raise AnnotationError(f"{where}: expected a JSON object, got: {error}") from None
+    if not isinstance(data, dict):
+        raise AnnotationError(f"{where}: expected a JSON object, got a {type(data).__name__}")
+    name = _name(data, where)
+    reasoning = data.get("reasoning")
+    ranked = _ranked(data["pred_relevant_windows"], where) if "pred_relevant_windows" in data else None
+    if isinstance(data.get("text"), str):
+        predicted = parse_answer(data["text"], protocol=protocol)
+        answers = parse_answers(data["text"], protocol=protocol)
+    elif "predicted" in data:
+        answers = _moments(data["predicted"], where)
+        predicted = answers[0] if answers else None
+    elif ranked is not None:
+        answers = tuple(window for window, _ in sorted(ranked, key=lambda pair: -pair[1]))
+        predicted = answers[0] if answers else None
+    else:
+        raise AnnotationError(
+            f'{where}: expected "text" (a response), "predicted" ([start, end] or null) or "pred_relevant_windows", '
+            "got none of them"
+        )
+    if reasoning is None and isinstance(data.get("text"), str) and "<think>" in data["text"]:
+        reasoning = parse_reasoning(data["text"]).text
+    clip_scores = _clip_scores(data["pred_saliency_scores"], where) if "pred_saliency_scores" in data else None
+    return Response(number, name, predicted, reasoning if isinstance(reasoning, str) else None, ranked, clip_scores,
+                    data["text"] if isinstance(data.get("text"), str) else None, answers)  # fmt: skip
+
+
+def _ranked(value: Any, where: str) -> tuple[tuple[Moment, float], ...]:
+    """[[start, end, score], ...]; windows without a score keep their order behind each other."""
+    if isinstance(value, list) and len(value) <= MAX_RANKED and all(isinstance(w, list) for w in value):
+        triples = [(*window, -float(rank)) if len(window) == 2 else tuple(window) for rank, window in enumerate(value)]
+        if all(len(triple) == 3 and all(map(_is_number, triple)) for triple in triples):
+            return tuple((Moment(float(s), float(e)), float(score)) for s, e, score in triples)
+    raise AnnotationError(
+        f'{where}: expected "pred_relevant_windows" to be up to {MAX_RANKED:,} [start, end, score], all finite'
+    )
+
+
+def _clip_scores(value: Any, where: str) -> tuple[float, ...]:
+    """One finite number a clip."""
+    if isinstance(value, list) and len(value) <= MAX_CLIPS and all(map(_is_number, value)):
+        return tuple(map(float, value))
+    raise AnnotationError(
+        f'{where}: expected "pred_saliency_scores" to be a list of up to {MAX_CLIPS:,} finite numbers, one a clip'
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
+
+
+def _name(data: dict[str, Any], where: str) -> tuple[str, ...]:
+    query_id = data.get("query_id", data.get("qid"))
+    if isinstance(query_id, str) or (isinstance(query_id, int) and not isinstance(query_id, bool)):
+        return ("id", " ".join(str(query_id).split()))
+    video, query = data.get("video"), data.get("query")
+    if isinstance(video, str) and isinstance(query, str):
+        return ("query", video.strip(), normalise_query(query))
+    raise AnnotationError(
+        f'{where}: expected "query_id" (or "qid"), or "video" and "query"; got keys {str(sorted(data)[:8])[:300]}'
+    )
+
+
+def _moments(value: Any, where: str) -> tuple[Moment, ...]:
+    """[start, end], [[start, end], ...] or null."""
+    several = isinstance(value, list) and all(isinstance(window, list) for window in value)
+    windows = [] if value is None else value if several else [value]
+    if len(windows) > MAX_RANKED or not all(
+        isinstance(window, list) and len(window) == 2 and all(map(_is_number, window)) for window in windows
+    ):
+        raise AnnotationError(
+            f'{where}: expected "predicted" to be [start, end] in seconds, or null, or a list of up to {MAX_RANKED:,} '
+            f"windows, got {str(value)[:60]}"
+        )
+    return tuple(Moment(float(start_s), float(end_s)) for start_s, end_s in windows)

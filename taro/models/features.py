@@ -1,0 +1,157 @@
+"""Frame sampling, a video's features, and the fingerprint of what encoded them.
+
+Legend: T sampled frames, S temporal patches (S = T / 2), N tokens of a patch after merging, D width, L deepstack
+levels. The sampling is METHOD 3 exactly: n frames spread over the frames shown, so the effective rate is not quite
+the policy's 2 fps; its value, not 2, enters the positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from taro.core.config import Config
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["EncoderFingerprint", "FrameSampling", "VideoFeatures", "patch_times_s", "resized_hw", "sample_frames"]
+
+FRAMES_PER_PATCH = 2
+
+
+class FrameSampling(Config):
+    """How frames are chosen and how large they are shown. Defaults: the released models' training (METHOD 3)."""
+
+    policy: Literal["uniform-2fps"] = "uniform-2fps"
+    sample_fps: float = Field(2.0, gt=0, le=60)
+    """frames a second aimed at; the effective rate is (n - 1) / (last time - first time)"""
+    min_frames: int = Field(4, ge=2, le=4096)
+    max_frames: int = Field(768, ge=2, le=4096)
+    """768 in training, 1024 in evaluation"""
+    total_tokens: int = Field(3584, ge=4, le=1_000_000)
+    """video tokens after merging that a clip may cost; 3584 in training, 4096 in evaluation"""
+    min_tokens_per_patch: int = Field(4, ge=1)
+    max_tokens_per_patch: int = Field(768, ge=1)
+
+
+def sample_frames(frames: int, duration_s: float, sampling: FrameSampling) -> np.ndarray:
+    """Indices [T] of the frames to show of `frames` shown frames: `round(linspace(0, frames - 1, n))` with n the even
+    number nearest below `duration_s * sample_fps`, between min_frames and max_frames (METHOD 3). A clip with fewer
+    frames than n repeats some.
+
+    >>> sample_frames(30, 1.0, FrameSampling()).tolist()
+    [0, 10, 19, 29]
+    >>> sample_frames(1, 0.04, FrameSampling()).tolist()
+    [0, 0, 0, 0]
+    """
+    count = int(duration_s * sampling.sample_fps) // FRAMES_PER_PATCH * FRAMES_PER_PATCH
+    count = max(min(count, sampling.max_frames), sampling.min_frames)
+    count = math.ceil(count / FRAMES_PER_PATCH) * FRAMES_PER_PATCH
+    return np.asarray(np.round(np.linspace(0, frames - 1, count)), dtype=np.int64)
+
+
+def patch_times_s(frame_times_s: np.ndarray) -> np.ndarray:
+    """Times [S] of the temporal patches: the mean of their two frames' true times [T], seconds."""
+    pairs_S2 = np.asarray(frame_times_s, dtype=np.float64).reshape(-1, FRAMES_PER_PATCH)
+    return np.asarray(pairs_S2.mean(axis=1))
+
+
+def resized_hw(height: int, width: int, patches: int, sampling: FrameSampling, *, factor: int) -> tuple[int, int]:
+    """Pixels (height, width) at which frames enter the tower: multiples of `factor` (28 px for Qwen2.5-VL, 32 px for
+    Qwen3-VL, the side of a merged patch), as near to the frame's shape as the token budget lets.
+
+    The budget of a patch is `total_tokens / patches` tokens, within min and max_tokens_per_patch.
+    """
+    budget = max(min(sampling.max_tokens_per_patch, sampling.total_tokens // patches), sampling.min_tokens_per_patch)
+    most, least = budget * factor**2, sampling.min_tokens_per_patch * factor**2
+    new_h = max(factor, round(height / factor) * factor)
+    new_w = max(factor, round(width / factor) * factor)
+    if new_h * new_w > most:
+        shrink = math.sqrt(height * width / most)
+        new_h = max(factor, math.floor(height / shrink / factor) * factor)
+        new_w = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_h * new_w < least:
+        grow = math.sqrt(least / (height * width))
+        new_h = math.ceil(height * grow / factor) * factor
+        new_w = math.ceil(width * grow / factor) * factor
+    # A very long, thin frame can still be over the budget, since no side goes below one merged patch.
+    if new_h * new_w > most:
+        new_h, new_w = (
+            (factor, max(factor, most // factor**2 * factor))
+            if new_w > new_h
+            else (max(factor, most // factor**2 * factor), factor)
+        )
+    return new_h, new_w
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """The frozen tower's output for a clip.
+
+    main_SND: [S, N, D] features after merging, in the tower's own dtype; deepstack_LSND: L further levels of the same
+    shape (Qwen3-VL; empty for Qwen2.5-VL); times_S: float64 [S], seconds of each temporal patch from the start of the
+    clip; grid_thw: patches before merging (t = S); seconds_per_patch: temporal stride that enters the positions,
+    `2 / effective fps`.
+    """
+
+    main_SND: torch.Tensor
+    times_S: np.ndarray
+    grid_thw: tuple[int, int, int]
+    seconds_per_patch: float
+    deepstack_LSND: tuple[torch.Tensor, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        S = self.grid_thw[0]
+        shapes = [tuple(x.shape) for x in (self.main_SND, *self.deepstack_LSND)]
+        assert self.main_SND.ndim == 3 and len(set(shapes)) == 1, f"levels differ in shape: {shapes}"
+        assert shapes[0][0] == S == len(self.times_S), f"{shapes[0]}, grid {self.grid_thw}, {len(self.times_S)} times"
+
+    @property
+    def tokens(self) -> int:
+        """Video tokens in the prompt: S * N."""
+        return int(self.main_SND.shape[0] * self.main_SND.shape[1])
+
+    def permuted(self, order: np.ndarray) -> VideoFeatures:
+        """The same clip with the content of patch i taken from patch `order[i]`, all levels together; times and
+        positions stay: content moves, time does not (METHOD 5)."""
+        import torch
+
+        index = torch.as_tensor(order, dtype=torch.long, device=self.main_SND.device)
+        deep = tuple(level.index_select(0, index) for level in self.deepstack_LSND)
+        return VideoFeatures(
+            self.main_SND.index_select(0, index), self.times_S, self.grid_thw, self.seconds_per_patch, deep
+        )
+
+
+class EncoderFingerprint(Config):
+    """What made a feature: two sets with equal fingerprints hold interchangeable features.
+
+    `tower_sha256`: over the tower's tensors sorted by name (name, dtype, shape, bytes)."""
+
+    family: str
+    model_id: str
+    revision: str | None = None
+    tower_sha256: str
+    dtype: str
+    sampling: FrameSampling
+    size: str
+    """short label for folder names, such as 7b"""
+
+    @property
+    def hex8(self) -> str:
+        """First 8 hex digits over everything that decides the numbers (not over the model's name)."""
+        import hashlib
+        import json
+
+        parts = self.model_dump(mode="json", include={"family", "tower_sha256", "dtype", "sampling"})
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def name(self) -> str:
+        """ENCODER in a shard set's paths: family, size, first 8 hex of the fingerprint."""
+        return f"{self.family}-{self.size}-{self.hex8}"

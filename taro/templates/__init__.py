@@ -1,5 +1,0 @@
-"""Prompt templates, one YAML file each; `taro.prompts.load_template` reads them by name."""
-
-from __future__ import annotations
-
-__all__: list[str] = []

@@ -1,0 +1,215 @@
+"""The loop of stage 2 (METHOD 1 to 3): guided, then free, group-relative policy optimisation on precomputed features.
+
+A step is a paragraph: samples, rollouts, scores (current, reference, disrupted), rewards, advantages, update, log;
+then, when due, validation and a checkpoint. A run killed at any moment goes on from its newest checkpoint as if
+nothing had happened, bitwise on a CPU: every draw is a function of its name, nothing else is random.
+Left out: several GPUs. Legend: B prompts, G rollouts of a group, R response tokens.
+
+    taro train sandbox --set policy=sandbox:policy --set shards=shards --set out=run
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from taro.core import draws
+from taro.core.errors import TaroError
+from taro.core.files import fsync, telling
+from taro.metrics.scores import METRICS
+from taro.models.policy import export_checkpoint
+from taro.models.sampler import Decoding
+from taro.train.algorithms.advantages import group_advantages
+from taro.train.checkpoint import DamagedError, load_checkpoint, prune_checkpoints, save_checkpoint, write_text
+from taro.train.config import TrainConfig
+from taro.train.curriculum import guide_probability
+from taro.train.evaluate import evaluate_policy, score_rows
+from taro.train.measures import dump_rollouts, step_measures
+from taro.train.rewards import Rewards, log_prob_drop, rewards
+from taro.train.rollouts import RolloutBatch, Scores, roll_out, sample_name, score_batch, uses_bf16
+from taro.train.run_dir import OnStep, Run, open_run
+from taro.train.update import update_policy
+
+__all__ = ["TrainReport", "control_totals", "export_run", "is_due", "judge", "keep", "train", "train_step", "validate"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """How a run ended. `skipped`: updates left out for a non-finite loss or gradient; `last`: the last step's line."""
+
+    run: Path
+    export: Path
+    steps: int
+    skipped: int
+    best_step: int | None
+    best_score: float | None
+    seconds: float
+    last: dict[str, Any]
+
+
+def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None = None,
+          on_start: Callable[[dict[str, Any]], None] | None = None) -> TrainReport:
+    """Trains, from the start or from the newest checkpoint; leaves a Hugging Face folder in `out`/export.
+
+    Args: on_step: called with every line of metrics.jsonl, steps and evaluations alike; on_start: called once, with
+    what data.json holds (`taro.train.data.TrainingData.summary`).
+    """
+    started = time.monotonic()
+    run = open_run(config, resume=resume, on_step=on_step)
+    if on_start is not None:
+        on_start(run.data.summary())
+    with telling(run.folder, run.kept), contextlib.closing(run):
+        if run.state.step == 0:
+            validate(run)
+        while run.state.step < run.steps:
+            train_step(run)
+            if is_due(run, config.validation.every):
+                validate(run)
+            if is_due(run, config.checkpoint.every) and (not run.state.nonfinite_streak or run.state.step == run.steps):
+                keep(run)
+        export = export_run(run)
+    state = run.state
+    return TrainReport(run.folder, export, state.step, state.skipped, state.best_step, state.best_score,
+                       time.monotonic() - started, run.last)
+
+
+def train_step(run: Run) -> dict[str, Any]:
+    """One step: returns its line of metrics.jsonl."""
+    started, config, step = time.monotonic(), run.config, run.state.step
+    epoch, samples = run.samples(step)
+    probability = guide_probability(config.curriculum, step=step, epoch=epoch, steps_per_epoch=run.steps_per_epoch)
+    batch = roll_out(run.policy, run.template, samples, config, step=step, epoch=epoch, probability=probability)
+    scores = score_batch(run.policy, run.reference, batch, config)
+    parts = judge(batch, scores, config)
+    totals_BG = control_totals(parts, batch, config)
+    advantages_BG = group_advantages(totals_BG, scale="std" if config.loss.kind == "grpo" else "none")
+    dump = run.folder / "rollouts" / f"step-{step:06d}.jsonl"
+    if config.checkpoint.dump_rollouts:  # before the update: what it learns from is on the disk, whatever it does
+        dump_rollouts(dump, batch, parts, advantages_BG)
+    update = update_policy(run.policy, run.optimizer, batch, scores, advantages_BG, config)
+    values = step_measures(batch, scores, parts, totals_BG, update, config, seconds=time.monotonic() - started)
+    if update.skipped and not config.checkpoint.dump_rollouts:
+        dump_rollouts(dump, batch, parts, advantages_BG)
+    run.log(step, values)
+    run.last = {"step": step, **values}
+    run.state.step, run.state.skipped = step + 1, run.state.skipped + update.skipped
+    run.state.nonfinite_streak = run.state.nonfinite_streak + 1 if update.skipped else 0
+    if run.state.nonfinite_streak >= config.optimizer.max_nonfinite:
+        raise TaroError(f"the loss or gradient was not finite in {run.state.nonfinite_streak} steps in a row (last: "
+                        f"step {step}); the run stopped. Its rollouts are in rollouts/step-{step:06d}.jsonl; lower "
+                        "optimizer.lr, or resume from the newest checkpoint with other settings in a new run")
+    return values
+
+
+def judge(batch: RolloutBatch, scores: Scores, config: TrainConfig) -> Rewards:
+    """The rewards of a batch, every rollout with its own log-probability drop."""
+    knobs = config.reward
+    drop_BG = log_prob_drop(scores.old_BGR.numpy(), scores.disrupted_BGR.numpy(), scores.over_BGR)
+    drop_BG = np.where(scores.disrupted_B[:, None], drop_BG, np.nan)
+    return rewards(batch.texts_BG, [sample.query.windows for sample in batch.samples],
+                   [sample.clip.duration_s for sample in batch.samples], drop_BG, alpha=knobs.alpha, tau=knobs.tau,
+                   margin=knobs.margin, gate=knobs.gate, no_think=knobs.no_think, protocol=knobs.protocol)
+
+
+def control_totals(parts: Rewards, batch: RolloutBatch, config: TrainConfig) -> np.ndarray:
+    """Total rewards [B, G]; for the honesty control, permuted inside each group."""
+    totals_BG = parts.total_BG
+    if config.reward.control == "none":
+        return totals_BG
+    return np.stack([
+        draws.rng("control", config.seed, batch.epoch, batch.step, sample_name(sample)).permutation(totals_G)
+        for sample, totals_G in zip(batch.samples, totals_BG, strict=True)])
+
+
+def is_due(run: Run, every: int) -> bool:
+    """After every `every` updates, and after the last."""
+    return run.state.step % every == 0 or run.state.step == run.steps
+
+
+def validate(run: Run) -> None:
+    """Greedy scores on the validation split, of several sets over all their queries together; the best so far is kept
+    as a checkpoint of its own, unless updates are not finite just then."""
+    knobs = run.config.validation
+    if knobs.split is None:
+        return
+    started = time.monotonic()
+    decoding = Decoding(knobs.max_new_tokens, temperature=0.0, repetition_penalty=knobs.repetition_penalty)
+    rows = {one.name: evaluate_policy(
+        run.policy, one.shard_set, split=knobs.split, template=run.template, decoding=decoding, limit=knobs.limit,
+        seed=run.config.seed, batch_prompts=knobs.batch_prompts, no_think=run.config.reward.no_think,
+        protocol=run.config.reward.protocol, bf16=uses_bf16(run.config, run.policy.device))
+        for one in run.data.validated}
+    protocol = run.config.reward.protocol
+    scores = score_rows([row for some in rows.values() for row in some], protocol=protocol).as_dict()
+    if len(run.data.sets) > 1:
+        each = {name: score_rows(some, protocol=protocol).as_dict() for name, some in rows.items()}
+        scores["sets"] = {name: {key: one[key] for key in ("queries", *METRICS)} for name, one in each.items()}
+    run.log(run.state.step, {"eval": {**scores, "split": knobs.split}, "seconds": time.monotonic() - started})
+    score = float(scores["miou"])
+    if run.state.step and not run.state.nonfinite_streak and (
+            run.state.best_score is None or score > run.state.best_score):
+        run.state.best_step, run.state.best_score = run.state.step, score
+        keep(run)
+
+
+def keep(run: Run) -> None:
+    """A checkpoint of now; older ones are pruned."""
+    folder = run.folder / "checkpoints"
+    if (folder / f"step-{run.state.step:06d}").exists():  # validation kept it a moment ago
+        return
+    save_checkpoint(folder, run.policy.named_parameters(), run.optimizer, run.state)
+    prune_checkpoints(folder, keep=run.config.checkpoint.keep)
+
+
+def export_run(run: Run) -> Path:
+    """Writes `out`/export, a Hugging Face folder that loads unedited, with the prompt template beside the weights. An
+    older export is there until the new one is whole."""
+    final, temporary, old = (run.folder / name for name in ("export", ".tmp-export", ".tmp-old-export"))
+    exported = _use_wanted_weights(run)
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        dtype = torch.float32 if run.config.checkpoint.export_dtype == "float32" else None
+        export_checkpoint(run.policy, run.policy.folder, temporary, dtype=dtype)
+        template = run.template
+        write_text(temporary / "template.yaml", yaml.safe_dump(template.model_dump(mode="json"), sort_keys=False))
+        write_text(temporary / "taro.json", json.dumps(
+            {"template": "template.yaml", "template_name": template.name, "template_sha256": template.sha256,
+             "no_think": run.config.reward.no_think, "steps": exported, "seed": run.config.seed}, indent=1))
+        for file in temporary.iterdir():
+            fsync(file)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its bytes
+        raise
+    if final.exists():
+        final.rename(old)
+    temporary.rename(final)
+    fsync(run.folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _use_wanted_weights(run: Run) -> int:
+    """Loads the best checkpoint where that is to be exported and is not the last. Returns the step of the weights."""
+    if run.config.checkpoint.export != "best" or run.state.best_step is None or run.state.best_step == run.state.step:
+        return run.state.step
+    best = run.folder / "checkpoints" / f"step-{run.state.best_step:06d}"
+    try:
+        load_checkpoint(best, run.policy.named_parameters(), run.optimizer)
+    except DamagedError as error:
+        raise TaroError(f"{error}. Training is done and this was the best on validation; bring it back from a copy, or "
+                        "export the last weights instead: --resume --set checkpoint.export=last") from None
+    return run.state.best_step

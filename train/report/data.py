@@ -1,0 +1,225 @@
+"""What a report is made of: a run folder read back, evaluations before and after, and the examples worth showing.
+
+Nothing here draws. Everything is read from files that other parts wrote in their own formats (metrics.jsonl,
+rollouts/*.jsonl, config.yaml, predictions of `taro eval`), so that a report of last week's run can be made today.
+Examples are chosen by rule, losses among them: the largest gain, the median change and the largest loss, never by eye.
+
+Left out: scoring (`taro.metrics.scores`), drawing (train/report/charts.py, train/report/sections.py).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taro.core import draws
+from taro.core.config import read_yaml
+from taro.core.errors import ConfigError
+from taro.grounding.moment import Moment
+from taro.metrics.scores import PROTOCOLS, Scores
+from taro.train.evaluate import EvalRow, score_rows
+from taro.train.report.rows import AnswerLine, RolloutLine, checked, eval_line, step_line
+from taro.train.trackers import read_jsonl
+
+if TYPE_CHECKING:
+    from taro.metrics.scores import Prediction
+
+__all__ = ["Evaluation", "Example", "Run", "examples", "mean_of", "read_predictions", "read_run", "row_iou",
+           "training_groups"]
+
+BOOTSTRAP_DRAWS = 2000
+GAIN_IOU = 0.05
+"""a query counts as better or worse where its IoU changed by more than this"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run's folder. `steps`: one record a step; `evals`: validation lines, `{"step", "eval": {...}}`."""
+
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    steps: list[dict[str, Any]]
+    evals: list[dict[str, Any]]
+
+    @property
+    def guided_spans(self) -> list[tuple[int, int]]:
+        """Stretches `[first, last]` of consecutive guided steps."""
+        spans: list[tuple[int, int]] = []
+        for record in self.steps:
+            if record.get("phase") != "guided":
+                continue
+            step = int(record["step"])
+            if spans and spans[-1][1] == step - 1:
+                spans[-1] = (spans[-1][0], step)
+            else:
+                spans.append((step, step))
+        return spans
+
+    def rollout_steps(self) -> list[int]:
+        """Steps whose rollouts were dumped, ascending."""
+        names = [path.stem.removeprefix("step-") for path in (self.folder / "rollouts").glob("step-*.jsonl")]
+        return sorted(int(name) for name in names if re.fullmatch(r"[0-9]{6,15}", name))
+
+    def rollouts(self, step: int) -> list[list[dict[str, Any]]]:
+        """Groups of one step, in the order of the dump; the rows of a group in order of `g`."""
+        groups: dict[tuple[str, str, int, str], list[dict[str, Any]]] = {}
+        path = self.folder / "rollouts" / f"step-{step:06d}.jsonl"
+        for number, row in enumerate(read_jsonl(path), 1):
+            line = checked(RolloutLine, row, path, number)
+            groups.setdefault((line.set, line.key, line.repeat, line.query_id), []).append(line.model_dump())
+        return [sorted(rows, key=lambda row: int(row["g"])) for rows in groups.values()]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The same queries answered by the start policy and by the trained one, under one decoding and one protocol.
+
+    `missing`: queries that could not be asked; they count as misses on both sides.
+    """
+
+    name: str
+    before: Sequence[EvalRow]
+    after: Sequence[EvalRow]
+    protocol: str = "taro"
+    missing: Sequence[Prediction] = field(default=())
+
+    @cached_property
+    def before_scores(self) -> Scores:
+        """Scores of the start policy."""
+        return score_rows(self.before, protocol=self.protocol, missing=self.missing)
+
+    @cached_property
+    def after_scores(self) -> Scores:
+        """Scores of the trained policy."""
+        return score_rows(self.after, protocol=self.protocol, missing=self.missing)
+
+    @cached_property
+    def pairs(self) -> list[tuple[EvalRow, EvalRow]]:
+        """(before, after) of each query that both answered, in the order of `before`."""
+        after = {(row.key, row.query_id): row for row in self.after}
+        return [(row, after[row.key, row.query_id]) for row in self.before if (row.key, row.query_id) in after]
+
+    def change(self, before: EvalRow, after: EvalRow) -> float:
+        """IoU after less IoU before, as the protocol counts it."""
+        return row_iou(after, self.protocol) - row_iou(before, self.protocol)
+
+    @cached_property
+    def changes(self) -> tuple[int, int, int]:
+        """How many queries got better, stayed, got worse, by more than 0.05 IoU."""
+        deltas = [self.change(*pair) for pair in self.pairs]
+        better, worse = sum(delta > GAIN_IOU for delta in deltas), sum(delta < -GAIN_IOU for delta in deltas)
+        return better, len(deltas) - better - worse, worse
+
+    @cached_property
+    def paired_gain(self) -> tuple[float, float, float]:
+        """Mean change of IoU over all queries and its 95 % interval: a paired bootstrap over videos, since the queries
+        of one video are not independent. (nan, nan, nan) where there is no query."""
+        sums: dict[str, list[float]] = {}
+        for before, after in self.pairs:
+            video = sums.setdefault(before.video_sha256, [0.0, 0.0])
+            video[0] += self.change(before, after)
+            video[1] += 1
+        for query in self.missing:  # a miss on both sides: no change, and it stays in the denominator
+            sums.setdefault(query.video, [0.0, 0.0])[1] += 1
+        if not sums:
+            return math.nan, math.nan, math.nan
+        totals_V, counts_V = np.array(list(sums.values())).T
+        picks = draws.rng("report-bootstrap", len(sums)).integers(len(sums), size=(BOOTSTRAP_DRAWS, len(sums)))
+        means = totals_V[picks].sum(1) / counts_V[picks].sum(1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        return float(totals_V.sum() / counts_V.sum()), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out query worth showing, and the rule that chose it."""
+
+    why: str
+    before: EvalRow
+    after: EvalRow
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads a run folder of `taro train`, one that is still being written too; ConfigError where it is none."""
+    folder = Path(folder)
+    metrics, config = folder / "metrics.jsonl", folder / "config.yaml"
+    for path in (metrics, config):
+        if not path.is_file():
+            raise ConfigError(f"{folder}: expected the folder of a training run, with config.yaml and metrics.jsonl, "
+                              f"got no {path.name}; give the folder that `taro train` wrote (its key `out`)")
+    lines = read_jsonl(metrics)
+    try:
+        data = read_yaml(config)
+    except ConfigError as error:
+        raise ConfigError(f"{config}: expected the YAML that a run wrote, got what cannot be read as such ({error}); "
+                          "restore the file") from None
+    return Run(folder, data if isinstance(data, dict) else {}, config.read_text(encoding="utf-8"),
+               [step_line(line, metrics) for line in lines if "reward" in line],
+               [eval_line(line, metrics) for line in lines if "eval" in line])
+
+
+def read_predictions(path: str | Path) -> list[EvalRow]:
+    """Rows that `taro eval --out` wrote, one JSON object a line."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: expected a JSONL file, got none; check the path")
+    lines = [checked(AnswerLine, row, path, number) for number, row in enumerate(read_jsonl(path), 1)]
+    return [EvalRow(**line.model_dump(exclude={"predicted", "windows", "answers"}),
+                    predicted=None if line.predicted is None else Moment(*line.predicted),
+                    windows=tuple(Moment(*window) for window in line.windows),
+                    answers=tuple(Moment(*window) for window in line.answers)) for line in lines]
+
+
+def row_iou(row: EvalRow, protocol: str) -> float:
+    """IoU of an answer with the ground truth, as the protocol counts it; a missing answer has 0."""
+    truths = PROTOCOLS[protocol].truths(row.windows, row.duration_s)
+    return PROTOCOLS[protocol].iou(row.predicted, truths, row.answers)
+
+
+def examples(evaluation: Evaluation) -> list[Example]:
+    """Up to three queries: the largest gain, the median change, the largest loss; ties by name, each query once."""
+    ranked = sorted(evaluation.pairs, key=lambda pair: (evaluation.change(*pair), pair[0].key, pair[0].query_id))
+    if not ranked:
+        return []
+    chosen = {len(ranked) - 1: "the largest gain", (len(ranked) - 1) // 2: "the median change", 0: "the largest loss"}
+    out = []
+    for index, why in chosen.items():
+        if index == 0 and evaluation.change(*ranked[0]) >= 0:
+            why = "the smallest gain (no query lost)"
+        out.append(Example(why, *ranked[index]))
+    return out
+
+
+def training_groups(run: Run) -> list[tuple[str, int, list[dict[str, Any]]]]:
+    """(why, step, rows) of up to two dumped groups: the first guided step's and the last free step's, in each the group
+    with the widest spread of rewards, since a group of equal rewards teaches nothing."""
+    phases = {int(record["step"]): record.get("phase") for record in run.steps}
+    dumped = run.rollout_steps()
+    guided = [step for step in dumped if phases.get(step) == "guided"][:1]
+    free = [step for step in dumped if phases.get(step) != "guided"][-1:]
+    found = []
+    for why, steps in (("guided phase", guided), ("free phase", free)):
+        for step in steps:
+            groups = run.rollouts(step)
+            if groups:
+                found.append((why, step, max(groups, key=_spread)))
+    return found
+
+
+def mean_of(records: Sequence[dict[str, Any]], name: str) -> float:
+    """Mean of one number over records, those without it left out; nan where none has it."""
+    values = [float(record[name]) for record in records if record.get(name) is not None]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _spread(rows: list[dict[str, Any]]) -> float:
+    rewards = [float(row["reward"]) for row in rows]
+    return max(rewards) - min(rewards)

@@ -1,0 +1,311 @@
+"""A training run, opened: the folder, the policy and its frozen reference, the data (`taro.train.data`).
+
+`open_run` does everything that happens once, and refuses what does not fit before anything is loaded: a folder that
+holds another run, a shard set of another vision tower, an empty split. Left out: the loop (`taro.train.loop`).
+One process at a time trains in a folder. Run folder: config.yaml, data.json, metrics.jsonl,
+rollouts/step-N.jsonl, checkpoints/step-N/, export/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from taro.core.config import read_yaml
+from taro.core.errors import ConfigError
+from taro.core.files import telling
+from taro.grounding.prompts import PromptTemplate, load_template
+from taro.models.features import FrameSampling
+from taro.models.folder import pixel_settings, read_json
+from taro.models.policy import Policy, load_policy
+from taro.shards.reader import Sample, ShardSet, check_encoder, open_shards
+from taro.shards.variants import VariantSettings
+from taro.train.checkpoint import RunState, checkpoints, resume_checkpoint, write_text
+from taro.train.config import ShardSource, TrainConfig
+from taro.train.data import TrainingData, TrainingSet, select
+from taro.train.rollouts import uses_bf16
+from taro.train.trackers import Tracker, check_trackers, cut_back, open_trackers
+from taro.train.update import make_optimizer
+
+__all__ = ["Run", "compute_device", "load_frozen", "open_encoded_shards", "open_policy", "open_run", "policy_folder",
+           "policy_name", "policy_no_think", "policy_template", "with_variants"]
+
+log = logging.getLogger(__name__)
+
+RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "device"}
+"""settings that a resumed run may change: none of them reaches the numbers of a step that both runs have"""
+
+AGAIN = "Make room or mend the disk, then run the same command again; nothing is lost"
+
+OnStep = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class _Lock:
+    """The run folder's lock; the system drops it when its holder dies, `kill -9` included."""
+
+    descriptor: int
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drops the lock; a second time does nothing."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+
+@dataclass
+class Run:
+    """Everything that a step needs. `state` and the tensors change; the rest is fixed for the run."""
+
+    config: TrainConfig
+    policy: Policy
+    reference: Policy | None
+    template: PromptTemplate
+    data: TrainingData
+    optimizer: torch.optim.Optimizer
+    state: RunState
+    trackers: list[Tracker]
+    lock: _Lock
+    on_step: OnStep | None = None
+    resumed_at: int | None = None
+    last: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.config.out
+
+    @property
+    def steps(self) -> int:
+        """Updates in the whole run."""
+        return self.config.length.amount * (self.steps_per_epoch if self.config.length.unit == "epochs" else 1)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the data."""
+        return self.data.steps_per_epoch
+
+    def samples(self, step: int) -> tuple[int, list[Sample]]:
+        """Epoch and samples of a step; a function of (seed, step) alone."""
+        return self.data.samples(step)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Hands one line to every tracker and to the caller's callback."""
+        for tracker in self.trackers:
+            tracker.log(step, values)
+        if self.on_step is not None:
+            self.on_step({"step": step, "steps": self.steps, **values})
+
+    def close(self) -> None:
+        """Closes the trackers, then leaves the folder to others, whatever the trackers meet."""
+        try:
+            for tracker in self.trackers:
+                tracker.close()
+        finally:
+            self.lock.close()
+
+    def kept(self) -> str:
+        """What a message says of a run that stops: what is kept, and how to go on."""
+        found = checkpoints(self.folder / "checkpoints")
+        last = f"Checkpoint {found[-1].name} is kept" if found else "There is no checkpoint yet"
+        return f"{last}; make room or mend the disk, then run the same command with --resume"
+
+
+def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None) -> Run:
+    """Opens a new run, or an interrupted one from its newest checkpoint. Raises TaroError where something does not
+    fit, before any weight is read where that can be told."""
+    _check_folder(config, resume=resume)
+    check_trackers(config.trackers)
+    folder, device = policy_folder(config.policy), compute_device(config.device)
+    policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
+    pixel_settings(folder)  # training needs no processor, but whoever loads the export does
+    data = TrainingData([_open_set(source, policy, config) for source in config.sources], config)
+    data.tell_unguided(config)
+    template = policy_template(policy, config.template)
+    template.user_text("", no_think=config.reward.no_think)  # or it is told here: the folder is not begun yet
+    with telling(config.out, lambda: AGAIN):
+        lock = _lock(config, resume=resume)
+        for name in ("checkpoints", "rollouts"):
+            (config.out / name).mkdir(parents=True, exist_ok=True)
+    optimizer = make_optimizer(policy, config.optimizer)
+    found = resume_checkpoint(config.out / "checkpoints", policy.named_parameters(), optimizer) if resume else None
+    state, data_sha256 = found or RunState(), data.sha256
+    if state.data_sha256 not in ("", data_sha256):
+        paths = ", ".join(str(one.source.path) for one in data.drawn)
+        raise ConfigError(f"{paths}: the queries or features are not those that the run in {config.out} was "
+                          "started with; restore the shard set, or start a new run on this one")
+    state.data_sha256 = data_sha256
+    with telling(config.out, lambda: AGAIN):
+        cut_back(config.out, state.step)
+        write_text(config.out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(config.out / "data.json", json.dumps(data.summary(), indent=1) + "\n")
+    return Run(config, policy, _reference(config, folder, device), template, data, optimizer, state,
+               open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
+               lock, on_step, None if found is None else state.step)
+
+
+def _open_set(source: ShardSource, policy: Policy, config: TrainConfig) -> TrainingSet:
+    shard_set = open_encoded_shards(source.path, policy, encoder=source.encoder)
+    if config.reward.disruption == "frame" and source.weight:
+        shard_set, _ = with_variants(shard_set, dt_s=config.reward.dt_s)
+    return select(source, shard_set)
+
+
+def _lock(config: TrainConfig, *, resume: bool) -> _Lock:
+    """Keeps the run folder to this process: two that wrote into one would leave a mixture of both."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    lock = _Lock(os.open(config.out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    try:
+        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"{config.out}: another process trains in this folder now; wait for it, end it, or choose "
+                          "another folder with --set out=DIR") from None
+    except OSError as error:  # a file system without locks
+        log.warning("%s: no lock (%s); see that no other process trains in it", config.out, error)
+    _check_folder(config, resume=resume)  # again: the folder may have been begun since
+    return lock
+
+
+def _changed(key: str, then: Any, now: Any) -> list[str]:
+    """What differs between two settings, a line each, by the names that `--set` takes."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return [line for name in now for line in _changed(f"{key}.{name}", then.get(name), now[name])]
+    return [] if then == now else [f"{key}: {then!r} -> {now!r}"]
+
+
+def _check_folder(config: TrainConfig, *, resume: bool) -> None:
+    old = config.out / "config.yaml"
+    if old.is_file() and not resume:
+        raise ConfigError(f"{config.out} holds a run already; go on with it (--resume), or choose another folder with "
+                          "--set out=DIR")
+    if old.is_file():
+        then, now = _settings(old), config.model_dump(mode="json")
+        with contextlib.suppress(ValidationError):  # settings that are newer than the run have their defaults
+            then = TrainConfig.model_validate(then).model_dump(mode="json")
+        changed = [line for key in now if key not in RESUME_MAY_CHANGE
+                   for line in _changed(key, then.get(key), now[key])]
+        if changed:
+            raise ConfigError(f"{config.out} was started with other settings; resume with the same ones, or start a "
+                              f"new run. Changed: {'; '.join(changed)}")
+    elif resume:
+        raise ConfigError(f"{config.out}: nothing to resume (no config.yaml); leave --resume out to start a run")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        data = read_yaml(path)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: not the YAML that a run wrote ({error}); start a new run") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected the settings of a run, got a {type(data).__name__}; start a new run")
+    return data
+
+
+def _reference(config: TrainConfig, folder: Path, device: torch.device) -> Policy | None:
+    if config.loss.kl == 0:
+        return None
+    return load_frozen(folder, device, bf16=uses_bf16(config, device))
+
+
+def load_frozen(folder: Path, device: torch.device, *, bf16: bool) -> Policy:
+    """A policy to compute with, not to train. With `bf16` its matrices are bfloat16, its embeddings and norms are not:
+    under autocast it then rounds exactly where the float32 policy in training does, so that a reference equal to the
+    policy has KL 0."""
+    policy = load_policy(folder, device="cpu" if bf16 else device, dtype=torch.float32)
+    if bf16:
+        tied = policy.head.weight is policy.lm.embed_tokens.weight
+        for module in policy.model.modules():
+            if isinstance(module, torch.nn.Linear) and not (tied and module is policy.head):
+                module.to(torch.bfloat16)
+        policy.model.to(device)
+    return policy
+
+
+def open_policy(name: str, device: str) -> Policy:
+    """A policy to ask, by folder or `sandbox:NAME`, on the device of that name; in bfloat16 on a GPU."""
+    where = compute_device(device)
+    return load_frozen(policy_folder(name), where, bf16=where.type == "cuda")
+
+
+def compute_device(name: str) -> torch.device:
+    """The device of "auto", "cpu" or "cuda". Raises ConfigError where there is no GPU for "cuda"."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: torch finds no GPU here; use device=auto or device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def policy_folder(name: str) -> Path:
+    """The folder of a policy: a path, or `sandbox:NAME` for one that ships with taro."""
+    kind, colon, rest = name.partition(":")
+    if kind == "sandbox" and colon:
+        from taro.sandbox import weights_folder
+
+        return Path(weights_folder(rest))
+    return Path(name)
+
+
+def policy_name(folder: Path) -> str:
+    """The other way: what to write for a folder in a command."""
+    from taro.sandbox import MODELS, weights_folder
+
+    shipped = folder.name in MODELS and folder == Path(weights_folder(folder.name))
+    return f"sandbox:{folder.name}" if shipped else str(folder)
+
+
+def policy_template(policy: Policy, name: str | None = None) -> PromptTemplate:
+    """The prompt template asked for; else the one that the policy's folder names; else "taro"."""
+    return load_template(name or policy.template_name or "taro")
+
+
+def policy_no_think(policy: Policy, asked: bool | None = None) -> bool:
+    """Whether a policy is asked for the answer alone: as `asked`, else as its folder says that it was trained. Raises
+    ConfigError where the folder says neither true nor false."""
+    trained = read_json(policy.folder / "taro.json").get("no_think", False)
+    if not isinstance(trained, bool):
+        raise ConfigError(f"{policy.folder / 'taro.json'}: no_think is {str(trained)[:40]!r}; expected true or false")
+    return trained if asked is None else asked
+
+
+def open_encoded_shards(path: str | Path, policy: Policy, *, encoder: str | None = None) -> ShardSet:
+    """A shard set with the features that this policy's own vision tower made. Raises ShardError where it has none."""
+    shard_set = open_shards(path, encoder=encoder)
+    held = list(shard_set.manifest.encoders)
+    if encoder is not None:
+        held = [fingerprint for fingerprint in held if fingerprint.name == shard_set.encoder]
+    sampling, dtype = (held[0].sampling, held[0].dtype) if held else (FrameSampling(), "float32")
+    ours = policy.fingerprint(sampling, dtype)  # reads and hashes the tower's tensors, once
+    for fingerprint in held:
+        mine = ours.model_copy(update={"sampling": fingerprint.sampling, "dtype": fingerprint.dtype})
+        if mine.hex8 == fingerprint.hex8:
+            return shard_set.reading(fingerprint.name)
+    check_encoder(shard_set, ours, policy=policy_name(policy.folder))  # raises, naming both fingerprints
+    raise AssertionError("check_encoder accepts a fingerprint that no encoder of the set has")
+
+
+def with_variants(shard_set: ShardSet, *, dt_s: float | None = None) -> tuple[ShardSet, VariantSettings]:
+    """The same set, its samples with frame variants, and how those were made. Raises ConfigError where it has none, or
+    none of `dt_s` (None: any)."""
+    found, root, wanted = shard_set.variant_settings(), shard_set.store.root, 3.0 if dt_s is None else dt_s
+    command = (f"`taro preprocess RECIPE --set out={root} --only variants --set variants.count=4 --set "
+               f"variants.dt_s={wanted:g}` (it needs the videos)")
+    if found is None:
+        raise ConfigError(f"{root}: the disruption frame needs frame variants of {shard_set.encoder}, and the set has "
+                          f"none; make them with {command}, or use another disruption")
+    if dt_s is not None and found.dt_s != dt_s:
+        raise ConfigError(f"{root}: its frame variants shuffle frames within {found.dt_s:g} s, reward.dt_s is "
+                          f"{dt_s:g}; set reward.dt_s={found.dt_s:g}, or make others with {command}")
+    return shard_set.reading(shard_set.encoder, variants=True), found
