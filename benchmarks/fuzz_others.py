@@ -19,14 +19,8 @@ from taro.annotations import DATASETS, import_annotations
 from taro.annotations.charades_sta import read_lengths
 from taro.core.config import digest, load_config
 from taro.core.errors import TaroError
-from taro.grounding.prompts import (
-    ANSWER_PARSERS,
-    format_ok,
-    load_template,
-    parse_answer,
-    parse_captions,
-    parse_reasoning,
-)
+from taro.grounding.answers import ANSWER_PARSERS, format_ok, parse_answer, parse_reasoning
+from taro.grounding.prompts import load_template, parse_captions
 from taro.metrics.page import examples_page
 from taro.metrics.predictions import compare_files, evaluate_file
 from taro.preprocess.captioners.base import captions_file

@@ -17,8 +17,8 @@ import numpy as np
 
 from taro.core import draws
 from taro.core.errors import ConfigError, ShardError
+from taro.grounding.answers import parse_answer, parse_answers, parse_reasoning
 from taro.grounding.moment import Moment
-from taro.grounding.prompts import parse_answer, parse_answers, parse_reasoning
 from taro.metrics.ranked import RankedPrediction, RankedScores, as_written, evaluate_ranked
 from taro.metrics.scores import Prediction, Scores, evaluate_predictions
 

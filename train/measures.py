@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from taro.grounding.answers import parse_reasoning
 from taro.grounding.moment import Moment
-from taro.grounding.prompts import parse_reasoning
 from taro.metrics.scores import first_span_hit
 from taro.train.algorithms.advantages import zero_variance
 from taro.train.checkpoint import write_text

@@ -1,7 +1,7 @@
 """The rewards of METHOD 2 as pure functions: format, timestamp-aware IoU, temporal-sensitivity bonus, and their sum.
 
 Why numpy: a reward is a handful of numbers per rollout, and float64 on the CPU is exact enough to reason about by
-hand. Left out: parsing (`taro.grounding.prompts`), log-probabilities (`taro.models`), advantages
+hand. Left out: parsing (`taro.grounding.answers`), log-probabilities (`taro.models`), advantages
 (`taro.train.algorithms.advantages`).
 Legend: B prompts, G rollouts of a group, R response tokens. Symbols: [s, e] ground truth, [s', e'] prediction, D
 duration in seconds, d_i the log-probability drop of rollout i.
@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
+from taro.grounding.answers import format_ok, parse_answer, parse_answers
 from taro.grounding.moment import Moment, best_iou, iou
-from taro.grounding.prompts import format_ok, parse_answer, parse_answers
 from taro.grounding.protocols import merged, set_iou
 
 __all__ = ["Rewards", "format_reward", "log_prob_drop", "rewards", "sensitivity_bonus", "timestamp_aware_iou",
@@ -154,7 +154,7 @@ def rewards(texts_BG: Sequence[Sequence[str]], windows_B: Sequence[Sequence[Mome
     """All parts of the reward of B groups (METHOD 2).
 
     Args: texts_BG: whole responses; windows_B, durations_B: each prompt's ground truth and length in seconds;
-    drop_BG: from `log_prob_drop`; protocol: how the answer is read (`taro.grounding.prompts.parse_answer`); under
+    drop_BG: from `log_prob_drop`; protocol: how the answer is read (`taro.grounding.answers.parse_answer`); under
     `multi-window` all windows of an answer count against all of the ground truth.
 
     >>> answer = "<think>\\nFrom 2.0s to 6.0s, it blinks.\\n</think>\\n<answer>2.0s to 6.0s</answer>"

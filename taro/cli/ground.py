@@ -95,7 +95,7 @@ def _answer(shards: Path, policy_name: str, template: str | None, no_think: bool
 
 
 def _show(video: Path, row: Any, as_json: bool, *, encode_s: float, answer_s: float) -> None:
-    from taro.grounding.prompts import parse_reasoning
+    from taro.grounding.answers import parse_reasoning
 
     moment, reasoning = row.predicted, parse_reasoning(row.text).text.strip()
     if as_json:

@@ -2,7 +2,7 @@
 
 On one set of predictions the choice moves mIoU by seven points and R1@0.5 by two and a half, so no score is printed
 without the name of its protocol (docs/protocols.md). How a protocol reads an answer from a response is the entry of the
-same name in `taro.grounding.prompts.ANSWER_PARSERS`.
+same name in `taro.grounding.answers.ANSWER_PARSERS`.
 
 Left out: ranked predictions, mAP and highlights of `moment-detr`; they are in `taro.metrics.ranked`.
 Legend: Q queries, M metrics (mIoU, then R1 at each threshold).
@@ -92,7 +92,7 @@ PROTOCOLS = {
         Protocol("multi-window", strict=False, truth="union", clip=True, several=True),
     )
 }
-"""Protocols by name; the names are those of `taro.grounding.prompts.ANSWER_PARSERS`."""
+"""Protocols by name; the names are those of `taro.grounding.answers.ANSWER_PARSERS`."""
 
 
 def protocol_named(name: str) -> Protocol:

@@ -21,8 +21,9 @@ from taro.annotations import AnnotationRow, LintReport, import_annotations
 from taro.annotations.reading import LineReader, parse_json
 from taro.core.errors import AnnotationError
 from taro.core.text import visible
+from taro.grounding.answers import parse_answer, parse_answers, parse_reasoning
 from taro.grounding.moment import Moment
-from taro.grounding.prompts import normalise_query, parse_answer, parse_answers, parse_reasoning
+from taro.grounding.prompts import normalise_query
 from taro.grounding.protocols import protocol_named
 from taro.metrics.compare import Comparison, compare_predictions
 from taro.metrics.page import Example

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taro.core.errors import AnnotationError
+from taro.grounding.answers import Reasoning, parse_reasoning, reasoning_stats
 from taro.grounding.moment import Moment, best_iou
-from taro.grounding.prompts import Reasoning, parse_reasoning, reasoning_stats
 from taro.grounding.protocols import METRICS, PROTOCOLS, THRESHOLDS, Protocol, protocol_named
 from taro.metrics.bootstrap import percentiles_M
 from taro.metrics.breakdown import Breakdown, breakdown, breakdown_table

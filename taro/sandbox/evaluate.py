@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from taro.core.draws import rng, uniforms
+from taro.grounding.answers import format_ok, parse_answer, parse_reasoning
 from taro.grounding.moment import Moment, iou
-from taro.grounding.prompts import format_ok, load_template, parse_answer, parse_captions, parse_reasoning
+from taro.grounding.prompts import load_template, parse_captions
 from taro.metrics.scores import Prediction, evaluate_predictions
 from taro.models.features import FrameSampling, VideoFeatures
 from taro.models.policy import Policy, load_policy

@@ -9,20 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taro.core.errors import ConfigError
+from taro.grounding.answers import ANSWER_PARSERS, format_ok, parse_answer, parse_reasoning, reasoning_stats
 from taro.grounding.moment import Moment
-from taro.grounding.prompts import (
-    ANSWER_PARSERS,
-    TAGS,
-    caption_line,
-    format_ok,
-    load_template,
-    normalise_query,
-    parse_answer,
-    parse_captions,
-    parse_reasoning,
-    reasoning_stats,
-    template_names,
-)
+from taro.grounding.prompts import TAGS, caption_line, load_template, normalise_query, parse_captions, template_names
 from taro.grounding.records import DenseCaption
 from taro.metrics.scores import PROTOCOLS
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taro.core.errors import AnnotationError, ConfigError
+from taro.grounding.answers import reasoning_stats
 from taro.grounding.moment import Moment
-from taro.grounding.prompts import reasoning_stats
 from taro.metrics.scores import PROTOCOLS, Prediction, evaluate_predictions, first_span_hit
 
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taro.core.errors import AnnotationError
+from taro.grounding.answers import ANSWER_PARSERS, parse_answer, parse_answers
 from taro.grounding.moment import Moment, iou
-from taro.grounding.prompts import ANSWER_PARSERS, load_template, parse_answer, parse_answers
+from taro.grounding.prompts import load_template
 from taro.grounding.protocols import set_iou
 from taro.metrics.page import Example, examples_page
 from taro.metrics.predictions import evaluate_file

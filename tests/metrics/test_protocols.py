@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taro.core.errors import AnnotationError, ConfigError
+from taro.grounding.answers import ANSWER_PARSERS, parse_answer
 from taro.grounding.moment import Moment, iou
-from taro.grounding.prompts import ANSWER_PARSERS, parse_answer
 from taro.grounding.protocols import PROTOCOLS, merged, protocol_named, union_iou
 from taro.metrics.bootstrap import resampled_means_RM
 from taro.metrics.compare import compare_predictions

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taro.core.errors import ConfigError
-from taro.grounding.prompts import format_ok, parse_answer, parse_captions
+from taro.grounding.answers import format_ok, parse_answer
+from taro.grounding.prompts import parse_captions
 from taro.models.families.pixels import resize_frames
 from taro.models.families.positions import interleaved_positions, prompt_positions, video_positions
 from taro.models.families.tower import encode_patches

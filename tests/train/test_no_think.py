@@ -12,7 +12,7 @@ from taro.cli.app import main
 from taro.core import draws
 from taro.core.config import load_config
 from taro.core.errors import ConfigError
-from taro.grounding.prompts import format_ok
+from taro.grounding.answers import format_ok
 from taro.models.logprobs import score
 from taro.models.policy import export_checkpoint, load_policy
 from taro.train.config import TrainConfig
