@@ -60,7 +60,7 @@ class PlannedClip(Config):
     mtime_ns: int
     clip_s: tuple[float, float] | None
     may_be_cut: bool = False
-    """the file may hold the clip alone already (taro.annotations.rows.part_of_file)"""
+    """the file may hold the clip alone already (taro.grounding.moment.part_of_file)"""
     rows: list[PlannedRow]
 
     @field_validator("path")

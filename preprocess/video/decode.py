@@ -1,10 +1,10 @@
 """Sampled frames of a clip, by timestamp, with the facts of their file.
 
-Which frames: `taro.models.features.sample_frames` over the frames that the clip shows (METHOD 3). Which decoder: PyAV,
-which says which frames are corrupt; `decord` where it is right (preprocess/video/decord.py), PyAV the rest. `auto` is
-PyAV: decord is hardly faster (docs/log.md) and returns damaged frames without a word.
+Which frames: `taro.models.features.sample_frames` over the frames that the clip shows (docs/method.md, "frames").
+Which decoder: PyAV, which says which frames are corrupt; `decord` where it is right (preprocess/video/decord.py), PyAV
+the rest. `auto` is PyAV: decord is hardly faster (docs/log.md) and returns damaged frames without a word.
 
-Frames are known by their timestamps before they are decoded. Should decoding show others than the packets told (data
+Frames are known by their timestamps before they are decoded. Should decoding show others than the packets did (data
 is missing in the middle; timestamps in the order of storage), every frame is counted by decoding, and the clip is
 decoded again by place: what comes out always equals a plain decode from the start.
 
@@ -25,13 +25,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from taro.annotations.rows import part_of_file
 from taro.core.errors import VideoError
-from taro.grounding.moment import Moment
+from taro.grounding.moment import Moment, part_of_file
 from taro.grounding.records import ClipSpan, VideoFacts
 from taro.models.features import FrameSampling, resized_hw, sample_frames
 from taro.preprocess.video import decord as decord_reader
-from taro.preprocess.video.inspect import VideoProbe, opened, probe, why
+from taro.preprocess.video.inspect import Inspection, cause, inspect_video, opened
 
 __all__ = ["MAX_FRAME_BYTES", "DecodeJob", "Decoder", "Frames", "decode_clip"]
 
@@ -59,7 +58,7 @@ class DecodeJob:
     factor: int = 28
     max_frame_bytes: int = MAX_FRAME_BYTES
     may_be_cut: bool = False
-    """the file may hold the clip alone already; its length tells"""
+    """the file may hold the clip alone already; its length decides"""
 
 
 @dataclass(frozen=True)
@@ -88,58 +87,59 @@ class Frames:
 
 
 def decode_clip(job: DecodeJob) -> Frames:
-    """Decodes a clip in this process. Raises VideoError: reasons of `probe`, and corrupt, changed, clip outside."""
-    look = probe(job.path)
+    """Decodes a clip in this process. Raises VideoError with the reasons of `inspect_video`, and corrupt, changed since
+    the plan, clip outside."""
+    video = inspect_video(job.path)
     size = job.path.stat().st_size
     if job.size is not None and size != job.size:
         raise VideoError(f"{job.path.name}: {size:,} bytes, {job.size:,} when the plan was made; restore the file",
                          reason="changed since the plan", transient=True)
     try:
-        return _decode(job, look)
+        return _decode(job, video)
     except _UnexpectedError:
-        return _decode(job, probe(job.path, count=True))
+        return _decode(job, inspect_video(job.path, count=True))
 
 
 class _UnexpectedError(Exception):
-    """Decoding shows other frames than the packets told."""
+    """Decoding shows other frames than the packets did."""
 
 
-def _decode(job: DecodeJob, look: VideoProbe) -> Frames:
-    clip = part_of_file(job.clip, look.duration_s) if job.clip is not None and job.may_be_cut else job.clip
-    first, last, span = _shown(look, clip)
+def _decode(job: DecodeJob, video: Inspection) -> Frames:
+    clip = part_of_file(job.clip, video.duration_s) if job.clip is not None and job.may_be_cut else job.clip
+    first, last, span = _shown(video, clip)
     picked_T = sample_frames(last - first, span.end_s - span.start_s, job.sampling) + first
     unique, back_T = np.unique(picked_T, return_inverse=True)
-    sink = _Sink(job, look, len(picked_T))
+    sink = _Sink(job, video, len(picked_T))
     used: Literal["pyav", "decord"] = "pyav"
-    if job.decoder == "decord" and decord_reader.is_right(look) and decord_reader.read(look, unique, sink.add):
+    if job.decoder == "decord" and decord_reader.is_right(video) and decord_reader.read(video, unique, sink.add):
         used = "decord"
     else:
         sink.reset()
-        _pyav(look, unique, sink)
+        _pyav(video, unique, sink)
     frames, views = sink.result()
     facts = VideoFacts(
-        path_hint=_hint(job.path), sha256=_file_sha256(job.path), duration_s=look.duration_s, frames=look.frames,
-        fps=look.fps, width=look.width, height=look.height, decoder=used, frames_sha256=sink.sha256(),
+        path_hint=_hint(job.path), sha256=_file_sha256(job.path), duration_s=video.duration_s, frames=video.frames,
+        fps=video.fps, width=video.width, height=video.height, decoder=used, frames_sha256=sink.sha256(),
         corrupt_frames=sink.corrupt,
     )  # fmt: skip
-    times = look.times_s[picked_T] - span.start_s
+    times = video.times_s[picked_T] - span.start_s
     return Frames(frames[back_T], times, facts, span, None if views is None else views[back_T])
 
 
-def _shown(look: VideoProbe, clip: Moment | None) -> tuple[int, int, ClipSpan]:
+def _shown(video: Inspection, clip: Moment | None) -> tuple[int, int, ClipSpan]:
     """The shown frames [first, last) of the clip and its span. A frame belongs to the clip if it starts inside it;
     a clip between two frames shows the frame that is on screen when it starts."""
     if clip is None:
-        return 0, look.frames, ClipSpan(start_s=0.0, end_s=look.duration_s)
-    start_s, end_s = max(clip.start_s, 0.0), min(clip.end_s, look.duration_s)
+        return 0, video.frames, ClipSpan(start_s=0.0, end_s=video.duration_s)
+    start_s, end_s = max(clip.start_s, 0.0), min(clip.end_s, video.duration_s)
     if not end_s > start_s:
-        raise VideoError(f"{look.path.name}: the clip {clip.start_s:.2f}..{clip.end_s:.2f} s lies outside of its "
-                         f"{look.duration_s:.2f} s; correct the annotation", reason="clip outside")
-    times = look.times_s
+        raise VideoError(f"{video.path.name}: the clip {clip.start_s:.2f}..{clip.end_s:.2f} s lies outside of its "
+                         f"{video.duration_s:.2f} s; correct the annotation", reason="clip outside")
+    times = video.times_s
     first = int(np.searchsorted(times, start_s - 1e-6))
     last = int(np.searchsorted(times, end_s - 1e-6))
     if last <= first:
-        first = max(0, min(first, look.frames) - 1)
+        first = max(0, min(first, video.frames) - 1)
         last = first + 1
     return first, last, ClipSpan(start_s=start_s, end_s=end_s)
 
@@ -147,17 +147,17 @@ def _shown(look: VideoProbe, clip: Moment | None) -> tuple[int, int, ClipSpan]:
 class _Sink:
     """Takes decoded frames in order; keeps them, or their resized copies where they would not fit."""
 
-    def __init__(self, job: DecodeJob, look: VideoProbe, count: int) -> None:
+    def __init__(self, job: DecodeJob, video: Inspection, count: int) -> None:
         self.corrupt = 0
         self._digest = hashlib.sha256()
         self._kept: list[np.ndarray] = []
         self._views: list[np.ndarray] = []
         self._waiting: list[np.ndarray] = []
         self._hw: tuple[int, int] | None = None
-        if count * look.height * look.width * 3 > job.max_frame_bytes:
-            self._hw = resized_hw(look.height, look.width, count // 2, job.sampling, factor=job.factor)
-            scale = min(1.0, VIEW_PX / min(look.height, look.width))
-            self._view_hw = max(1, round(look.height * scale)), max(1, round(look.width * scale))
+        if count * video.height * video.width * 3 > job.max_frame_bytes:
+            self._hw = resized_hw(video.height, video.width, count // 2, job.sampling, factor=job.factor)
+            scale = min(1.0, VIEW_PX / min(video.height, video.width))
+            self._view_hw = max(1, round(video.height * scale)), max(1, round(video.width * scale))
 
     def reset(self) -> None:
         """Forgets everything: decoding starts again."""
@@ -195,53 +195,53 @@ class _Sink:
         self._waiting = []
 
 
-def _pyav(look: VideoProbe, unique: np.ndarray, sink: _Sink) -> None:
+def _pyav(video: Inspection, unique: np.ndarray, sink: _Sink) -> None:
     """Decodes the shown frames `unique` (ascending places). After a seek anything odd, a missing or corrupt frame,
     means decoding again from the start."""
-    late = look.exact and look.times_s[unique[0]] > SEEK_MARGIN_S
-    if late and _pyav_pass(look, unique, sink, seek=True) and not sink.corrupt:
+    late = video.exact and video.times_s[unique[0]] > SEEK_MARGIN_S
+    if late and _pyav_pass(video, unique, sink, seek=True) and not sink.corrupt:
         return
     sink.reset()
-    if not _pyav_pass(look, unique, sink, seek=False):
-        if look.exact:
+    if not _pyav_pass(video, unique, sink, seek=False):
+        if video.exact:
             raise _UnexpectedError
-        raise VideoError(f"{look.path.name}: not every sampled frame can be decoded; copy or re-encode it",
+        raise VideoError(f"{video.path.name}: not every sampled frame can be decoded; copy or re-encode it",
                          reason="corrupt")
 
 
-def _pyav_pass(look: VideoProbe, unique: np.ndarray, sink: _Sink, *, seek: bool) -> bool:
-    """Decodes on until the last wanted frame; False where a frame is not the one that the packets tell."""
+def _pyav_pass(video: Inspection, unique: np.ndarray, sink: _Sink, *, seek: bool) -> bool:
+    """Decodes on until the last wanted frame; False where a frame is not the one that the packets name."""
     from av.error import FFmpegError
 
     place, wanted = int(unique[0]) if seek else 0, set(unique.tolist())
-    start = int(look.pts_N[place])
-    with opened(look.path) as (container, stream):
+    start = int(video.pts_N[place])
+    with opened(video.path) as (container, stream):
         stream.thread_type = "SLICE"
         if seek:
-            container.seek(start - round(SEEK_MARGIN_S / look.time_base_s), stream=stream, backward=True)
+            container.seek(start - round(SEEK_MARGIN_S / video.time_base_s), stream=stream, backward=True)
         try:
             for frame in container.decode(stream):
                 if seek and frame.pts is not None and frame.pts < start:
                     continue
-                if place == look.frames or (look.exact and frame.pts != look.pts_N[place]):
+                if place == video.frames or (video.exact and frame.pts != video.pts_N[place]):
                     return False
                 if place in wanted:
-                    sink.add(_rgb(frame, look), corrupt=frame.is_corrupt)
+                    sink.add(_rgb(frame, video), corrupt=frame.is_corrupt)
                 if place == unique[-1]:
                     return True
                 place += 1
         except FFmpegError as error:
             if seek:
                 return False
-            raise VideoError(f"{look.path.name}: frame {place} of {look.frames} cannot be decoded ({why(error)}); copy "
-                             "or re-encode it", reason="corrupt") from None
+            raise VideoError(f"{video.path.name}: frame {place} of {video.frames} cannot be decoded ({cause(error)}); "
+                             "copy or re-encode it", reason="corrupt") from None
     return False
 
 
-def _rgb(frame: Any, look: VideoProbe) -> np.ndarray:
+def _rgb(frame: Any, video: Inspection) -> np.ndarray:
     """RGB [H, W, 3], turned as it is displayed; a frame of another size than the first is scaled to it."""
-    turns = look.rotation // 90
-    width, height = (look.height, look.width) if turns % 2 else (look.width, look.height)
+    turns = video.rotation // 90
+    width, height = (video.height, video.width) if turns % 2 else (video.width, video.height)
     same = (frame.width, frame.height) == (width, height)
     image = frame.to_ndarray(format="rgb24") if same else frame.to_ndarray(format="rgb24", width=width, height=height)
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else np.asarray(image)

@@ -7,7 +7,7 @@ line is a kind of file on which it was seen to be wrong (tests/preprocess/test_o
 - the only video stream of its file: decord takes another one than players do;
 - every jump target is an IDR frame: behind any other keyframe lie frames that lean on what came before it;
 - no edit list, no rotation, no negative start: all three are ignored;
-- a constant rate: where packets are missing its frames are shifted, which only the gap in their times tells;
+- a constant rate: where packets are missing its frames are shifted, which only the gap in their times shows;
 - its own count and timestamps are those of the demuxer.
 
 What is left is damage inside a packet: decord returns such frames as if they were whole.
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from taro.preprocess.video.inspect import VideoProbe, opened
+from taro.preprocess.video.inspect import Inspection, opened
 
 __all__ = ["is_right", "read"]
 
@@ -28,14 +28,14 @@ IDR, LAST_SLICE = 5, 5
 """H.264 NAL unit types (ITU-T H.264, table 7-1): 1 to 5 are slices of a picture, 5 those of an IDR picture"""
 
 
-def is_right(look: VideoProbe) -> bool:
+def is_right(video: Inspection) -> bool:
     """Whether decord is known to be right on such a file."""
-    plain = (look.exact and look.codec == "h264" and look.pixel_format == "yuv420p" and not look.interlaced
-             and look.streams == 1 and look.discarded == 0 and look.rotation == 0 and look.start_s >= 0)  # fmt: skip
-    return plain and (look.frames < 3 or np.ptp(np.diff(look.pts_N)) <= 1) and _closed(look)
+    plain = (video.exact and video.codec == "h264" and video.pixel_format == "yuv420p" and not video.interlaced
+             and video.streams == 1 and video.discarded == video.rotation == 0 and video.start_s >= 0)  # fmt: skip
+    return plain and (video.frames < 3 or np.ptp(np.diff(video.pts_N)) <= 1) and _closed(video)
 
 
-def read(look: VideoProbe, unique: np.ndarray, add: Callable[[np.ndarray], None]) -> bool:
+def read(video: Inspection, unique: np.ndarray, add: Callable[[np.ndarray], None]) -> bool:
     """Hands the shown frames `unique` (ascending places) to `add`. False where decord is not installed, fails, or
     counts or times frames otherwise than the demuxer does; what was added until then is to be forgotten."""
     try:
@@ -44,11 +44,11 @@ def read(look: VideoProbe, unique: np.ndarray, add: Callable[[np.ndarray], None]
         return False
     decord.logging.set_level(decord.logging.QUIET)
     try:
-        reader = decord.VideoReader(str(look.path.absolute()), num_threads=1)
-        if len(reader) != look.frames:
+        reader = decord.VideoReader(str(video.path.absolute()), num_threads=1)
+        if len(reader) != video.frames:
             return False
         stamps = reader.get_frame_timestamp(unique.tolist())[:, 0]
-        if np.abs(stamps - look.start_s - look.times_s[unique]).max() > 0.25 / look.fps:
+        if np.abs(stamps - video.start_s - video.times_s[unique]).max() > 0.25 / video.fps:
             return False
         for start in range(0, len(unique), CHUNK_FRAMES):
             for frame in reader.get_batch(unique[start : start + CHUNK_FRAMES].tolist()).asnumpy():
@@ -59,12 +59,12 @@ def read(look: VideoProbe, unique: np.ndarray, add: Callable[[np.ndarray], None]
     return True
 
 
-def _closed(look: VideoProbe) -> bool:
+def _closed(video: Inspection) -> bool:
     """Whether the file begins with an IDR frame and every packet that is called a keyframe holds one."""
     from av.error import FFmpegError
 
     first = True
-    with opened(look.path) as (container, stream):
+    with opened(video.path) as (container, stream):
         header = stream.codec_context.extradata or b""
         size = (header[4] & 3) + 1 if len(header) > 4 and header[0] == 1 else 0  # avcC; else start codes
         try:

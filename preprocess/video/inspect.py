@@ -1,11 +1,11 @@
-"""A look at a video file without decoding it: which stream, which frames are shown and when, what may go wrong.
+"""Inspection of a video file without decoding it: its stream, which frames are shown and when, what may go wrong.
 
 The demuxer (PyAV) lists every packet of the best video stream. Packets that an edit list discards are not shown, so
 they do not count; the timestamps of the others are the times of the frames shown, known before a frame is decoded.
 Only the first frame is decoded, for its size, its rotation and its time: packets before it lean on frames that the file
-does not hold (it was cut between keyframes) and show nothing. Where the packets do not tell, or tell wrong, which only
-decoding finds out, `probe(path, count=True)` decodes every frame once and keeps their times. Files come from
-strangers: FFmpeg may open this one file and nothing that it refers to (no playlist, no network).
+does not hold (it was cut between keyframes) and show nothing. Where the packets do not say, or say wrong, which only
+decoding finds out, `inspect_video(path, count=True)` decodes every frame once and keeps their times. Files are
+untrusted: FFmpeg may open this one file and nothing that it refers to (no playlist, no network).
 
 Time 0 of a file is its first shown video frame. Left out: non-square pixels, interlacing and mirrored pictures (all
 shown as stored).
@@ -26,7 +26,7 @@ import numpy as np
 
 from taro.core.errors import VideoError
 
-__all__ = ["VideoProbe", "opened", "probe", "why"]
+__all__ = ["Inspection", "cause", "inspect_video", "opened"]
 
 NESTED_FORMATS = {"hls", "applehttp", "dash", "concat", "imf", "rtsp", "sdp", "rtp", "lavfi"}
 """demuxers that read other files or the network; a video file never needs them"""
@@ -39,7 +39,7 @@ TRUNCATED_S = 1.0
 
 
 @dataclass(frozen=True)
-class VideoProbe:
+class Inspection:
     """What a file shows. pts_N: ascending timestamps of the shown frames, in units of `time_base_s` seconds.
 
     width, height: as displayed; rotation: degrees counter-clockwise to turn a decoded frame; discarded: packets that
@@ -88,7 +88,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
     except (FFmpegError, ValueError) as error:
-        raise VideoError(f"{path.name}: not a video that FFmpeg knows ({why(error)}); re-encode or remove it",
+        raise VideoError(f"{path.name}: not a video that FFmpeg knows ({cause(error)}); re-encode or remove it",
                          reason="not a video") from None
     with container:
         formats = set(container.format.name.split(","))
@@ -106,13 +106,13 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
-def why(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """FFmpeg's reason alone: its message also holds the file's folder, which must not end in a shard set's ledger."""
     return str(getattr(error, "strerror", None) or type(error).__name__)
 
 
-def probe(path: str | Path, *, count: bool = False) -> VideoProbe:
-    """Looks at `path`; with `count` by decoding every frame. Raises VideoError with a reason: missing, empty, not a
+def inspect_video(path: str | Path, *, count: bool = False) -> Inspection:
+    """Inspects `path`; with `count` by decoding every frame. Raises VideoError with a reason: missing, empty, not a
     video, no video stream, no frames, corrupt, truncated."""
     from av.error import FFmpegError
 
@@ -121,7 +121,7 @@ def probe(path: str | Path, *, count: bool = False) -> VideoProbe:
         try:
             shown, discarded, exact, ends_s = _packets(container, stream)
         except FFmpegError as error:
-            raise VideoError(f"{path.name}: cannot be read to its end ({why(error)}); copy or re-encode it",
+            raise VideoError(f"{path.name}: cannot be read to its end ({cause(error)}); copy or re-encode it",
                              reason="corrupt") from None
         codec, unit = stream.codec_context.name, Fraction(stream.time_base)
         pixel_format = stream.codec_context.pix_fmt or "unknown"
@@ -138,7 +138,7 @@ def probe(path: str | Path, *, count: bool = False) -> VideoProbe:
     if header_s is not None and header_s - ends_s > max(TRUNCATED_S, 0.05 * header_s):
         raise VideoError(f"{path.name}: its header says {header_s:.2f} s, the file ends at {ends_s:.2f} s; it was cut "
                          "short, copy it again", reason="truncated")
-    return VideoProbe(path, codec, pixel_format, first.width, first.height, first.rotation, shown, time_base_s, start_s,
+    return Inspection(path, codec, pixel_format, first.width, first.height, first.rotation, shown, time_base_s, start_s,
                       duration_s, len(shown) / duration_s, discarded, header_s, exact, streams, first.interlaced)
 
 
@@ -206,7 +206,7 @@ def _first_frame(path: Path) -> _First:
         try:
             frame = next(container.decode(stream), None)
         except FFmpegError as error:
-            raise VideoError(f"{path.name}: its first frame cannot be decoded ({why(error)}); re-encode or remove it",
+            raise VideoError(f"{path.name}: its first frame cannot be decoded ({cause(error)}); re-encode or remove it",
                              reason="corrupt") from None
     if frame is None:
         raise VideoError(f"{path.name}: no frame is shown; re-encode or remove it", reason="no frames")
@@ -226,7 +226,7 @@ def _count(path: Path, average: Fraction) -> tuple[np.ndarray, Fraction]:
             for frame in container.decode(stream):
                 pts.append(frame.pts)
         except FFmpegError as error:
-            raise VideoError(f"{path.name}: frame {len(pts)} cannot be decoded ({why(error)}); copy or re-encode it",
+            raise VideoError(f"{path.name}: frame {len(pts)} cannot be decoded ({cause(error)}); copy or re-encode it",
                              reason="corrupt") from None
         unit = Fraction(stream.time_base)
     known = np.asarray([value for value in pts if value is not None], dtype=np.int64)

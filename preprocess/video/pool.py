@@ -39,7 +39,7 @@ sys.path[:] = json.loads(sys.argv[1])
 from taro.preprocess.video.pool import serve
 serve(int(sys.argv[2]))"""
 EXPECTED = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError)
-"""what a stranger's file makes decoding libraries raise; anything else ends the worker, which is replaced"""
+"""what an untrusted file makes decoding libraries raise; anything else ends the worker, which is replaced"""
 
 
 def serve(descriptor: int) -> None:
@@ -64,7 +64,7 @@ def serve(descriptor: int) -> None:
 
 
 def _send(connection: Connection, frames: Frames) -> None:
-    """Numbers as JSON, pixels as bytes: the parent never unpickles what a decoder of strangers' files says."""
+    """Numbers as JSON, pixels as bytes: the parent never unpickles what a decoder of untrusted files says."""
     arrays = [frames.frames_THWC] if frames.views_THWC is None else [frames.frames_THWC, frames.views_THWC]
     head = {
         "facts": frames.facts.model_dump(), "clip": frames.clip.model_dump(), "times_s": frames.times_s.tolist(),

@@ -10,12 +10,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from taro.grounding.moment import Moment
+from taro.grounding.moment import Moment, part_of_file
 from taro.grounding.records import DenseCaption
 
-__all__ = ["AnnotationRow", "Dropped", "Kept", "LintReport", "Outcome", "Repaired", "Saliency", "part_of_file"]
-
-CUT_TOLERANCE_S = 1.0
+__all__ = ["AnnotationRow", "Dropped", "Kept", "LintReport", "Outcome", "Repaired", "Saliency"]
 
 
 @dataclass(frozen=True)
@@ -50,22 +48,14 @@ class AnnotationRow:
     saliency: Saliency | None = None
     unclipped: tuple[Moment, ...] | None = field(default=None, compare=False)
 
-    def clip_in(self, probed_s: float) -> Moment | None:
-        """The part to cut out of a file that is `probed_s` long, see `part_of_file`.
+    def clip_in(self, file_s: float) -> Moment | None:
+        """The part to cut out of a file that is `file_s` long, see `part_of_file`.
 
         >>> row = AnnotationRow("1", 1, "v", "q", (), 45.0, Moment(39, 84), "train", None, None, may_be_cut=True)
         >>> row.clip_in(300.0), row.clip_in(45.2)
         (Moment(start_s=39, end_s=84), None)
         """
-        return part_of_file(self.clip, probed_s) if self.clip is not None and self.may_be_cut else self.clip
-
-
-def part_of_file(clip: Moment, probed_s: float) -> Moment | None:
-    """The part to cut out of a file that is `probed_s` long and may have been cut already, None for all of it. Some
-    datasets are shared as cut files with the times of the whole ones: a file too short to hold the clip, and as long
-    as the clip, is the clip."""
-    too_short = clip.end_s > probed_s + CUT_TOLERANCE_S
-    return None if too_short and abs(probed_s - clip.duration_s) <= CUT_TOLERANCE_S else clip
+        return part_of_file(self.clip, file_s) if self.clip is not None and self.may_be_cut else self.clip
 
 
 @dataclass(frozen=True)

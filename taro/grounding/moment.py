@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Moment", "best_iou", "iou"]
+__all__ = ["Moment", "best_iou", "iou", "part_of_file"]
+
+CUT_TOLERANCE_S = 1.0
+"""by which the length of a file that holds one clip alone may differ from the clip's"""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -56,3 +59,11 @@ def iou(a: Moment, b: Moment) -> float:
 def best_iou(predicted: Moment, windows: tuple[Moment, ...] | list[Moment]) -> float:
     """`iou` against the window that fits best; 0 where there is none."""
     return max((iou(predicted, window) for window in windows), default=0.0)
+
+
+def part_of_file(clip: Moment, file_s: float) -> Moment | None:
+    """The part to cut out of a file of `file_s` seconds that may have been cut already, None for all of it. Some
+    datasets are shared as cut files with the times of the whole ones: a file too short to hold the clip, and as long
+    as the clip, is the clip."""
+    too_short = clip.end_s > file_s + CUT_TOLERANCE_S
+    return None if too_short and abs(file_s - clip.duration_s) <= CUT_TOLERANCE_S else clip

@@ -13,7 +13,7 @@ from taro.grounding.moment import Moment
 from taro.models.families.pixels import resize_frames
 from taro.models.features import FrameSampling, sample_frames
 from taro.preprocess.video.decode import DecodeJob, decode_clip
-from taro.preprocess.video.inspect import probe
+from taro.preprocess.video.inspect import inspect_video
 from tests.helpers_plain_decode import decode_from_start
 from tests.helpers_video import numbered_frame, read_number, rotate_clockwise, write_audio, write_video
 
@@ -192,6 +192,6 @@ def test_a_cut_outside_of_the_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_probe_counts_what_is_shown(tmp_path: Path) -> None:
-    look = probe(write_video(tmp_path / "v.mp4", [numbered_frame(i) for i in range(31)]))
+    look = inspect_video(write_video(tmp_path / "v.mp4", [numbered_frame(i) for i in range(31)]))
     assert (look.frames, look.duration_s, look.fps, look.rotation, look.exact) == (31, 3.1, 10.0, 0, True)
     assert np.allclose(look.times_s, np.arange(31) / 10)

@@ -17,7 +17,7 @@ from taro.grounding.moment import Moment
 from taro.models.features import FrameSampling
 from taro.models.policy import load_policy
 from taro.preprocess.video.decode import DecodeJob, decode_clip
-from taro.preprocess.video.inspect import probe
+from taro.preprocess.video.inspect import inspect_video
 from taro.sandbox import make_sandbox, weights_folder
 from taro.sandbox.make import TEST_SEED, TRAIN_SEED
 from taro.sandbox.tasks import mixed_example
@@ -92,7 +92,7 @@ def test_annotations_are_the_worlds_truth_and_every_row_is_kept(folder: Path) ->
         world = world_of(row.video)
         number = [world.query(n) for n in range(len(world.events))].index(row.query)
         assert row.windows == (world.events[number].moment,)
-        assert row.duration_s == world.duration_s == probe(folder / "videos" / row.video).duration_s
+        assert row.duration_s == world.duration_s == inspect_video(folder / "videos" / row.video).duration_s
         assert row.captions is not None
         assert [(c.start_s, c.end_s, c.text) for c in row.captions] == [
             (m.start_s, m.end_s, text) for m, text in world.captions
