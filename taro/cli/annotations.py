@@ -5,14 +5,13 @@ Thin: `taro.annotations` reads and lints, this prints. Nothing is written.
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from taro.cli.output import say
+from taro.cli.output import say, say_json
 
 __all__ = ["app", "column_mapping", "lint"]
 
@@ -50,7 +49,7 @@ def lint(
         file, dataset=dataset, split=split, lengths=lengths, policy=policy.value, columns=column_mapping(column or [])
     )
     if as_json:
-        say(json.dumps(report.as_dict()))
+        say_json(report.as_dict())
     else:
         say(f"{file} as {dataset}, policy {policy.value}")
         say(report.table(show=show))

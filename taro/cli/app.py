@@ -1,9 +1,10 @@
-"""The `taro` command: what the commands are, and how an error meets its user.
+"""The `taro` command: the table of commands, and how an error becomes a message and an exit code.
 
 `COMMANDS` is the whole command line, in the order of the work. A command's module is imported when the command runs,
-so `taro --help` is instant and `taro train` needs no decoding library. A TaroError ends as one message on stderr and
-exit code 1, wrong use of the command line as 2, an interruption as 130 (SIGTERM: 143); a traceback only with `--debug`
-(anywhere on the line). What is left out: everything that a command does; see taro/cli/.
+so `taro --help` is instant and `taro train` needs no decoding library. The front page and messages about wrong use are
+plain text, since rich takes longer to load than all the rest; a command's own --help is rich. A TaroError ends as one
+message on stderr and exit code 1, wrong use of the command line as 2, an interruption as 130 (SIGTERM: 143); a
+traceback only with `--debug` (anywhere on the line). What is left out: everything that a command does; see taro/cli/.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class _Lazy(typer.core.TyperGroup):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for name, row in COMMANDS.items():
-            self.commands[name] = typer.core.TyperCommand(name=name, help=row.help)
+            self.commands[name] = typer.core.TyperCommand(name=name, short_help=row.help)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -118,7 +119,7 @@ class _Lazy(typer.core.TyperGroup):
             _fail(f"error: {error}", debug=ctx.params["debug"])
         except KeyboardInterrupt as stop:
             say("\ninterrupted; what was finished is on disk: the same command (train: with --resume) goes on",
-                       err=True)
+                err=True)
             raise typer.Exit(143 if isinstance(stop, _TerminatedError) else 130) from None
         except Exception as error:  # the last place that can answer with a message
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort | EOFError) or _closed_pipe(error):
@@ -155,7 +156,7 @@ def _fail(message: str, *, debug: bool) -> None:
 
 
 def _system_says(error: OSError) -> str:
-    """A file or folder that cannot be made, read or written: the user's machine to mend, no defect of taro."""
+    """A file or folder that cannot be made, read or written: the user's machine to fix, no defect of taro."""
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     return (f"error: {where}{error.strerror}; expected files and folders that taro can read and write: check the path, "
             "its permissions and the free space")
@@ -176,11 +177,11 @@ def _closed_pipe(error: Exception) -> bool:
 app = typer.Typer(
     name="taro",
     cls=_Lazy,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="New here? [bold]taro quickstart[/bold]; then [bold]taro COMMAND --help[/bold] shows each step by example.",
+    epilog="New here? `taro quickstart`; then `taro COMMAND --help` shows each step by example.",
 )
 
 

@@ -9,52 +9,60 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from taro.cli.output import say
+from taro.cli.options import Device, Json, MaxNewTokens, NoThink, Policy, RepetitionPenalty, Template, takes_options
+from taro.cli.output import say, say_json
 
-__all__ = ["ground"]
+__all__ = ["GroundOptions", "ground"]
 
 
-def ground(
-    video: Annotated[Path, typer.Argument(help="Video file.")],
-    query: Annotated[str, typer.Argument(help="What happens, e.g. 'the person opens the door'.")],
-    policy: Annotated[str, typer.Option(help="Model folder, or sandbox:NAME.")],
-    template: Annotated[str | None, typer.Option(help="Prompt template; default: the policy's own.")] = None,
-    no_think: Annotated[bool | None, typer.Option("--no-think/--think", show_default=False, help="Ask for the answer "
-                                                  "alone, or for a reasoning; default: as trained.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 1024,
-    repetition_penalty: Annotated[float, typer.Option(min=0.1, help="Of greedy decoding.")] = 1.05,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+@dataclass(frozen=True)
+class GroundOptions:
+    """The video, the question and how it is answered."""
+
+    video: Annotated[Path, typer.Argument(help="Video file.")]
+    query: Annotated[str, typer.Argument(help="What happens, e.g. 'the person opens the door'.")]
+    policy: Policy
+    template: Template = None
+    no_think: NoThink = None
+    max_new_tokens: MaxNewTokens = 1024
+    repetition_penalty: RepetitionPenalty = 1.05
+    device: Device = "auto"
+    as_json: Json = False
+
+
+@takes_options
+def ground(options: GroundOptions) -> None:
     """Ask one video when something happens; exit code 1 where the response holds no moment."""
     from taro.core.errors import VideoError
     from taro.grounding.prompts import normalise_query
 
-    if not video.is_file():
-        raise VideoError(f"{video}: no such video file; give the path of a file")
-    if not normalise_query(query):
+    if not options.video.is_file():
+        raise VideoError(f"{options.video}: no such video file; give the path of a file")
+    if not normalise_query(options.query):
         raise typer.BadParameter("the query is empty; say what should be found", param_hint="QUERY")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="taro-ground-") as folder:
-        shards = _encode(video, query, policy, Path(folder), device)
+        shards = _encode(options, Path(folder))
         encoded = time.monotonic()
-        row = _answer(shards, policy, template, no_think, device, max_new_tokens, repetition_penalty)
-    _show(video, row, as_json, encode_s=encoded - started, answer_s=time.monotonic() - encoded)
+        row = _answer(options, shards)
+    _show(options, row, encode_s=encoded - started, answer_s=time.monotonic() - encoded)
     if row.predicted is None:
         raise typer.Exit(1)
 
 
-def _encode(video: Path, query: str, policy: str, folder: Path, device: str) -> Path:
+def _encode(options: GroundOptions, folder: Path) -> Path:
     from taro.annotations import Dropped, import_annotations
-    from taro.cli.temporary import temporary_shards
+    from taro.cli.temporary import RawVideos, temporary_shards
     from taro.core.errors import TaroError, VideoError
     from taro.shards.manifest import read_skipped
 
+    video = options.video
     # Alone in a folder of its own: the folder that it is in may hold a whole disk. A hidden file would not be listed,
     # and a name with a newline is no name to the linter.
     name = video.name if video.name.isprintable() and not video.name.startswith(".") else f"video{video.suffix}"
@@ -62,49 +70,48 @@ def _encode(video: Path, query: str, policy: str, folder: Path, device: str) -> 
     (folder / "videos" / name).symlink_to(video.resolve())
     annotations = folder / "query.jsonl"
     # A row needs a window; nobody reads this one.
-    annotations.write_text(json.dumps({"video": name, "query": query, "windows": [[0.0, 0.1]], "qid": "query"}),
+    annotations.write_text(json.dumps({"video": name, "query": options.query, "windows": [[0.0, 0.1]], "qid": "query"}),
                            encoding="utf-8")
     refused = [o.reason for o in import_annotations(annotations, dataset="jsonl").outcomes if isinstance(o, Dropped)]
     if refused:
         raise typer.BadParameter(f"it cannot be used: {refused[0]}", param_hint="QUERY")
     shards = folder / "shards"
     try:
-        temporary_shards(shards, policy=policy, videos=folder / "videos", annotations=annotations,
-                         dataset="jsonl", device=device)
+        temporary_shards(RawVideos(folder / "videos", annotations), shards, policy=options.policy,
+                         device=options.device)
     except TaroError:
         if not read_skipped(shards):  # otherwise the ledger says better what is wrong with the video
             raise
     for row in read_skipped(shards):
         reason, detail = str(row["reason"]), str(row["detail"]).removeprefix(f"{name}: ")
-        said = detail if detail.startswith(reason) else f"{reason}: {detail}"
-        raise VideoError(f"{video}: {said}", reason=reason, transient=bool(row["transient"]))
+        message = detail if detail.startswith(reason) else f"{reason}: {detail}"
+        raise VideoError(f"{video}: {message}", reason=reason, transient=bool(row["transient"]))
     return shards
 
 
-def _answer(shards: Path, policy_name: str, template: str | None, no_think: bool | None, device: str,
-            max_new_tokens: int, repetition_penalty: float) -> Any:
+def _answer(options: GroundOptions, shards: Path) -> Any:
     from taro.models.sampler import Decoding
     from taro.train.evaluate import evaluate_policy
     from taro.train.run_dir import open_encoded_shards, open_policy, policy_no_think, policy_template
 
-    policy = open_policy(policy_name, device)
-    decoding = Decoding(max_new_tokens, temperature=0.0, repetition_penalty=repetition_penalty)
-    return evaluate_policy(policy, open_encoded_shards(shards, policy), template=policy_template(policy, template),
-                           decoding=decoding, protocol="multi-window",
-                           no_think=policy_no_think(policy, no_think))[0]
+    policy = open_policy(options.policy, options.device)
+    decoding = Decoding(options.max_new_tokens, temperature=0.0, repetition_penalty=options.repetition_penalty)
+    return evaluate_policy(policy, open_encoded_shards(shards, policy), decoding=decoding, protocol="multi-window",
+                           template=policy_template(policy, options.template),
+                           no_think=policy_no_think(policy, options.no_think))[0]
 
 
-def _show(video: Path, row: Any, as_json: bool, *, encode_s: float, answer_s: float) -> None:
+def _show(options: GroundOptions, row: Any, *, encode_s: float, answer_s: float) -> None:
     from taro.grounding.answers import parse_reasoning
 
     moment, reasoning = row.predicted, parse_reasoning(row.text).text.strip()
-    if as_json:
-        say(json.dumps({
-            "video": str(video), "query": row.query, "duration_s": row.duration_s,
+    if options.as_json:
+        say_json({
+            "video": str(options.video), "query": row.query, "duration_s": row.duration_s,
             "moment": None if moment is None else [moment.start_s, moment.end_s],
             "moments": [[window.start_s, window.end_s] for window in row.answers], "reasoning": reasoning,
             "text": row.text, "tokens": row.tokens, "finished": row.finished,
-            "seconds": {"encode": round(encode_s, 3), "answer": round(answer_s, 3)}}))
+            "seconds": {"encode": round(encode_s, 3), "answer": round(answer_s, 3)}})
         return
     if moment is None:
         say(f"no moment in the response: {row.text[:500]!r}")

@@ -1,14 +1,27 @@
-"""What commands print: every text goes through here, so that no stranger's caption or file name drives a terminal."""
+"""What commands print: every text goes through here, so that no untrusted caption or file name drives a terminal."""
 
 from __future__ import annotations
+
+import json
+from typing import Any
 
 import typer
 
 from taro.core.text import visible
 
-__all__ = ["say"]
+__all__ = ["say", "say_json", "say_line"]
 
 
 def say(text: str, *, err: bool = False) -> None:
     """Prints lines with control and bidirectional characters written out, see `taro.core.text.visible`."""
     typer.echo(visible(text), err=err)
+
+
+def say_line(text: str) -> None:
+    """Prints one line, whatever untrusted text it holds: line ends are written out too."""
+    say(text.replace("\n", "[U+000A]"))
+
+
+def say_json(value: Any) -> None:
+    """Prints a value as JSON on one line (`--json`)."""
+    say(json.dumps(value))

@@ -6,14 +6,13 @@ stands in taro/cli/quickstart_run.py.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from taro.cli.output import say
+from taro.cli.output import say_json
 from taro.cli.progress import Lines
 from taro.cli.quickstart_run import SAMPLED, STAGES, Quickstart, run_quickstart
 
@@ -45,7 +44,7 @@ def quickstart(
     with _Screen(console) as screen:
         result = run_quickstart(settings, screen)
     if as_json:
-        say(json.dumps(result))
+        say_json(result)
         return
     _print(result)
 

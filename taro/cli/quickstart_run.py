@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from taro.cli.options import as_overrides
+
 if TYPE_CHECKING:
     from taro.preprocess.report import Progress
     from taro.train.report.data import Evaluation
@@ -164,11 +166,11 @@ def _preprocess(settings: Quickstart, worlds: dict[str, Path], show: Show) -> di
     shards, total, done, counts = {}, settings.train_videos + settings.held_out_videos, 0, [0, 0, 0]
     for name, world in worlds.items():
         shards[name] = settings.out / "shards" / name
-        config = load_config(PreprocessConfig, "sandbox", [
-            *_set(name=f"quickstart-{name}", videos=world / "videos", annotations=world / "annotations.jsonl",
-                  out=shards[name], policy=settings.policy, clip_model=settings.clip_model),
-            *_set(**{"caption.model": settings.captioner, "paths.seed": settings.seed, "device": "cpu"})],
-            package="taro.preprocess.recipes")
+        config = load_config(PreprocessConfig, "sandbox", as_overrides({
+            "name": f"quickstart-{name}", "videos": world / "videos", "annotations": world / "annotations.jsonl",
+            "out": shards[name], "policy": settings.policy, "clip_model": settings.clip_model, "device": "cpu",
+            "caption.model": settings.captioner, "paths.seed": settings.seed,
+        }), package="taro.preprocess.recipes")
         report = preprocess(config, progress=_part(show, name, done, total))
         done += settings.train_videos if name == "train" else settings.held_out_videos
         show.step("preprocess", done, total)
@@ -230,7 +232,7 @@ def _train(settings: Quickstart, shards: Path, show: Show) -> Path:
 
     show.begin("train")
     run = settings.out / "run"
-    config = load_config(TrainConfig, "quickstart", _set(**{
+    config = load_config(TrainConfig, "quickstart", as_overrides({
         "policy": settings.policy, "shards": shards, "out": run, "seed": settings.seed, "device": "cpu",
         "length.unit": "steps", "length.amount": settings.steps, "checkpoint.every": 10,
         "curriculum.unit": "steps", "curriculum.amount": max(1, round(GUIDED_SHARE * settings.steps)),
@@ -247,11 +249,6 @@ def _train(settings: Quickstart, shards: Path, show: Show) -> Path:
         train(config, resume=(run / "config.yaml").is_file(), on_step=on_step)
     show.end("train", f"{settings.steps} steps; a Hugging Face folder")
     return run / "export"
-
-
-def _set(**values: Any) -> list[str]:
-    """Overrides as `--set` takes them; JSON strings are YAML strings, so that any path survives."""
-    return [f"{key}={json.dumps(str(value) if isinstance(value, Path) else value)}" for key, value in values.items()]
 
 
 def _evaluations(before: dict[str, list[Any]], after: dict[str, list[Any]], shards: Path) -> list[Evaluation]:

@@ -6,76 +6,93 @@ Thin: `taro.train.sensitivity.measure` samples and scores, `taro.train.sensitivi
 
 from __future__ import annotations
 
-import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from taro.cli.output import say
+from taro.cli.options import Device, Json, NoThink, Policy, Template, takes_options
+from taro.cli.output import say, say_json
 
-__all__ = ["sensitivity"]
+__all__ = ["SensitivityOptions", "sensitivity"]
+
+Over = Literal["reasoning", "response"]
 
 
-def sensitivity(
-    policy: Annotated[str, typer.Option(help="Model folder, or sandbox:NAME.")],
-    shards: Annotated[Path, typer.Option(help="Shard set whose queries are asked.")],
-    split: Annotated[str | None, typer.Option(help="Only queries of this split.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask this many queries, drawn by --seed.")] = None,
-    kinds: Annotated[str, typer.Option(help="Disruptions, comma-separated.")] = "patch,reverse,elsewhere,noise",
-    radius: Annotated[str, typer.Option(help="Seconds around a boundary, comma-separated.")] = "1,3,5",
-    boundary: Annotated[str, typer.Option(help="Which boundaries, comma-separated.")] = "both,start,end",
-    group: Annotated[int, typer.Option(min=2, help="Rollouts a query.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Of rollouts, disruptions, --limit and the intervals.")] = 0,
+@dataclass(frozen=True)
+class SensitivityOptions:
+    """Which policy and queries, under which disruptions, and how responses are drawn and counted."""
+
+    policy: Policy
+    shards: Annotated[Path, typer.Option(help="Shard set whose queries are asked.")]
+    split: Annotated[str | None, typer.Option(help="Only queries of this split.")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask this many queries, drawn by --seed.")] = None
+    kinds: Annotated[str, typer.Option(help="Disruptions, comma-separated.")] = "patch,reverse,elsewhere,noise"
+    radius: Annotated[str, typer.Option(help="Seconds around a boundary, comma-separated.")] = "1,3,5"
+    boundary: Annotated[str, typer.Option(help="Which boundaries, comma-separated.")] = "both,start,end"
+    group: Annotated[int, typer.Option(min=2, help="Rollouts a query.")] = 8
+    seed: Annotated[int, typer.Option(min=0, help="Of rollouts, disruptions, --limit and the intervals.")] = 0
     over: Annotated[str | None, typer.Option(help="Tokens that count: reasoning, or response (default where answers "
-                                             "come alone).")] = None,
-    no_think: Annotated[bool | None, typer.Option("--no-think/--think", show_default=False, help="Ask for the answer "
-                                                  "alone, or for a reasoning; default: as trained.")] = None,
-    template: Annotated[str | None, typer.Option(help="Prompt template; default: the policy's own.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=32_768, help="Longest response.")] = 1024,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts decoded at once.")] = 16,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Write a page with charts to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+                                             "come alone).")] = None
+    no_think: NoThink = None
+    template: Template = None
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=32_768, help="Longest response.")] = 1024
+    batch: Annotated[int, typer.Option(min=1, help="Prompts decoded at once.")] = 16
+    device: Device = "auto"
+    out: Annotated[Path | None, typer.Option(help="Write a page with charts to this file.")] = None
+    as_json: Json = False
+
+
+@takes_options
+def sensitivity(options: SensitivityOptions) -> None:
     """Measure the log-probability drop of a policy's sampled reasonings under broken videos."""
-    from taro.cli.progress import progress
     from taro.core.errors import ConfigError
     from taro.metrics.page import write_page
-    from taro.train.run_dir import open_encoded_shards, open_policy, policy_no_think, policy_template, with_variants
-    from taro.train.sensitivity.measure import conditions, probe_policy
+    from taro.train.run_dir import open_policy, policy_no_think
+    from taro.train.sensitivity.measure import conditions
     from taro.train.sensitivity.report import probe_page, probe_table, summarise
 
-    if over not in (None, "reasoning", "response"):
-        raise ConfigError(f"--over {over}: expected reasoning or response")
-    conditions(_words(kinds), _seconds(radius), _words(boundary))  # a wrong word is told before anything is loaded
-    loaded = open_policy(policy, device)
-    alone = policy_no_think(loaded, no_think)
-    over = over or ("response" if alone else "reasoning")
-    shard_set, frame_s = open_encoded_shards(shards, loaded), None
-    if "frame" in _words(kinds):
+    if options.over not in (None, "reasoning", "response"):
+        raise ConfigError(f"--over {options.over}: expected reasoning or response")
+    # A wrong word is an error before anything is loaded.
+    conditions(_words(options.kinds), _seconds(options.radius), _words(options.boundary))
+    policy = open_policy(options.policy, options.device)
+    no_think = policy_no_think(policy, options.no_think)
+    over: Over = "response" if options.over == "response" or (no_think and options.over is None) else "reasoning"
+    found = _measure(options, policy, over=over, no_think=no_think)
+    summary = {"policy": options.policy, "shards": str(options.shards), "split": options.split, "seed": options.seed,
+               "group": options.group, "over": over, "no_think": no_think, **summarise(found, seed=options.seed)}
+    if options.out is not None:
+        page = probe_page(found, summary, title=f"Probe of {options.policy}", made_by=_command(options, summary))
+        write_page(options.out, page)
+    say_json(summary) if options.as_json else say(probe_table(summary))
+
+
+def _measure(options: SensitivityOptions, policy: Any, *, over: Over, no_think: bool) -> Any:
+    from taro.cli.progress import progress
+    from taro.train.run_dir import open_encoded_shards, policy_template, with_variants
+    from taro.train.sensitivity.measure import conditions, probe_policy
+
+    shard_set, frame_s = open_encoded_shards(options.shards, policy), None
+    if "frame" in _words(options.kinds):
         shard_set, settings = with_variants(shard_set)
         frame_s = settings.dt_s
-    with progress("probing", quiet=as_json) as shown:
-        found = probe_policy(
-            loaded, shard_set, template=policy_template(loaded, template), split=split, limit=limit,
-            asked=conditions(_words(kinds), _seconds(radius), _words(boundary), frame_s=frame_s),
-            group=group, seed=seed, over="response" if over == "response" else "reasoning", no_think=alone,
-            max_new_tokens=max_new_tokens, batch_prompts=batch, progress=shown.update)
-    summary = {"policy": policy, "shards": str(shards), "split": split, "seed": seed, "group": group, "over": over,
-               "no_think": alone, **summarise(found, seed=seed)}
-    if out is not None:
-        made_by = _command(summary, kinds=kinds, radius=radius, boundary=boundary, limit=limit, template=template,
-                           max_new_tokens=max_new_tokens)
-        write_page(out, probe_page(found, summary, title=f"Probe of {policy}", made_by=made_by))
-    say(json.dumps(summary) if as_json else probe_table(summary))
+    under = conditions(_words(options.kinds), _seconds(options.radius), _words(options.boundary), frame_s=frame_s)
+    with progress("measuring", quiet=options.as_json) as shown:
+        return probe_policy(
+            policy, shard_set, template=policy_template(policy, options.template), asked=under, split=options.split,
+            limit=options.limit, group=options.group, seed=options.seed, over=over, no_think=no_think,
+            max_new_tokens=options.max_new_tokens, batch_prompts=options.batch, progress=shown.update)
 
 
-def _command(summary: dict[str, Any], **asked: Any) -> str:
+def _command(options: SensitivityOptions, summary: dict[str, Any]) -> str:
     """The command that makes a page again."""
-    told = {name: summary[name] for name in ("policy", "shards", "split", "group", "seed", "over")} | asked
-    words = [word for name, value in told.items() if value is not None
+    given = {name: summary[name] for name in ("policy", "shards", "split", "group", "seed", "over")}
+    given |= {name: getattr(options, name)
+              for name in ("kinds", "radius", "boundary", "limit", "template", "max_new_tokens")}
+    words = [word for name, value in given.items() if value is not None
              for word in (f"--{name.replace('_', '-')}", str(value))]
     return shlex.join(["taro", "sensitivity", *words, "--no-think" if summary["no_think"] else "--think"])
 

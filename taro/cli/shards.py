@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from taro.cli.output import say
+from taro.cli.options import Json
+from taro.cli.output import say, say_json, say_line
 
 if TYPE_CHECKING:
     from taro.shards.ops.rewrite import Derived
@@ -22,7 +22,6 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 Root = Annotated[str, typer.Argument(metavar="PATH", help="Folder of the shard set.", show_default=False)]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; must not exist.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 @app.callback()
@@ -38,25 +37,21 @@ def info(path: Root, as_json: Json = False) -> None:
     shard_set = open_shards(path)
     found = _facts(shard_set)
     if as_json:
-        say(json.dumps(found))
+        say_json(found)
         return
     counts, source = found["counts"], found["provenance"]
-    _say(f"{path}: {found['name']}, format {found['format_version']}, by taro {found['taro_version'] or '?'}")
-    _say(f"  {source['dataset']} ({source['split']}): {counts['inputs']} annotation rows = {counts['queries']} queries "
-         f"+ {counts['skipped']} skipped; {counts['clips']} clips, {counts['captions']} captions")
+    say_line(f"{path}: {found['name']}, format {found['format_version']}, by taro {found['taro_version'] or '?'}")
+    say_line(f"  {source['dataset']} ({source['split']}): {counts['inputs']} annotation rows = {counts['queries']} "
+             f"queries + {counts['skipped']} skipped; {counts['clips']} clips, {counts['captions']} captions")
     for kind in found["kinds"]:
-        _say(f"  {kind['kind']}: {kind['records']} records in {kind['shards']} shards, {kind['bytes']:,} bytes")
+        say_line(f"  {kind['kind']}: {kind['records']} records in {kind['shards']} shards, {kind['bytes']:,} bytes")
     for encoder in found["encoders"]:
         sampling = encoder["sampling"]
-        _say(f"  encoder {encoder['name']}: {encoder['model_id']}, tower {encoder['tower_sha256'][:16]}, "
-             f"{encoder['dtype']}, up to {sampling['max_frames']} frames and {sampling['total_tokens']} tokens a clip")
-    _say(f"  licences: videos {source['licence_videos']}; annotations {source['licence_annotations']}; captions "
-         f"{source['licence_captions']}")
-
-
-def _say(text: str) -> None:
-    """Prints one line, whatever a stranger's text in it holds."""
-    say(text.replace("\n", "[U+000A]"))
+        say_line(f"  encoder {encoder['name']}: {encoder['model_id']}, tower {encoder['tower_sha256'][:16]}, "
+                 f"{encoder['dtype']}, up to {sampling['max_frames']} frames and {sampling['total_tokens']} tokens "
+                 "a clip")
+    say_line(f"  licences: videos {source['licence_videos']}; annotations {source['licence_annotations']}; captions "
+             f"{source['licence_captions']}")
 
 
 def _facts(shard_set: ShardSet) -> dict[str, Any]:
@@ -80,7 +75,7 @@ def verify(path: Root, as_json: Json = False) -> None:
     with progress("verifying, MB", quiet=as_json) as shown:
         report = verify_set(path, progress=lambda done, total: shown.update(done / 1e6, total / 1e6))
     if as_json:
-        say(json.dumps(report.as_dict()))
+        say_json(report.as_dict())
     else:
         for problem in report.problems:
             say(f"problem: {problem}")
@@ -113,10 +108,10 @@ def stats(path: Root, as_json: Json = False) -> None:
 
     found = count(open_shards(path))
     if as_json:
-        say(json.dumps(found.as_dict()))
+        say_json(found.as_dict())
         return
     for line in found.lines():
-        _say(line)
+        say_line(line)
 
 
 @app.command()
@@ -132,10 +127,10 @@ def sample(
 
     for one in draw(open_shards(path), n, seed=seed):
         if as_json:
-            say(json.dumps(one.as_dict()))
+            say_json(one.as_dict())
             continue
         for line in one.lines():
-            _say(line)
+            say_line(line)
 
 
 @app.command()
@@ -150,10 +145,10 @@ def diff(
 
     found = compare(open_shards(a), open_shards(b))
     if as_json:
-        say(json.dumps(found.as_dict()))
+        say_json(found.as_dict())
     else:
         for line in found.lines():
-            _say(line)
+            say_line(line)
     if not found.ok:
         raise typer.Exit(1)
 
@@ -178,7 +173,7 @@ def filter_(
 
     selection = Selection(split, _range(difficulty), _names(query), _names(keys), _regex(text))
     made = filter_set(open_shards(path), out, selection)
-    say(json.dumps(_counts(made))) if as_json else _made(made)
+    say_json(_counts(made)) if as_json else _made(made)
 
 
 @app.command()
@@ -201,7 +196,7 @@ def split(
     else:
         parts = split_by_fraction(shard_set, out, _shares(fractions), seed=seed)
     if as_json:
-        say(json.dumps({"parts": {name: _counts(part) for name, part in parts.items()}}))
+        say_json({"parts": {name: _counts(part) for name, part in parts.items()}})
         return
     for part in parts.values():
         _made(part)
@@ -220,19 +215,19 @@ def merge(
     *sources, out = paths
     merged = merge_sets([open_shards(path) for path in sources], out)
     if as_json:
-        say(json.dumps({**_counts(merged.made), "source_inputs": merged.source_inputs, "repeated": merged.repeated,
-                        "clips_twice": merged.clips_twice, "left_out": list(merged.left_out)}))
+        say_json({**_counts(merged.made), "source_inputs": merged.source_inputs, "repeated": merged.repeated,
+                  "clips_twice": merged.clips_twice, "left_out": list(merged.left_out)})
         return
     _made(merged.made)
-    _say(f"  {merged.source_inputs} rows in {len(sources)} sets, {merged.repeated} of them repeated; "
-         f"{merged.clips_twice} clips in more than one")
+    say_line(f"  {merged.source_inputs} rows in {len(sources)} sets, {merged.repeated} of them repeated; "
+             f"{merged.clips_twice} clips in more than one")
     for kind in merged.left_out:
-        _say(f"  left out: {kind}, which the sets do not hold alike")
+        say_line(f"  left out: {kind}, which the sets do not hold alike")
 
 
 def _made(derived: Derived) -> None:
-    _say(f"{derived.root}: {derived.inputs} rows = {derived.queries} queries + {derived.skipped} skipped, "
-         f"{derived.clips} clips")
+    say_line(f"{derived.root}: {derived.inputs} rows = {derived.queries} queries + {derived.skipped} skipped, "
+             f"{derived.clips} clips")
 
 
 def _counts(derived: Derived) -> dict[str, Any]:

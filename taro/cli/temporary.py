@@ -7,17 +7,28 @@ that makes its training set. No captions, no pictures, no CLIP. Left out: keepin
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EVALUATION_SAMPLING", "temporary_shards"]
+__all__ = ["EVALUATION_SAMPLING", "RawVideos", "temporary_shards"]
 
 EVALUATION_SAMPLING = {"max_frames": 1024, "total_tokens": 4096}
-"""METHOD 3: more frames and tokens in evaluation than in training"""
+"""more frames and tokens than in training (TaRO, implementation details)"""
 
 
-def temporary_shards(out: Path, *, policy: str, videos: Path, annotations: Path, dataset: str, split: str = "test",
-                     lengths: Path | None = None, device: str = "auto",
+@dataclass(frozen=True)
+class RawVideos:
+    """A folder of videos and the annotations of what is asked about them. `lengths`: csv of video lengths."""
+
+    videos: Path
+    annotations: Path
+    dataset: str = "jsonl"
+    split: str = "test"
+    lengths: Path | None = None
+
+
+def temporary_shards(raw: RawVideos, out: Path, *, policy: str, device: str = "auto",
                      progress: Callable[..., Any] | None = None) -> Path:
     """Preprocesses videos for one evaluation into the folder `out`; videos that cannot be read stay in its ledger."""
     from taro.core.errors import TaroError
@@ -25,15 +36,14 @@ def temporary_shards(out: Path, *, policy: str, videos: Path, annotations: Path,
     from taro.preprocess.run import preprocess
 
     config = PreprocessConfig.model_validate({
-        "name": "temporary", "videos": videos, "annotations": annotations, "dataset": dataset, "split": split,
-        "lengths": lengths, "out": out, "policy": policy, "sampling": EVALUATION_SAMPLING, "device": device,
-        "segment": {"method": "uniform"}, "caption": {"method": "none"}, "paths": {"count": 0}, "clip_model": None,
-        "thumbnails": False, "max_skipped": 1.0})
+        **asdict(raw), "name": "temporary", "out": out, "policy": policy, "sampling": EVALUATION_SAMPLING,
+        "device": device, "segment": {"method": "uniform"}, "caption": {"method": "none"}, "paths": {"count": 0},
+        "clip_model": None, "thumbnails": False, "max_skipped": 1.0})
     try:
         preprocess(config, progress=progress)
     except TaroError as error:
-        said, empty, _ = str(error).partition("; the set is empty")
+        message, empty, _ = str(error).partition("; the set is empty")
         if not empty:
             raise
-        raise TaroError(said.replace(str(out), str(videos)) + "; give videos that can be read") from None
+        raise TaroError(message.replace(str(out), str(raw.videos)) + "; give videos that can be read") from None
     return out

@@ -5,14 +5,14 @@ Thin: the work is `taro.train.loop.train`. Left out: everything about many GPUs.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from taro.cli.output import say
+from taro.cli.options import Json
+from taro.cli.output import say, say_json
 
 __all__ = ["train"]
 
@@ -31,7 +31,7 @@ def train(
     no_think: Annotated[bool, typer.Option("--no-think", help="Train answers without reasoning: reward.no_think, the "
                                            "drop over the response, no guided phase.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Stage 2: train a policy on shards, guided then free; no video is opened and no vision tower is loaded."""
     from taro.cli.progress import progress
@@ -58,10 +58,9 @@ def train(
 
         report = run_training(config, resume=resume, on_step=show, on_start=begin)
     if as_json:
-        say(json.dumps({"run": str(report.run), "export": str(report.export), "steps": report.steps,
-                               "skipped": report.skipped, "best_step": report.best_step,
-                               "best_score": report.best_score, "seconds": round(report.seconds, 3),
-                               "last": _finite(report.last)}))
+        say_json({"run": str(report.run), "export": str(report.export), "steps": report.steps,
+                  "skipped": report.skipped, "best_step": report.best_step, "best_score": report.best_score,
+                  "seconds": round(report.seconds, 3), "last": _finite(report.last)})
         return
     _summary(report, config.sources[0].path, export=config.checkpoint.export)
 
