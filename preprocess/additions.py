@@ -28,7 +28,8 @@ from taro.preprocess.variants import clip_variants, settings_of
 from taro.preprocess.video.pool import DecodePool
 from taro.shards.format import MANIFEST, MAX_JSON_BYTES, shard_path, sidecar_path
 from taro.shards.reader import open_shards
-from taro.shards.store import LocalStore
+from taro.shards.store import open_file
+from taro.shards.store_local import LocalStore
 from taro.shards.strict import parse_model
 from taro.shards.tar import read_tar
 from taro.shards.variants import unpack_variants, wanted_groups
@@ -115,11 +116,11 @@ def _current(job: Job, index: int, kind: str, records: dict[str, ClipRecord]) ->
     store = LocalStore(job.config.out)
     name, keys = shard_path(kind, index), []
     try:
-        with store.open(name) as file:
-            for member, data in read_tar(file, store.where(name)):
+        with open_file(store, name) as file:
+            for member, data in read_tar(file, store.describe(name)):
                 keys.append(member.key)
                 if kind == job.variants_kind and member.key in records:
-                    found = unpack_variants(data, store.where(name))
+                    found = unpack_variants(data, store.describe(name))
                     if (found.settings != settings_of(job.config.variants)
                             or set(found.boundaries) != set(wanted_groups(records[member.key]))):
                         return False
@@ -131,9 +132,9 @@ def _current(job: Job, index: int, kind: str, records: dict[str, ClipRecord]) ->
 def _records(job: Job, index: int) -> dict[str, ClipRecord]:
     """The clips of a slice that is made, by key, ascending."""
     store, name = LocalStore(job.config.out), shard_path("paths", index)
-    with store.open(name) as file:
-        return {member.key: parse_model(ClipRecord, data, store.where(name), limit_bytes=MAX_JSON_BYTES)
-                for member, data in read_tar(file, store.where(name)) if member.ext == "json"}
+    with open_file(store, name) as file:
+        return {member.key: parse_model(ClipRecord, data, store.describe(name), limit_bytes=MAX_JSON_BYTES)
+                for member, data in read_tar(file, store.describe(name)) if member.ext == "json"}
 
 
 def _withdraw(job: Job, todo: dict[int, list[str]]) -> None:

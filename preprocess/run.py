@@ -31,7 +31,9 @@ from taro.preprocess.report import PreprocessReport, Progress
 from taro.preprocess.slices import Tools, make_slice
 from taro.preprocess.video.pool import DecodePool
 from taro.shards.format import MANIFEST, Manifest, Provenance, shard_path, sidecar_path
-from taro.shards.writer import build_manifest, slice_done, write_card, write_manifest, write_skipped
+from taro.shards.manifest import build_manifest, read_manifest, write_card, write_manifest, write_skipped
+from taro.shards.store_local import LocalStore
+from taro.shards.writer import slice_done
 
 __all__ = ["PreprocessReport", "Progress", "preprocess", "to_make"]
 
@@ -206,9 +208,6 @@ def _write_set(job: Job, skipped: list[SkippedRow], captions: int) -> None:
 def _encoders(job: Job) -> list[EncoderFingerprint]:
     """Fingerprints of all encoders of the set: the plan's, this run's, and those of earlier manifests whose features
     are here."""
-    from taro.shards.reader import read_manifest
-    from taro.shards.store import LocalStore
-
     known: dict[str, EncoderFingerprint] = {}
     for folder in (job.state, job.config.out):
         if not (folder / MANIFEST).is_file():

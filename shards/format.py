@@ -210,6 +210,12 @@ class ShardEntry(_Part):
             raise ValueError(f"kind {self.kind!r} is not one of the format's")
         return self
 
+    @classmethod
+    def of(cls, sidecar: Sidecar, sidecar_sha256: str) -> ShardEntry:
+        """The entry of a shard from its sidecar and the digest of the sidecar's own bytes."""
+        return cls(kind=sidecar.kind, index=sidecar.index, bytes=sidecar.bytes, records=len(sidecar.records),
+                   queries=sidecar.queries, sha256=sidecar.sha256, sidecar_sha256=sidecar_sha256)
+
     @property
     def path(self) -> str:
         """Where the shard lies inside the set."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,16 +24,20 @@ from taro.shards.format import (
     Manifest,
     ShardEntry,
     Sidecar,
+    check_version,
     kind_ok,
+    sidecar_path,
 )
-from taro.shards.store import LocalStore
-from taro.shards.strict import canonical_json, parse_model
+from taro.shards.places import open_store
+from taro.shards.store import MissingFileError, Store
+from taro.shards.store_local import LocalStore
+from taro.shards.strict import canonical_json, parse_json, parse_model
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["SKIPPED_COLUMNS", "build_manifest", "read_entries", "read_skipped", "write_card",
-           "write_manifest", "write_skipped"]
+__all__ = ["SKIPPED_COLUMNS", "build_manifest", "read_entries", "read_manifest", "read_sidecar", "read_skipped",
+           "stored_sidecar", "write_card", "write_manifest", "write_skipped"]
 
 MAX_SKIPPED_ROWS = 4_000_000
 BATCH_ROWS = 10_000
@@ -40,22 +45,58 @@ SKIPPED_COLUMNS = ("row_id", "line", "video", "key", "stage", "reason", "detail"
 TEXT_COLUMNS = [name for name in SKIPPED_COLUMNS if name not in ("line", "transient")]
 
 
+def read_manifest(store: Store) -> Manifest:
+    """The manifest of a set, its version checked before its schema."""
+    where = store.describe(MANIFEST)
+    try:
+        data = store.read(MANIFEST, limit_bytes=MAX_MANIFEST_BYTES)
+    except MissingFileError as error:
+        raise ShardError(f"{store.place}: no {MANIFEST}: not a shard set, or one whose `taro preprocess` has not "
+                         "finished (run it again, it resumes)") from error
+    parsed = parse_json(data, where, limit_bytes=MAX_MANIFEST_BYTES)
+    version = parsed.get("format_version") if isinstance(parsed, dict) else None
+    warning = check_version(version if isinstance(version, str) else "", where)
+    if warning:
+        warnings.warn(warning, stacklevel=3)
+    return parse_model(Manifest, data, where, limit_bytes=MAX_MANIFEST_BYTES)
+
+
+def read_sidecar(store: Store, entry: ShardEntry) -> Sidecar:
+    """The sidecar of a shard of the manifest, checked against it."""
+    name = sidecar_path(entry.kind, entry.index)
+    where = store.describe(name)
+    data = store.read(name, limit_bytes=MAX_MANIFEST_BYTES)
+    if hashlib.sha256(data).hexdigest() != entry.sidecar_sha256:
+        raise ShardError(f"{where}: its sha256 is not the manifest's; the sidecar is damaged or from another set")
+    sidecar = parse_model(Sidecar, data, where, limit_bytes=MAX_MANIFEST_BYTES)
+    found = (sidecar.kind, sidecar.index, sidecar.bytes, len(sidecar.records), sidecar.queries, sidecar.sha256)
+    if found != (entry.kind, entry.index, entry.bytes, entry.records, entry.queries, entry.sha256):
+        raise ShardError(f"{where}: says {found[:5]} (kind, index, bytes, records, queries), the manifest says "
+                         f"{(entry.kind, entry.index, entry.bytes, entry.records, entry.queries)}")
+    return sidecar
+
+
+def stored_sidecar(store: Store, kind: str, index: int) -> tuple[Sidecar, ShardEntry]:
+    """The sidecar of a shard as it lies in the store, whatever a manifest says of it, and the entry that would list it.
+    ShardError where it is missing, damaged or of another shard."""
+    name = sidecar_path(kind, index)
+    data = store.read(name, limit_bytes=MAX_MANIFEST_BYTES)
+    sidecar = parse_model(Sidecar, data, store.describe(name), limit_bytes=MAX_MANIFEST_BYTES)
+    if (sidecar.kind, sidecar.index) != (kind, index):
+        raise ShardError(f"{store.describe(name)}: says it is {sidecar.kind} {sidecar.index}; the file was moved or "
+                         "renamed")
+    return sidecar, ShardEntry.of(sidecar, hashlib.sha256(data).hexdigest())
+
+
 def read_entries(root: str | Path) -> list[ShardEntry]:
     """What the sidecars in the folder say, in order of (kind, index); shards themselves are not read."""
     store = LocalStore(Path(root))
     entries = []
-    for path in sorted(Path(root).glob("*/*.json")) + sorted(Path(root).glob("*/*/*.json")):
-        name = path.relative_to(root).as_posix()
-        kind = name.rpartition("/")[0]
-        if not kind_ok(kind) or re.fullmatch(r"[a-z]+-[0-9]{6}\.json", path.name) is None:
+    for name in store.list():
+        kind, _, file = name.rpartition("/")
+        if not kind_ok(kind) or re.fullmatch(r"[a-z]+-[0-9]{6}\.json", file) is None:
             continue
-        data = store.read(name, limit_bytes=MAX_MANIFEST_BYTES)
-        sidecar = parse_model(Sidecar, data, store.where(name), limit_bytes=MAX_MANIFEST_BYTES)
-        if (sidecar.kind, f"{sidecar.index:06d}") != (kind, path.name[-11:-5]):
-            raise ShardError(f"{path}: says it is {sidecar.kind} {sidecar.index}; the file was moved or renamed")
-        entries.append(ShardEntry(kind=kind, index=sidecar.index, bytes=sidecar.bytes, records=len(sidecar.records),
-                                  queries=sidecar.queries, sha256=sidecar.sha256,
-                                  sidecar_sha256=hashlib.sha256(data).hexdigest()))
+        entries.append(stored_sidecar(store, kind, int(file[-11:-5]))[1])
     return sorted(entries, key=lambda entry: (entry.kind, entry.index))
 
 
@@ -109,20 +150,22 @@ def write_skipped(root: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_atomically(Path(root) / SKIPPED, sink.getvalue().to_pybytes())
 
 
-def read_skipped(root: str | Path) -> list[dict[str, Any]]:
-    """Rows of skipped.parquet; [] where the set has none."""
+def read_skipped(place: str | Path | Store) -> list[dict[str, Any]]:
+    """Rows of skipped.parquet; [] where the set has none. ShardError where it cannot be read, ImportError without
+    pyarrow."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(root) / SKIPPED
-    if not path.exists():
+    store = open_store(place)
+    try:
+        data = store.read(SKIPPED, limit_bytes=MAX_MANIFEST_BYTES)
+    except MissingFileError:
         return []
-    data = LocalStore(Path(root)).read(SKIPPED, limit_bytes=MAX_MANIFEST_BYTES)
     try:
         rows = _bounded_rows(pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, read_dictionary=TEXT_COLUMNS))
     except (OSError, ValueError, LookupError, pa.ArrowException, MemoryError) as error:
-        raise ShardError(f"{path}: not a readable parquet file of skipped rows ({str(error)[:300]!a}); run `taro "
-                         "preprocess` again") from None
+        raise ShardError(f"{store.describe(SKIPPED)}: not a readable parquet file of skipped rows "
+                         f"({str(error)[:300]!a}); run `taro preprocess` again") from None
     return rows
 
 

@@ -3,15 +3,13 @@
 A record is one ranged read at the offset that its sidecar gives, header included: the header must name the record, the
 data must have the sidecar's sha256, the JSON and the tensors must keep the format's bounds. Whatever is wrong is a
 ShardError that names shard, key and offset. A set is light (no open files) and can be pickled to workers.
-
-Left out for now: URLs (store.py is the seam).
+The bytes come from a `Store`, so a set reads alike wherever it lies.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,18 +25,15 @@ from taro.shards.format import (
     BLOCK,
     MANIFEST,
     MAX_JSON_BYTES,
-    MAX_MANIFEST_BYTES,
-    Manifest,
     Member,
-    ShardEntry,
     Sidecar,
     SidecarRecord,
-    check_version,
     shard_path,
-    sidecar_path,
 )
-from taro.shards.store import LocalStore, open_store
-from taro.shards.strict import parse_json, parse_model
+from taro.shards.manifest import read_manifest, read_sidecar
+from taro.shards.places import open_store
+from taro.shards.store import Store
+from taro.shards.strict import parse_model
 from taro.shards.tar import read_header
 from taro.shards.tensors import unpack_features, unpack_frames
 from taro.shards.variants import FrameVariants, VariantSettings, check_variants, patch_facts, unpack_variants
@@ -46,8 +41,7 @@ from taro.shards.variants import FrameVariants, VariantSettings, check_variants,
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["QueryRef", "Sample", "ShardSet", "check_encoder", "check_times", "open_shards", "read_manifest",
-           "read_sidecar"]
+__all__ = ["QueryRef", "Sample", "ShardSet", "check_encoder", "check_times", "open_shards"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,39 +67,6 @@ class Sample:
     repeat: int = 0
 
 
-def read_manifest(store: LocalStore) -> Manifest:
-    """The manifest of a set, its version checked before its schema."""
-    where = store.where(MANIFEST)
-    try:
-        data = store.read(MANIFEST, limit_bytes=MAX_MANIFEST_BYTES)
-    except ShardError as error:
-        if (store.root / MANIFEST).exists():
-            raise
-        raise ShardError(f"{store.root}: no {MANIFEST}: not a shard set, or one whose `taro preprocess` has not "
-                         "finished (run it again, it resumes)") from error
-    parsed = parse_json(data, where, limit_bytes=MAX_MANIFEST_BYTES)
-    version = parsed.get("format_version") if isinstance(parsed, dict) else None
-    warning = check_version(version if isinstance(version, str) else "", where)
-    if warning:
-        warnings.warn(warning, stacklevel=3)
-    return parse_model(Manifest, data, where, limit_bytes=MAX_MANIFEST_BYTES)
-
-
-def read_sidecar(store: LocalStore, entry: ShardEntry) -> Sidecar:
-    """The sidecar of a shard of the manifest, checked against it."""
-    name = sidecar_path(entry.kind, entry.index)
-    where = store.where(name)
-    data = store.read(name, limit_bytes=MAX_MANIFEST_BYTES)
-    if hashlib.sha256(data).hexdigest() != entry.sidecar_sha256:
-        raise ShardError(f"{where}: its sha256 is not the manifest's; the sidecar is damaged or from another set")
-    sidecar = parse_model(Sidecar, data, where, limit_bytes=MAX_MANIFEST_BYTES)
-    told = (sidecar.kind, sidecar.index, sidecar.bytes, len(sidecar.records), sidecar.queries, sidecar.sha256)
-    if told != (entry.kind, entry.index, entry.bytes, entry.records, entry.queries, entry.sha256):
-        raise ShardError(f"{where}: says {told[:5]} (kind, index, bytes, records, queries), the manifest says "
-                         f"{(entry.kind, entry.index, entry.bytes, entry.records, entry.queries)}")
-    return sidecar
-
-
 def check_times(record: ClipRecord, features: VideoFeatures, where: str) -> None:
     """Features and JSON must agree on the clip's temporal patches: their number, and their times to a microsecond."""
     S, T = features.grid_thw[0], len(record.times_s)
@@ -120,7 +81,7 @@ def check_times(record: ClipRecord, features: VideoFeatures, where: str) -> None
 class ShardSet:
     """A set that is open for reading; see `open_shards`."""
 
-    def __init__(self, store: LocalStore, encoder: str | None = None) -> None:
+    def __init__(self, store: Store, encoder: str | None = None) -> None:
         self.store = store
         self.manifest = read_manifest(store)
         self._sidecars: dict[str, dict[int, Sidecar]] = {}
@@ -128,7 +89,7 @@ class ShardSet:
         for kind in self.manifest.kinds:
             self._load(kind)
         if "paths" not in self._places:
-            raise ShardError(f"{store.root}: the set has no paths shards; the manifest lists {self.manifest.kinds}")
+            raise ShardError(f"{store.place}: the set has no paths shards; the manifest lists {self.manifest.kinds}")
         self._encoder = None if encoder is None else self._named(encoder)
         self._with_variants = False
 
@@ -137,16 +98,25 @@ class ShardSet:
         sidecars = {entry.index: read_sidecar(self.store, entry) for entry in entries}
         places: dict[str, tuple[int, int]] = {}
         for entry in entries:
-            size = self.store.size(entry.path)
+            size, where = self.store.size(entry.path), self.store.describe(entry.path)
             if size != entry.bytes:
-                raise ShardError(f"{self.store.where(entry.path)}: {size:,} bytes, expected {entry.bytes:,}; the shard "
-                                 "is truncated or replaced, fetch it again or run `taro preprocess` again")
+                raise ShardError(f"{where}: {size:,} bytes, expected {entry.bytes:,}; the shard is truncated or "
+                                 "replaced, fetch it again or run `taro preprocess` again")
             for at, record in enumerate(sidecars[entry.index].records):
                 if record.key in places:
-                    raise ShardError(f"{self.store.where(entry.path)}: record {record.key} is in another {kind} shard "
-                                     "too")
+                    raise ShardError(f"{where}: record {record.key} is in another {kind} shard too")
                 places[record.key] = (entry.index, at)
         self._sidecars[kind], self._places[kind] = sidecars, places
+
+    def __repr__(self) -> str:
+        counts = self.manifest.counts
+        return (f"ShardSet({self.place!r}: {counts.clips} clips, {counts.queries} queries, features of "
+                f"{', '.join(self.encoders) or 'no encoder'})")
+
+    @property
+    def place(self) -> str:
+        """How its user names the set: a folder or a URL."""
+        return self.store.place
 
     @property
     def keys(self) -> list[str]:
@@ -194,7 +164,7 @@ class ShardSet:
         """The fingerprint of `encoder`, as the manifest has it."""
         found = [entry for entry in self.manifest.encoders if entry.name == self.encoder]
         if not found:
-            raise ShardError(f"{self.store.where(MANIFEST)}: holds no fingerprint of encoder {self.encoder}")
+            raise ShardError(f"{self.store.describe(MANIFEST)}: holds no fingerprint of encoder {self.encoder}")
         return found[0]
 
     def _named(self, encoder: str) -> str:
@@ -202,7 +172,7 @@ class ShardSet:
         found = [name for name in self.encoders if name == encoder] or [
             name for name in self.encoders if name.startswith(encoder)]
         if len(found) != 1:
-            raise ShardError(f"{self.store.root}: encoder {encoder or 'not named'}: the set holds "
+            raise ShardError(f"{self.place}: encoder {encoder or 'not named'}: the set holds "
                              f"{', '.join(self.encoders) or 'no features'}; name one of them, or add one with "
                              "`taro preprocess ... --only features --policy DIR`")
         return found[0]
@@ -235,7 +205,7 @@ class ShardSet:
         """CLIP features [T, D] of the sampled frames; `encoder` may be left out where there is one."""
         names = [encoder] if encoder else self.clip_encoders
         if len(names) != 1:
-            raise ShardError(f"{self.store.root}: CLIP features of {', '.join(names) or 'no encoder'}; name one of "
+            raise ShardError(f"{self.place}: CLIP features of {', '.join(names) or 'no encoder'}; name one of "
                              f"{', '.join(self.clip_encoders) or 'none'}")
         data, where = self._member(f"clip/{names[0]}", key, "safetensors")
         return unpack_frames(data, where)
@@ -266,13 +236,13 @@ class ShardSet:
         """Clip and features of a query, checked against each other."""
         clip, features = self.clip(ref.key), self.features(ref.key)
         kind = f"features/{self.encoder}"
-        shard = self.store.where(shard_path(kind, self._place(kind, ref.key)[0]))
+        shard = self.store.describe(shard_path(kind, self._place(kind, ref.key)[0]))
         check_times(clip, features, f"{shard}: record {ref.key}")
         held = self.variants(ref.key) if self._with_variants else None
         if held is None:
             return Sample(ref, clip, ref.query, features)
         check_variants(held, features.grid_thw[0], patch_facts(features.main_SND, features.deepstack_LSND),
-                       f"{self.store.where(f'variants/{self.encoder}')}: record {ref.key}")
+                       f"{self.store.describe(f'variants/{self.encoder}')}: record {ref.key}")
         return Sample(ref, clip, ref.query, features, held.of(ref.query.windows))
 
     def listed(self, kind: str, key: str) -> SidecarRecord | None:
@@ -281,13 +251,13 @@ class ShardSet:
         return None if place is None else self._sidecars[kind][place[0]].records[place[1]]
 
     def raw(self, kind: str, key: str, ext: str) -> bytes:
-        """The bytes of a member as they lie in the shard, held against the sidecar's digest and not parsed."""
+        """The bytes of a member as they lie in the shard, checked against the sidecar's digest and not parsed."""
         return self._member(kind, key, ext)[0]
 
     def _place(self, kind: str, key: str) -> tuple[int, int]:
         places = self._places.get(kind, {})
         if key not in places:
-            raise ShardError(f"{self.store.root}: no record {key[:120]} in {kind}, which holds {len(places)} records")
+            raise ShardError(f"{self.place}: no record {key[:120]} in {kind}, which holds {len(places)} records")
         return places[key]
 
     def _member(self, kind: str, key: str, ext: str) -> tuple[bytes, str]:
@@ -297,14 +267,14 @@ class ShardSet:
         record = self._sidecars[kind][index].records[at]
         member = next((member for member in record.members if member.ext == ext), None)
         if member is None:
-            raise ShardError(f"{self.store.where(name)}: record {key} has no .{ext}")
+            raise ShardError(f"{self.store.describe(name)}: record {key} has no .{ext}")
         return _read_member(self.store, name, key, member)
 
 
-def _read_member(store: LocalStore, name: str, key: str, member: Member) -> tuple[bytes, str]:
+def _read_member(store: Store, name: str, key: str, member: Member) -> tuple[bytes, str]:
     """One ranged read of a member with its header, both checked."""
-    where = f"{store.where(name)}: record {key} at byte {member.offset:,}"
-    data = store.pread(name, member.offset - BLOCK, BLOCK + member.size)
+    where = f"{store.describe(name)}: record {key} at byte {member.offset:,}"
+    data = store.read_range(name, member.offset - BLOCK, BLOCK + member.size)
     if len(data) != BLOCK + member.size:
         raise ShardError(f"{where}: {member.size:,} bytes expected, the shard ends before; it is truncated")
     if read_header(data[:BLOCK], where) != (key, member.ext, member.size):
@@ -317,9 +287,10 @@ def _read_member(store: LocalStore, name: str, key: str, member: Member) -> tupl
     return data, where
 
 
-def open_shards(path_or_url: str | Path, encoder: str | None = None) -> ShardSet:
-    """Opens a set. `encoder`: the name (or its beginning) of the features to read; needed where there are several."""
-    return ShardSet(open_store(path_or_url), encoder)
+def open_shards(place: str | Path | Store, encoder: str | None = None) -> ShardSet:
+    """Opens the set at `place`: a folder, a URL or a store. `encoder`: the name (or its beginning) of the features to
+    read; needed where there are several. ShardError where it is not a set, or damaged."""
+    return ShardSet(open_store(place), encoder)
 
 
 def check_encoder(shard_set: ShardSet, fingerprint: EncoderFingerprint, *, policy: str | None = None) -> str:
@@ -338,12 +309,12 @@ def check_encoder(shard_set: ShardSet, fingerprint: EncoderFingerprint, *, polic
         lines.append(f"  set:    {held.name} ({held.model_id}, tower {held.tower_sha256[:16]}, {held.dtype}); "
                      f"differs in {', '.join(differ) or 'nothing, but its shards are missing'}")
     raise ShardError(
-        f"{shard_set.store.root}: the features were not made by this policy's vision tower\n"
+        f"{shard_set.place}: the features were not made by this policy's vision tower\n"
         f"  policy: {fingerprint.name} ({fingerprint.model_id}, tower {fingerprint.tower_sha256[:16]}, "
         f"{fingerprint.dtype})\n"
         + "\n".join(lines or ["  set:    no features"])
         + "\nadd this policy's features with `taro preprocess RECIPE --set out="
-        f"{shard_set.store.root} --only features --policy {policy or fingerprint.model_id}`")
+        f"{shard_set.place} --only features --policy {policy or fingerprint.model_id}`")
 
 
 def _numbers(fingerprint: EncoderFingerprint) -> dict[str, object]:

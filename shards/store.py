@@ -1,25 +1,64 @@
-"""Where a set lies: reading ranges of its files by name. A local folder today; the seam for URLs.
+"""The contract of a store: the bytes of a set's files by name, wherever they lie.
 
-A name is a path inside the set that the format allows; it is checked here once more, and neither the file nor a folder
-on the way may be a symbolic link, so a stranger's set cannot read outside itself. Files are opened per read: nothing to
-share between threads, to inherit over a fork or to pickle to a worker.
+A set is read through a `Store` alone. So another place (http, an object store, a hub) is one file with one class, and
+one row in `taro.shards.places`; nothing else of the package knows where a set lies. `open_file` makes a file object
+over any store, for what reads a shard from its beginning to its end.
+
+Left out: removing and overwriting. A set is written into a folder (`taro.shards.writer`) and may be copied from there.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
+import io
 import re
-import stat
-from collections.abc import Iterator
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Sequence
+from typing import BinaryIO, Protocol
 
 from taro.core.errors import ShardError
 from taro.shards.format import CARD, MANIFEST, SKIPPED, kind_ok, split_kind
 
-__all__ = ["LocalStore", "file_sha256", "open_store", "safe_name"]
+__all__ = ["MissingFileError", "Store", "check_name", "file_sha256", "open_file", "safe_name"]
+
+BUFFER_BYTES = 2**18
+"""of a file object: what is read in larger pieces than this is read past the buffer, as one range"""
+
+
+class MissingFileError(ShardError):
+    """The store is there, the file is not."""
+
+
+class Store(Protocol):
+    """Where one set lies.
+
+    A store keeps no open file and no lock: it can be used from several threads and pickled to a worker. Every method
+    that takes a name of a file checks it (`check_name`), since names come from manifests that are untrusted. Every
+    failure is a ShardError that opens with `describe(name)`; `MissingFileError` where there is no such file. Nothing
+    is allocated on the word of a caller or of a server alone: a read returns at most what the file has.
+    """
+
+    @property
+    def place(self) -> str:
+        """How a user names the set: a folder or a URL, never one with a secret in it."""
+
+    def describe(self, name: str) -> str:
+        """The file's full name, for messages; does not check it."""
+
+    def size(self, name: str) -> int:
+        """Bytes of the file."""
+
+    def read(self, name: str, *, limit_bytes: int) -> bytes:
+        """The whole file; ShardError where it is longer than the limit."""
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`, fewer where the file ends before."""
+
+    def list(self) -> Sequence[str]:
+        """Names of all files at the place, ascending, with `/` between folders; also of those that no set may hold."""
+
+    def put_if_absent(self, name: str, data: BinaryIO) -> bool:
+        """Writes what is left to read of `data` as a new file, whole or not at all; False, and nothing changed, where
+        the file exists already."""
 
 
 def safe_name(name: str) -> bool:
@@ -34,81 +73,44 @@ def safe_name(name: str) -> bool:
     return kind_ok(kind) and re.fullmatch(rf"{split_kind(kind)[0]}-[0-9]{{6}}\.(?:tar|json)", file) is not None
 
 
+def check_name(place: str, name: str) -> None:
+    """Raises ShardError unless `name` is a file that a set may hold."""
+    if not safe_name(name):
+        raise ShardError(f"{place}: {name[:200]!r} is not a file of a shard set; the manifest or a sidecar is damaged "
+                         "or malicious")
+
+
+def open_file(store: Store, name: str) -> BinaryIO:
+    """The file as a seekable, buffered file object that reads by ranges; ShardError as the store raises it."""
+    return io.BufferedReader(_Ranges(store, name), BUFFER_BYTES)
+
+
+class _Ranges(io.RawIOBase):
+    """A file of a store, read by ranges; its size is asked for once."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self._name, self._size, self._at = store, name, store.size(name), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._store.read_range(self._name, self._at, min(len(buffer), max(self._size - self._at, 0)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
 def file_sha256(file: BinaryIO) -> str:
     """Hex digest of a file from where it stands to its end."""
     digest = hashlib.sha256()
     while piece := file.read(2**22):
         digest.update(piece)
     return digest.hexdigest()
-
-
-class LocalStore:
-    """A folder. `where(name)` names a file in messages."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def where(self, name: str) -> str:
-        """The file's full name, for messages."""
-        return str(self.root / name)
-
-    def size(self, name: str) -> int:
-        """Bytes of the file; ShardError where it is missing or not a regular file."""
-        with self.open(name) as file:
-            return os.fstat(file.fileno()).st_size
-
-    def read(self, name: str, *, limit_bytes: int) -> bytes:
-        """The whole file; ShardError where it is longer than the limit."""
-        with self.open(name) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit_bytes:
-                raise ShardError(f"{self.where(name)}: {size:,} bytes, at most {limit_bytes:,} are read")
-            return file.read(size)  # not the limit: all that is asked for is allocated
-
-    def pread(self, name: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`, fewer at the end of the file; no more is allocated than it has."""
-        with self.open(name) as file:
-            room = max(os.fstat(file.fileno()).st_size - offset, 0)
-            file.seek(offset)
-            return file.read(min(size, room))
-
-    @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
-        """The file, opened for reading, neither it nor its folders being links."""
-        if not safe_name(name):
-            raise ShardError(f"{self.root}: {name[:200]!r} is not a file of a shard set; the manifest or a sidecar is "
-                             "damaged or malicious")
-        with contextlib.ExitStack() as stack:
-            try:
-                self._refuse_links(name)
-                handle = os.open(self.root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-                file = stack.enter_context(os.fdopen(handle, "rb"))
-                regular = stat.S_ISREG(os.fstat(handle).st_mode)
-            except FileNotFoundError:
-                raise ShardError(f"{self.where(name)}: missing; the set is incomplete, run `taro preprocess` again "
-                                 "(it resumes) or fetch the file") from None
-            except OSError as error:
-                raise ShardError(f"{self.where(name)}: cannot be opened ({error.strerror})") from None
-            if not regular:
-                raise ShardError(f"{self.where(name)}: not a regular file")
-            yield file
-
-    def _refuse_links(self, name: str) -> None:
-        path = self.root
-        for part in name.split("/"):
-            path = path / part
-            if stat.S_ISLNK(path.lstat().st_mode):
-                raise ShardError(f"{path}: a symbolic link; shards are read only from real files inside the set's "
-                                 "folder (copy the set with `cp -rL`)")
-
-
-def open_store(path_or_url: str | Path) -> LocalStore:
-    """The place of a set. Only folders for now: a URL is refused with the way around."""
-    text = str(path_or_url)
-    if re.match(r"[a-z][a-z0-9+.-]*://", text):
-        raise ShardError(f"{text}: shards are read from a local folder; download the set there first "
-                         "(for hf://, `hf download --repo-type dataset --local-dir DIR`)")
-    root = Path(path_or_url)
-    if not root.is_dir():
-        raise ShardError(f"{root}: no such folder; expected a shard set, as `taro preprocess` writes it")
-    return LocalStore(root)

@@ -16,6 +16,7 @@ from taro.core.errors import ShardError
 from taro.grounding.records import ClipRecord
 from taro.shards.format import MAX_JSON_BYTES, shard_path
 from taro.shards.reader import ShardSet, check_times, open_shards
+from taro.shards.store import Store, open_file
 from taro.shards.strict import parse_model
 from taro.shards.tar import read_tar
 from taro.shards.tensors import unpack_features
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 __all__ = ["stream"]
 
 
-def stream(root: str | Path, encoder: str | None = None) -> webdataset.DataPipeline:
+def stream(place: str | Path | Store, encoder: str | None = None) -> webdataset.DataPipeline:
     """Samples `{"__key__", "__url__", "clip": ClipRecord, "jpg": bytes | None, "features": VideoFeatures}`, in order of
     the shards and of their keys."""
     import webdataset as wds
 
-    shard_set = open_shards(root, encoder)
+    shard_set = open_shards(place, encoder)
     indices = [entry.index for entry in shard_set.manifest.shards if entry.kind == "paths"]
-    urls = [f"{shard_set.store.root}/{shard_path('paths', index)}" for index in indices]
+    urls = [f"{shard_set.place}/{shard_path('paths', index)}" for index in indices]
     return wds.DataPipeline(wds.SimpleShardList(urls), wds.split_by_node, wds.split_by_worker, _Join(shard_set))
 
 
@@ -50,23 +51,23 @@ class _Join:
     def _slice(self, index: int, url: str) -> Iterator[dict[str, Any]]:
         store, encoder = self.shard_set.store, self.shard_set.encoder
         labels, media = shard_path("paths", index), shard_path(f"features/{encoder}", index)
-        with store.open(labels) as labels_file, store.open(media) as media_file:
-            features = read_tar(media_file, store.where(media))
+        with open_file(store, labels) as labels_file, open_file(store, media) as media_file:
+            features = read_tar(media_file, store.describe(media))
             jpg: bytes | None = None
-            for member, data in read_tar(labels_file, store.where(labels)):
+            for member, data in read_tar(labels_file, store.describe(labels)):
                 if member.ext == "jpg":
                     jpg = data
                     continue
                 at, raw = next(features, (None, b""))
-                where = f"{store.where(media)}: record {member.key}"
+                where = f"{store.describe(media)}: record {member.key}"
                 if at is None or at.key != member.key:
                     raise ShardError(f"{where}: expected here, got {at.key if at else 'the end of the shard'}; the "
                                      "kinds of the slice were made by different jobs")
-                clip = parse_model(ClipRecord, data, f"{store.where(labels)}: record {member.key} at byte "
+                clip = parse_model(ClipRecord, data, f"{store.describe(labels)}: record {member.key} at byte "
                                    f"{member.offset:,}", limit_bytes=MAX_JSON_BYTES)
                 unpacked = unpack_features(raw, f"{where} at byte {at.offset:,}")
                 check_times(clip, unpacked, where)
                 yield {"__key__": member.key, "__url__": url, "clip": clip, "jpg": jpg, "features": unpacked}
                 jpg = None
             if next(features, None) is not None:
-                raise ShardError(f"{store.where(media)}: more records than {store.where(labels)} has")
+                raise ShardError(f"{store.describe(media)}: more records than {store.describe(labels)} has")

@@ -29,9 +29,10 @@ from taro.shards.format import (
     sidecar_path,
     split_kind,
 )
-from taro.shards.manifest import read_skipped
-from taro.shards.reader import check_times, read_manifest, read_sidecar
-from taro.shards.store import LocalStore, file_sha256, open_store
+from taro.shards.manifest import read_manifest, read_sidecar, read_skipped
+from taro.shards.places import open_store
+from taro.shards.reader import check_times
+from taro.shards.store import Store, file_sha256, open_file
 from taro.shards.strict import parse_model
 from taro.shards.tar import TarMember, read_tar
 from taro.shards.tensors import unpack_features, unpack_frames
@@ -73,10 +74,10 @@ class _Seen:
     settings: dict[str, VariantSettings] = field(default_factory=dict)
 
 
-def verify(root: str | Path, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+def verify(place: str | Path | Store, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
     """Checks everything; `progress(bytes done, bytes in all)` is called after every shard."""
-    store = open_store(root)
-    report = VerifyReport(str(store.root))
+    store = open_store(place)
+    report = VerifyReport(store.place)
     try:
         manifest = read_manifest(store)
     except ShardError as error:
@@ -95,7 +96,7 @@ def verify(root: str | Path, *, progress: Callable[[int, int], None] | None = No
     return report
 
 
-def _shard(store: LocalStore, entry: ShardEntry, report: VerifyReport, seen: _Seen) -> list[str]:
+def _shard(store: Store, entry: ShardEntry, report: VerifyReport, seen: _Seen) -> list[str]:
     """Checks one shard; returns the keys that were read."""
     report.shards += 1
     report.bytes += entry.bytes
@@ -105,9 +106,9 @@ def _shard(store: LocalStore, entry: ShardEntry, report: VerifyReport, seen: _Se
     except ShardError as error:
         report.problems.append(str(error))
         expected = None
-    where = store.where(entry.path)
+    where = store.describe(entry.path)
     try:
-        with store.open(entry.path) as file:
+        with open_file(store, entry.path) as file:
             if file_sha256(file) != entry.sha256:
                 report.problems.append(f"{where}: its sha256 is not the manifest's; the shard is damaged, fetch it "
                                        "again or make it again")
@@ -183,25 +184,25 @@ def _variants(kind: str, key: str, data: bytes, at: str, seen: _Seen) -> None:
                          "since; make them again with `taro preprocess ... --only variants`")
 
 
-def _same_keys(store: LocalStore, keys: dict[tuple[str, int], list[str]], seen: _Seen, report: VerifyReport) -> None:
+def _same_keys(store: Store, keys: dict[tuple[str, int], list[str]], seen: _Seen, report: VerifyReport) -> None:
     kinds = sorted({kind for kind, _ in keys})
     indices = sorted({index for _, index in keys})
     for kind in kinds:
         for index in indices:
             paths = set(keys.get(("paths", index), ()))
             if (kind, index) not in keys:
-                report.problems.append(f"{store.root}: slice {index} has no {kind} shard")
+                report.problems.append(f"{store.place}: slice {index} has no {kind} shard")
                 continue
             if split_kind(kind)[0] == "variants":  # a clip of one frame, or without a window, can have none
                 paths = {key for key in paths if seen.groups.get(key) or key in keys[kind, index]}
             if set(keys[kind, index]) != paths:
                 differ = sorted(set(keys[kind, index]) ^ paths)
-                report.problems.append(f"{store.root}: slice {index}: {kind} and paths hold different records, such as "
-                                       f"{', '.join(differ[:3])}")
+                report.problems.append(f"{store.place}: slice {index}: {kind} and paths hold different records, such "
+                                       f"as {', '.join(differ[:3])}")
 
 
-def _totals(store: LocalStore, manifest: Manifest, report: VerifyReport) -> None:
-    counts, where = manifest.counts, store.where(MANIFEST)
+def _totals(store: Store, manifest: Manifest, report: VerifyReport) -> None:
+    counts, where = manifest.counts, store.describe(MANIFEST)
     if (counts.clips, counts.queries, counts.captions) != (report.records, report.queries, report.captions):
         report.problems.append(f"{where}: counts {counts.clips} clips, {counts.queries} queries, {counts.captions} "
                                f"captions; found {report.records}, {report.queries}, {report.captions}")
@@ -218,13 +219,14 @@ def _totals(store: LocalStore, manifest: Manifest, report: VerifyReport) -> None
     known = {MANIFEST, CARD, SKIPPED}
     for entry in manifest.shards:
         known |= {entry.path, sidecar_path(entry.kind, entry.index)}
-    for path in sorted(store.root.glob("**/*.tar")):
-        if path.relative_to(store.root).as_posix() not in known:
-            report.problems.append(f"{path}: not in the manifest; remove it, or run `taro preprocess` again")
+    for name in store.list():
+        if name.endswith(".tar") and name not in known:
+            report.problems.append(f"{store.describe(name)}: not in the manifest; remove it, or run `taro preprocess` "
+                                   "again")
 
 
-def _skipped(store: LocalStore, manifest: Manifest) -> None:
-    where = store.where(SKIPPED)
+def _skipped(store: Store, manifest: Manifest) -> None:
+    where = store.describe(SKIPPED)
     if manifest.skipped_sha256 is None:
         if manifest.counts.skipped:
             raise ShardError(f"{where}: {manifest.counts.skipped} skipped rows, but the manifest names no table")
@@ -233,7 +235,7 @@ def _skipped(store: LocalStore, manifest: Manifest) -> None:
     if hashlib.sha256(data).hexdigest() != manifest.skipped_sha256:
         raise ShardError(f"{where}: its sha256 is not the manifest's")
     try:
-        rows = len(read_skipped(store.root))
+        rows = len(read_skipped(store))
     except ImportError:
         return
     if rows != manifest.counts.skipped:

@@ -55,7 +55,7 @@ def view(root: str | Path, out: str | Path, *, run: str | Path | None = None, li
     `run`: a training run's folder; clips that it has rollouts of then come first. Returns the page's path.
     """
     shard_set = open_shards(root)
-    rollouts = {} if run is None else read_rollouts(run, shard_set.store.root)
+    rollouts = {} if run is None else read_rollouts(run, Path(shard_set.place))
     unknown = sorted(set(keys) - set(shard_set.keys))
     if unknown:
         raise ShardError(f"{root}: no clip {unknown[0][:120]}; the set holds {len(shard_set.keys)} clips, such as "

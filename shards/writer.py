@@ -30,7 +30,6 @@ from taro.shards.format import (
     FORMAT_VERSION,
     MAX_JPEG_BYTES,
     MAX_JSON_BYTES,
-    MAX_MANIFEST_BYTES,
     Member,
     ShardEntry,
     Sidecar,
@@ -41,11 +40,12 @@ from taro.shards.format import (
     sidecar_path,
     split_kind,
 )
-from taro.shards.manifest import build_manifest, read_entries, write_card, write_manifest, write_skipped
-from taro.shards.store import LocalStore, file_sha256
-from taro.shards.strict import canonical_json, parse_model
-from taro.shards.tar import TarWriter, read_tar, write_tar
-from taro.shards.tensors import pack_features, pack_frames, unpack_features
+from taro.shards.manifest import stored_sidecar
+from taro.shards.store import file_sha256, open_file
+from taro.shards.store_local import LocalStore
+from taro.shards.strict import canonical_json
+from taro.shards.tar import TarWriter, read_tar
+from taro.shards.tensors import pack_features, pack_frames
 from taro.shards.variants import FrameVariants, pack_variants
 
 if TYPE_CHECKING:
@@ -53,10 +53,7 @@ if TYPE_CHECKING:
 
     from taro.shards.reader import ShardSet
 
-__all__ = [
-    "SliceWriter", "build_manifest", "pack_features", "read_entries", "slice_done", "unpack_features", "write_card",
-    "write_manifest", "write_skipped", "write_tar",
-]
+__all__ = ["SliceWriter", "slice_done"]
 
 
 class _Shard:
@@ -170,7 +167,7 @@ class SliceWriter:
             if listed is None and split_kind(kind)[0] == "variants":
                 continue
             if listed is None:
-                raise ShardError(f"{source.store.root}: no record {record.key} in {kind}; `taro shards verify` lists "
+                raise ShardError(f"{source.place}: no record {record.key} in {kind}; `taro shards verify` lists "
                                  "what is wrong with the set")
             parts = ((member.ext, canonical_json(record) if member.ext == "json" else
                       source.raw(kind, record.key, member.ext)) for member in listed.members)
@@ -197,9 +194,7 @@ class SliceWriter:
             sidecar = shard.describe()
             data = canonical_json(sidecar)
             write_atomically(shard.sidecar, data)
-            entries.append(ShardEntry(kind=shard.kind, index=shard.index, bytes=sidecar.bytes,
-                                      records=len(sidecar.records), queries=sidecar.queries, sha256=sidecar.sha256,
-                                      sidecar_sha256=hashlib.sha256(data).hexdigest()))
+            entries.append(ShardEntry.of(sidecar, hashlib.sha256(data).hexdigest()))
         return entries
 
     def __enter__(self) -> SliceWriter:
@@ -221,11 +216,8 @@ def slice_done(root: str | Path, index: int, kinds: Iterable[str]) -> bool:
     store = LocalStore(Path(root))
     try:
         for kind in kinds:
-            data = store.read(sidecar_path(kind, index), limit_bytes=MAX_MANIFEST_BYTES)
-            sidecar = parse_model(Sidecar, data, store.where(sidecar_path(kind, index)), limit_bytes=MAX_MANIFEST_BYTES)
-            if (sidecar.kind, sidecar.index) != (kind, index):
-                return False
-            with store.open(shard_path(kind, index)) as file:
+            sidecar, _ = stored_sidecar(store, kind, index)
+            with open_file(store, shard_path(kind, index)) as file:
                 if file_sha256(file) != sidecar.sha256:
                     return False
     except ShardError:

@@ -121,11 +121,11 @@ def missing_predictions(shard_set: ShardSet, split: str | None) -> list[Predicti
     if manifest.counts.skipped == 0 or (split is not None and manifest.provenance.split != split):
         return []
     if importlib.util.find_spec("pyarrow") is None:
-        raise ConfigError(f"{shard_set.store.root}: {manifest.counts.skipped} rows are in its skipped.parquet, which "
+        raise ConfigError(f"{shard_set.place}: {manifest.counts.skipped} rows are in its skipped.parquet, which "
                           "must be read to count misses; pip install pyarrow")
-    rows = read_skipped(shard_set.store.root)
+    rows = read_skipped(shard_set.store)
     if len(rows) != manifest.counts.skipped:
-        raise ShardError(f"{shard_set.store.root}: skipped.parquet holds {len(rows)} rows, the manifest counts "
+        raise ShardError(f"{shard_set.place}: skipped.parquet holds {len(rows)} rows, the manifest counts "
                          f"{manifest.counts.skipped}; misses cannot be counted: fetch the file again, or run `taro "
                          "preprocess` again")
     return [Prediction(query_id=str(row["row_id"]), video=str(row["video"]), predicted=None, windows=(), duration_s=0.0,

@@ -299,7 +299,7 @@ def open_encoded_shards(path: str | Path, policy: Policy, *, encoder: str | None
 def with_variants(shard_set: ShardSet, *, dt_s: float | None = None) -> tuple[ShardSet, VariantSettings]:
     """The same set, its samples with frame variants, and how those were made. Raises ConfigError where it has none, or
     none of `dt_s` (None: any)."""
-    found, root, wanted = shard_set.variant_settings(), shard_set.store.root, 3.0 if dt_s is None else dt_s
+    found, root, wanted = shard_set.variant_settings(), shard_set.place, 3.0 if dt_s is None else dt_s
     command = (f"`taro preprocess RECIPE --set out={root} --only variants --set variants.count=4 --set "
                f"variants.dt_s={wanted:g}` (it needs the videos)")
     if found is None:

@@ -72,7 +72,7 @@ class SetDiff:
 
 def diff(a: ShardSet, b: ShardSet) -> SetDiff:
     """Compares two sets. The queries of a clip that only one set has count as queries of that set alone."""
-    found = SetDiff(str(a.store.root), str(b.store.root))
+    found = SetDiff(a.place, b.place)
     keys_a, keys_b = set(a.keys), set(b.keys)
     found.kinds_only_a = sorted(set(a.manifest.kinds) - set(b.manifest.kinds))
     found.kinds_only_b = sorted(set(b.manifest.kinds) - set(a.manifest.kinds))

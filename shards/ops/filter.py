@@ -112,7 +112,7 @@ def split_by_split(source: ShardSet, out: str | Path, *, slice_bytes: int = SLIC
     """One set `out/NAME` for each split that queries name."""
     names = sorted({query.split for key in source.keys for query in source.clip(key).queries})
     if not names:
-        raise ShardError(f"{source.store.root}: no query, so no split to cut it by")
+        raise ShardError(f"{source.place}: no query, so no split to cut it by")
     made = {}
     with new_folder(out, [source]) as root:
         for name in _checked(names):
@@ -184,7 +184,7 @@ def _with(clip: ClipRecord, queries: list[QueryRecord]) -> ClipRecord:
 def _known(what: str, wanted: Collection[str] | None, held: Collection[str], source: ShardSet) -> None:
     lost = sorted(set(wanted or ()) - set(held))
     if lost:
-        raise ShardError(f"{source.store.root}: holds no {what} {', '.join(name[:120] for name in lost[:5])}"
+        raise ShardError(f"{source.place}: holds no {what} {', '.join(name[:120] for name in lost[:5])}"
                          f"{f' and {len(lost) - 5} more' if len(lost) > 5 else ''}; `taro shards sample` shows some")
 
 

@@ -93,7 +93,7 @@ def _same_kinds(sources: Sequence[ShardSet]) -> list[str]:
     first = sources[0]
     for other in sources[1:]:
         if _whole(first) != _whole(other) or _encoders(first) != _encoders(other):
-            told = "\n".join(f"  {one.store.root}: {', '.join(kind for kind in one.manifest.kinds if kind != 'paths')}"
+            told = "\n".join(f"  {one.place}: {', '.join(kind for kind in one.manifest.kinds if kind != 'paths')}"
                              f"{''.join(chr(10) + '    ' + line for line in _told(one.manifest))}"
                              for one in (first, other))
             raise ShardError(f"the sets were not made by the same encoders, so they cannot be one set\n{told}\n"
@@ -148,13 +148,13 @@ def _united(key: str, sets: Sequence[ShardSet], kinds: Sequence[str]) -> Piece:
                                         and digests(first, kind, key) != digests(other, kind, key)]
         sheets = {digests(one, "paths", key).get("jpg") for one in (first, other)}
         if wrong or len(sheets) > 1:
-            raise ShardError(f"clip {key} is not the same in {first.store.root} and {other.store.root}: its "
+            raise ShardError(f"clip {key} is not the same in {first.place} and {other.place}: its "
                              f"{', '.join(wrong or ['contact sheet'])} differ; leave it out of one with `taro shards "
                              "filter`, or make both with the same settings")
         for name, query in named_queries(again).items():
             if queries.setdefault(name, query) != query:
-                raise ShardError(f"query {name[0][:120]!r} of clip {key} is not the same in {owner[name].store.root} "
-                                 f"and {other.store.root} (`taro shards diff` says what differs); leave it out of one "
+                raise ShardError(f"query {name[0][:120]!r} of clip {key} is not the same in {owner[name].place} "
+                                 f"and {other.place} (`taro shards diff` says what differs); leave it out of one "
                                  "with `taro shards filter`")
             owner.setdefault(name, other)
     if len(queries) == len(clip.queries):

@@ -34,6 +34,7 @@ from taro.shards.manifest import (
     write_manifest,
     write_skipped,
 )
+from taro.shards.places import local_folder
 from taro.shards.reader import ShardSet
 from taro.shards.writer import SliceWriter
 
@@ -75,9 +76,9 @@ def new_folder(out: str | Path, sources: Iterable[ShardSet]) -> Iterator[Path]:
     """An empty folder beside `out` that becomes `out` where the block ends well, and is removed where it does not."""
     final = Path(out).resolve()
     for source in sources:
-        root = Path(source.store.root).resolve()
-        if final == root or root in final.parents:
-            raise ShardError(f"{final}: inside the set {source.store.root}; name a folder outside of it")
+        folder = local_folder(source.place)
+        if folder is not None and final.is_relative_to(folder.resolve()):
+            raise ShardError(f"{final}: inside the set {source.place}; name a folder outside of it")
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise ShardError(f"{final}: exists already and is not an empty folder; remove it or name another")
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +166,7 @@ def derived_steps(manifest: Manifest) -> list[Any]:
 
 def source_skipped(shard_set: ShardSet) -> list[dict[str, Any]]:
     """Rows of a set's skipped.parquet, held against its manifest and the format's types."""
-    root, counted = shard_set.store.root, shard_set.manifest.counts.skipped
+    root, counted = shard_set.place, shard_set.manifest.counts.skipped
     try:
         rows = read_skipped(root)
     except ImportError:

@@ -146,7 +146,7 @@ def stats(shard_set: ShardSet) -> SetStats:
         tally.add(shard_set.clip(key))
     manifest = shard_set.manifest
     try:
-        rows = read_skipped(shard_set.store.root)
+        rows = read_skipped(shard_set.store)
         skipped: dict[str, int] | None = _ordered(Counter(f"{row['stage']}: {row['reason']}" for row in rows))
     except ImportError:
         skipped = None
@@ -198,7 +198,7 @@ def sample(shard_set: ShardSet, count: int, *, seed: int = 0) -> list[ShownQuery
     owners = [(key, at) for key in shard_set.keys
               if (listed := shard_set.listed("paths", key)) for at in range(listed.queries)]
     if not owners:
-        raise ShardError(f"{shard_set.store.root}: no query to show; the set holds {len(shard_set.keys)} clips and "
+        raise ShardError(f"{shard_set.place}: no query to show; the set holds {len(shard_set.keys)} clips and "
                          "no query")
     drawn = rng("shards-sample", seed).permutation(len(owners))[:count]
     shown = []

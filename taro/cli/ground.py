@@ -80,7 +80,7 @@ def _encode(options: GroundOptions, folder: Path) -> Path:
         temporary_shards(RawVideos(folder / "videos", annotations), shards, policy=options.policy,
                          device=options.device)
     except TaroError:
-        if not read_skipped(shards):  # otherwise the ledger says better what is wrong with the video
+        if not (shards.is_dir() and read_skipped(shards)):  # else the ledger says better what is wrong
             raise
     for row in read_skipped(shards):
         reason, detail = str(row["reason"]), str(row["detail"]).removeprefix(f"{name}: ")

@@ -21,7 +21,8 @@ from taro.sandbox import weights_folder
 from taro.sandbox.tasks import shown_times_s
 from taro.sandbox.video import decode_cells, encode_video
 from taro.sandbox.world import make_world
-from taro.shards.writer import SliceWriter, build_manifest, write_manifest
+from taro.shards.manifest import build_manifest, write_manifest
+from taro.shards.writer import SliceWriter
 from taro.train.config import TrainConfig
 from taro.train.loop import train
 

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from taro.core import draws
 from taro.grounding.moment import Moment, iou
 from taro.grounding.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
-from taro.shards.writer import SliceWriter, build_manifest, write_manifest, write_skipped
+from taro.shards.manifest import build_manifest, write_manifest, write_skipped
+from taro.shards.writer import SliceWriter
 from taro.train.evaluate import EvalRow
 
 HOSTILE = '</pre></svg><script>document.title="owned"</script><img src=x onerror="document.title=1"> \u202egnp.exe'

@@ -10,8 +10,15 @@ import torch
 from taro.grounding.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
 from taro.models.features import EncoderFingerprint, FrameSampling, VideoFeatures, patch_times_s
 from taro.shards.format import ClipEncoder, clip_key
-from taro.shards.manifest import build_manifest, read_entries, write_card, write_manifest, write_skipped
-from taro.shards.reader import open_shards, read_sidecar
+from taro.shards.manifest import (
+    build_manifest,
+    read_entries,
+    read_sidecar,
+    write_card,
+    write_manifest,
+    write_skipped,
+)
+from taro.shards.reader import open_shards
 from taro.shards.variants import FrameVariants, VariantSettings, wanted_groups
 from taro.shards.writer import SliceWriter
 

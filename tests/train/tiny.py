@@ -16,7 +16,8 @@ from taro.grounding.records import CandidatePaths, ClipRecord, ClipSpan, DenseCa
 from taro.models.features import FrameSampling, VideoFeatures, patch_times_s
 from taro.models.logprobs import score
 from taro.models.policy import Policy, export_checkpoint, load_policy
-from taro.shards.writer import SliceWriter, build_manifest, write_manifest
+from taro.shards.manifest import build_manifest, write_manifest
+from taro.shards.writer import SliceWriter
 from tests.helpers_models import tiny_qwen2_5_vl
 
 TEMPLATE = PromptTemplate(name="tiny", version=1, text="{query}?", no_think_text="{query}!",

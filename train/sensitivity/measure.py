@@ -138,13 +138,13 @@ def probe_policy(policy: Policy, shard_set: ShardSet, *, template: PromptTemplat
     if no_think and over == "reasoning":
         raise ConfigError("answers alone have no reasoning whose drop could be measured; measure it over the response")
     config = TrainConfig.model_validate({
-        "policy": str(policy.folder), "shards": str(shard_set.store.root), "out": "nothing-is-written", "seed": seed,
+        "policy": str(policy.folder), "shards": shard_set.place, "out": "nothing-is-written", "seed": seed,
         "curriculum": {"schedule": "off"}, "loss": {"kl": 0.0}, "reward": {"drop_over": over, "no_think": no_think},
         "rollout": {"group": group, "max_new_tokens": max_new_tokens, "batch_prompts": batch_prompts}})
     refs = evaluation_queries(shard_set, split=split, limit=limit, seed=seed)
     if not refs:
         splits = ", ".join(sorted({ref.query.split for ref in shard_set.queries()}))
-        raise ConfigError(f"{shard_set.store.root}: no query of split {split!r}; the set has {splits or 'no query'}")
+        raise ConfigError(f"{shard_set.place}: no query of split {split!r}; the set has {splits or 'no query'}")
     rollouts: list[Probed] = []
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start in range(0, len(refs), batch_prompts):

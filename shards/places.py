@@ -1,0 +1,60 @@
+"""Where a set lies, as a user names it: a folder (`~` too) or a URL, and the store that reads it.
+
+A place is a str everywhere, never a Path, which would make `hf:/` of `hf://`. Another kind of place is one row in
+`STORES`; whoever takes a place takes an open store too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from taro.core.errors import ShardError
+from taro.shards.store import Store
+from taro.shards.store_local import LocalStore
+
+__all__ = ["STORES", "local_folder", "open_store"]
+
+
+def _open_folder(place: str) -> Store:
+    folder = local_folder(place)
+    if folder is None or not folder.is_dir():
+        raise ShardError(f"{place}: no such folder; expected a shard set, as `taro preprocess` writes it")
+    return LocalStore(folder)
+
+
+STORES: dict[str, Callable[[str], Store]] = {"": _open_folder}
+"""scheme of a URL, "" of a folder -> what opens a place of that scheme, or raises ShardError"""
+
+
+def _scheme(place: str) -> str:
+    found = re.match(r"([a-z][a-z0-9+.-]*)://", place)
+    return found[1] if found else ""
+
+
+def local_folder(place: str | Path) -> Path | None:
+    """The folder that a place names, `~` resolved; None where it is a URL.
+
+    >>> local_folder("sets/train"), local_folder("hf://datasets/owner/name")
+    (PosixPath('sets/train'), None)
+    """
+    if _scheme(str(place)):
+        return None
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:  # the home of nobody: a folder of that very name
+        return Path(place)
+
+
+def open_store(place: str | Path | Store) -> Store:
+    """The store of a place; one that is open already is given back. ShardError where no store reads such places, or
+    nothing is there."""
+    if not isinstance(place, str | Path):
+        return place
+    text = str(place)
+    opener = STORES.get(_scheme(text))
+    if opener is None:
+        raise ShardError(f"{text}: shards are read from a local folder; download the set there first "
+                         "(for hf://, `hf download --repo-type dataset --local-dir DIR`)")
+    return opener(text)
