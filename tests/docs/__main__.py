@@ -1,4 +1,4 @@
-"""Runs the pages of docs/ and, with --update, writes their outputs and tables of options anew.
+"""Runs the pages of docs/ and, with --update, writes their outputs anew.
 
     python -m tests.docs [--update] [PAGE ...]
 
@@ -24,7 +24,7 @@ def main() -> int:
     from tests.docs.runner import START, pages_that_run, run_page
 
     words = argparse.ArgumentParser(prog="python -m tests.docs", description=__doc__.splitlines()[0])
-    words.add_argument("--update", action="store_true", help="write outputs and tables anew")
+    words.add_argument("--update", action="store_true", help="write outputs anew")
     words.add_argument("pages", nargs="*", type=Path, help="pages; all by default")
     asked = words.parse_args()
     failed = False

@@ -1,4 +1,4 @@
-"""Pages read: fenced blocks with their marks, the outputs that stand below commands, tables of options.
+"""Pages read: fenced blocks with their marks, and the outputs that stand below commands.
 
 A mark is an HTML comment on the line before a block, so that a reader of the page does not see it:
 
@@ -7,23 +7,17 @@ A mark is an HTML comment on the line before a block, so that a reader of the pa
     <!-- figures vary -->           before an output: its numbers are not compared (another CPU rounds otherwise)
 
 A ``` block without a language right after a ```bash block is its output; one line `...` in it stands for any number
-of lines. Tables between `<!-- options: taro COMMAND -->` and `<!-- end of options -->` are written from the command.
+of lines. Options are not listed on pages: `taro COMMAND --help` prints them.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
-import types
-import typing
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import typer
-import typer.models
 
 from taro.cli import app as cli
 
@@ -31,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 SKIP_MARKS = ("run by .ci/run", "shown, not run: ")
-OPTIONS = re.compile(r"^<!-- options: taro (.+?) -->\n(.*?)^<!-- end of options -->$", re.M | re.S)
 
 
 def all_pages() -> list[Path]:
@@ -106,65 +99,14 @@ def output_of(page: list[Block], at: int, text: str) -> Block | None:
     return page[at + 1] if all(re.fullmatch(r"(<!-- .* -->)?", line) for line in between) else None
 
 
-def functions() -> dict[str, Any]:
-    """Every command that does something (`train`, `shards info`, ...) and the function behind it."""
-    found: dict[str, Any] = {}
+def subcommands() -> list[str]:
+    """Every command that does something: `train`, `shards info`, ..."""
+    found: list[str] = []
     for name, row in cli.COMMANDS.items():
         target = getattr(importlib.import_module(row.module), row.attribute)
-        if isinstance(target, typer.Typer):
-            for inner in target.registered_commands:
-                assert inner.callback is not None
-                found[f"{name} {inner.name or inner.callback.__name__}"] = inner.callback
-        else:
-            found[name] = target
+        inner = target.registered_commands if isinstance(target, typer.Typer) else []
+        found += [f"{name} {one.name or one.callback.__name__}" for one in inner if one.callback] or [name]
     return found
-
-
-def options_table(words: str) -> str:
-    """The options of a command as a table: what its --help says, read from its signature (typer's own objects differ
-    from version to version)."""
-    function = functions()[words]
-    hints = typing.get_type_hints(function, include_extras=True)
-    rows = ["| option | default | |", "|---|---|---|"]
-    for name, parameter in inspect.signature(function).parameters.items():
-        kind, info = typing.get_args(hints[name])[:2]
-        kinds = [one for one in (typing.get_args(kind) if isinstance(kind, types.UnionType) else [kind])
-                 if one is not types.NoneType]
-        rows.append(f"| {_named(name, kinds[0], info)} | {_default(parameter.default)} | {_cell(info.help or '')} |")
-    return "".join(f"{row}\n" for row in rows)
-
-
-def _named(name: str, kind: Any, info: Any) -> str:
-    if isinstance(info, typer.models.ArgumentInfo):
-        return f"`{(info.metavar or name).upper()}`"
-    dashed = f"--{name.replace('_', '-')}"
-    # Inside Annotated, typer takes the first name for a default.
-    given = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str) and one.startswith("-")]
-    names = ", ".join(f"`{one}`" for one in given or ([dashed, f"--no-{dashed[2:]}"] if kind is bool else [dashed]))
-    if kind is bool:
-        return names
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return f"{names} {' or '.join(one.value for one in kind)}"
-    if typing.get_origin(kind) is typing.Literal:
-        return f"{names} {' or '.join(typing.get_args(kind))}"
-    return f"{names} {info.metavar}" if info.metavar else names
-
-
-def _default(value: Any) -> str:
-    if value is inspect.Parameter.empty:
-        return "required"
-    return "" if value is None or isinstance(value, bool) else f"`{value}`"
-
-
-def _cell(text: str) -> str:
-    plain = re.sub(r"\[/?(bold|dim|green)\]", "", text)
-    return " ".join(plain.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def with_tables(text: str) -> str:
-    """The page with every table of options as it must be."""
-    return OPTIONS.sub(lambda found: f"<!-- options: taro {found[1]} -->\n{options_table(found[1])}"
-                                     "<!-- end of options -->", text)
 
 
 def with_output(text: str, block: Block, printed: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""A page's commands, run in order in a folder, and what they print held against what the page shows.
+"""A page's commands, run in order in a folder, and what they print compared with what the page shows.
 
 `taro` lines run in this process, through the same entry point as the program: importing torch for each of some 150
 commands would take most of the time. Everything else is a line of bash. A command line is `taro ... | more` at most;
@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taro.cli import app as cli
-from tests.docs.pages import DOCS, Block, blocks_of, commands, moved, output_of, with_output, with_tables
+from tests.docs.pages import DOCS, Block, blocks, blocks_of, commands, moved, output_of, with_output
 
-START = DOCS / "commands" / "README.md"
+START = DOCS / "README.md"
 VOLATILE = (
     (r"\b\d[\d,.]* (s|ms|min|h|bytes|kB|MB|GB|GiB|TB)\b(?! to)", r"# \1"),
     (r"(bytes, [^:]+: )[\d,]+", r"\1#"),
@@ -133,10 +133,7 @@ def differs(shown: Block, printed: list[str]) -> str:
 def run_page(page: Path, folder: Path, *, update: bool = False) -> tuple[int, int, list[str]]:
     """Runs a page in `folder`: blocks run, outputs held, and what is wrong; `update` writes it right instead."""
     text = page.read_text(encoding="utf-8")
-    wrong = []
-    if (tables := with_tables(text)) != text:
-        wrong.append("a table of options is not what the command has")
-        text = tables
+    wrong: list[str] = []
     found, grown, ran, held = blocks_of(text), 0, 0, 0
     for at, block in enumerate(found):
         if block.skipped or block.language not in {"bash", "python"}:
@@ -161,11 +158,6 @@ def run_page(page: Path, folder: Path, *, update: bool = False) -> tuple[int, in
 
 
 def pages_that_run() -> list[Path]:
-    """Every page of docs/ with something to run or a table to hold, but the page of the start itself."""
-    pages = []
-    for page in sorted(DOCS.rglob("*.md")):
-        text = page.read_text(encoding="utf-8")
-        runs = any(block.language in {"bash", "python"} and not block.skipped for block in blocks_of(text))
-        if page != START and (runs or "<!-- options: " in text):
-            pages.append(page)
-    return pages
+    """Every page of docs/ with something to run, but the page of the start itself."""
+    return [page for page in sorted(DOCS.rglob("*.md")) if page != START
+            and any(block.language in {"bash", "python"} and not block.skipped for block in blocks(page))]

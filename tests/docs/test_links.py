@@ -61,5 +61,5 @@ def test_no_page_is_orphaned() -> None:
 
 def test_anchors_are_githubs() -> None:
     """Hand-checked against what GitHub makes of these headings."""
-    found = anchors(ROOT / "docs" / "protocols.md")
-    assert {"moment-detr", "by-length-and-place", "beside-each-score"} <= found
+    found = anchors(ROOT / "docs" / "evaluation.md")
+    assert {"a-file-of-predictions", "one-video-one-question", "beside-each-score"} <= found

@@ -1,17 +1,19 @@
-"""Every page of docs/ runs: its commands in order in a fresh folder, its outputs and tables as the page shows them.
+"""Every page of docs/ runs: its commands in order in a fresh folder, its outputs as the page shows them.
 
-All pages begin with what docs/commands/README.md makes: world/, shards/ and run/. To write outputs and tables anew:
-`python -m tests.docs --update`.
+All pages begin with what docs/README.md makes: world/, shards/ and run/. `python -m tests.docs --update` writes outputs
+anew.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import DOCS, functions
+from taro.cli.app import COMMANDS
+from tests.docs.pages import DOCS, all_pages, blocks, commands, subcommands
 from tests.docs.runner import START, pages_that_run, run_page
 
 HOW = "\n\nwrite it anew with: python -m tests.docs --update {page} (and read what it wrote)"
@@ -36,11 +38,19 @@ def test_a_page_runs_and_prints_what_it_shows(page: Path, start: Path, tmp_path:
     assert not wrong, "\n".join(wrong) + HOW.format(page=page)
 
 
-def test_every_command_has_a_page_with_its_options_and_an_output() -> None:
-    """A page for each command of the front door, a table of options for each that does something."""
-    for words in functions():
-        page = DOCS / "commands" / f"{words.split()[0]}.md"
-        assert page.is_file(), f"taro {words} needs a page: {page}"
-        text = page.read_text(encoding="utf-8")
-        assert f"<!-- options: taro {words} -->" in text, f"{page.name} has no table of options of taro {words}"
-        assert "exit code" in text.lower(), f"{page.name} does not tell exit codes"
+def test_every_command_has_a_page_that_uses_it() -> None:
+    """docs/README.md has a row for each command of the front door, and the page it links to shows each subcommand."""
+    rows = dict(re.findall(r"^\| `taro (\w+)` \|.*\]\(([\w-]+\.md)", START.read_text(encoding="utf-8"), re.M))
+    assert set(rows) == set(COMMANDS)
+    for words in subcommands():
+        page = DOCS / rows[words.split()[0]]
+        lines = [line for block in blocks(page) if block.language == "bash" for line in commands(block.text)]
+        assert any(line.startswith(f"taro {words}") for line in lines), f"{page.name} does not show taro {words}"
+
+
+def test_a_page_can_be_read_to_its_end() -> None:
+    """References in which one looks things up may be longer."""
+    references = {"what-to-do-when.md", "log.md", "shard-format.md", "CHANGELOG.md"}
+    long = {page.name: n for page in all_pages() if page.name not in references
+            and (n := len(page.read_text(encoding="utf-8").split())) > 2000}
+    assert not long, f"pages of more than 2,000 words: {long}"

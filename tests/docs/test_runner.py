@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import DOCS, Block, blocks_of, commands, options_table, output_of, with_output
+from tests.docs.pages import DOCS, Block, blocks_of, commands, output_of, with_output
 from tests.docs.runner import differs, plain, run_block, run_line, run_page
 
 PAGE = """# A page
@@ -78,13 +78,6 @@ def test_a_page_is_updated_in_place(tmp_path: Path) -> None:
     assert len(run_page(page, tmp_path)[2]) == 2 and "x" in page.read_text()
     run_page(page, tmp_path, update=True)
     assert run_page(page, tmp_path) == (2, 2, []) and "```\na\nb\n```" in page.read_text()
-
-
-def test_options_are_those_of_the_command() -> None:
-    rows = options_table("preprocess").splitlines()
-    assert "| `--set` KEY=VALUE |  | Replace a setting, e.g. segment.method=uniform; repeatable. |" in rows
-    assert any(row.startswith("| `--thumbnails`, `--no-thumbnails` |") for row in rows)
-    assert any(row.startswith("| `--json` |") for row in rows) and rows[2].startswith("| `RECIPE` | required |")
 
 
 def test_the_glossary_is_in_order() -> None:
