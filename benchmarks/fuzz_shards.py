@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks import fuzz_mutations as change
 from benchmarks.fuzz import Files, Target
 from taro.core.errors import TaroError
+from taro.core.json import canonical_json, parse_json, parse_model
 from taro.grounding.records import ClipRecord
 from taro.shards.card import card_text
 from taro.shards.format import MAX_JSON_BYTES, MAX_MANIFEST_BYTES, SKIPPED, Manifest, Sidecar, check_version
@@ -32,7 +33,6 @@ from taro.shards.ops.merge import merge_sets
 from taro.shards.ops.stats import sample, stats
 from taro.shards.reader import ShardSet, open_shards
 from taro.shards.stream import stream
-from taro.shards.strict import canonical_json, parse_json, parse_model
 from taro.shards.tar import read_tar
 from taro.shards.tensors import pack_features, pack_frames, unpack_features, unpack_frames, unpack_tensors
 from taro.shards.variants import pack_variants, unpack_variants

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from taro.core.errors import ConfigError, ShardError, TaroError, VideoError
+from taro.core.json import parse_model
 from taro.grounding.records import ClipRecord
 from taro.preprocess.encode import encode_clip
 from taro.preprocess.job import Job, Only
@@ -30,7 +31,6 @@ from taro.shards.format import MANIFEST, MAX_JSON_BYTES, shard_path, sidecar_pat
 from taro.shards.reader import open_shards
 from taro.shards.store import open_file
 from taro.shards.store_local import LocalStore
-from taro.shards.strict import parse_model
 from taro.shards.tar import read_tar
 from taro.shards.variants import unpack_variants, wanted_groups
 from taro.shards.writer import SliceWriter, slice_done

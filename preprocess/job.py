@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from taro.core.config import changed_settings
 from taro.core.errors import AnnotationError, ConfigError
+from taro.core.files import file_sha256
 from taro.models.features import EncoderFingerprint
 from taro.preprocess.captioners.base import captioner_facts
 from taro.preprocess.clip import clip_encoder
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.ledger import plan_lock
 from taro.preprocess.models import device_of, dtype_of, encoder_fingerprint, model_folder
-from taro.preprocess.plan import STATE, Plan, differences, file_sha256, freeze, load_plan, make_plan
+from taro.preprocess.plan import STATE, Plan, freeze, load_plan, make_plan
 from taro.shards.format import MANIFEST
 
 if TYPE_CHECKING:
@@ -139,7 +141,7 @@ def _first(plan: Plan, out: Path) -> Plan:
 
 
 def _unbegun(out: Path) -> bool:
-    """Whether no slice of the folder's plan was ever begun: a wrong setting was found before, and may be mended."""
+    """Whether no slice of the folder's plan was ever begun: a wrong setting was found before, and may be fixed."""
     state = out / STATE
     return not (state / BEGUN).exists() and not any(
         any(state.glob(pattern)) for pattern in ("ledger/*", "journal/*", "locks/slice-*"))
@@ -157,7 +159,7 @@ def _check_rows(config: PreprocessConfig, plan: Plan) -> None:
 
 def _check(config: PreprocessConfig, plan: Plan, shaping: dict[str, Any], encoder: EncoderFingerprint,
            only: Only | None) -> None:
-    changed = differences(_comparable(plan.shaping), _comparable(shaping))
+    changed = changed_settings(_comparable(plan.shaping), _comparable(shaping))
     if changed:
         listed = "; ".join(changed[:20])
         raise ConfigError(f"out {config.out}: begun with other settings ({len(changed)} differ): {listed}. Use another "

@@ -1,4 +1,4 @@
-"""Captions that were paid for, kept: an append-only journal, one JSONL file a slice.
+"""Caption cache: an append-only journal of what a captioner answered, one JSONL file a slice.
 
 A line is one answer of a captioner: what was asked (the digest of video, stretch, captioner and prompt), what it said,
 and a check over both. Lines are flushed to the disk before they are used; a line that was torn by a killed job or
@@ -8,14 +8,13 @@ question in another slice or run is never asked twice; jobs that share a folder 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from taro.core.files import locked
 from taro.grounding.moment import Moment
 
 __all__ = ["Journal", "question"]
@@ -50,9 +49,7 @@ class Journal:
                  for asked, text in answers]
         if not lines:
             return
-        with self._path.open("ab") as file:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)  # dropped when the file is closed
+        with self._path.open("ab") as file, locked(file.fileno(), wait=True):
             # A line torn by a killed job gets its end, so that it spoils nothing but itself.
             if file.seek(0, os.SEEK_END) and not _ends_with_newline(self._path):
                 file.write(b"\n")

@@ -1,4 +1,4 @@
-"""What became of every row: written, or skipped with a reason. `inputs == written + skipped`, checked.
+"""Per-row outcomes: written, or skipped with a reason. `inputs == written + skipped`, checked.
 
 Each slice leaves a small JSON beside its shards, written before their sidecars, so a slice that counts as done always
 has one. The lock on a slice keeps two workers from making it at once; the system drops it when its holder dies.
@@ -6,8 +6,6 @@ has one. The lock on a slice keeps two workers from making it at once; the syste
 
 from __future__ import annotations
 
-import fcntl
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +13,9 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from taro.core.config import Config
-from taro.core.files import write_atomically
+from taro.core.files import locked, write_atomically
 
 __all__ = ["SkippedRow", "SliceLedger", "plan_lock", "read_ledger", "slice_lock", "write_ledger"]
-
-log = logging.getLogger(__name__)
 
 
 class SkippedRow(Config):
@@ -75,26 +71,18 @@ def read_ledger(state: Path, index: int) -> SliceLedger | None:
 @contextmanager
 def slice_lock(state: Path, index: int) -> Iterator[bool]:
     """Holds the lock of a slice for the block; yields False where another process holds it."""
-    with _locked(state / "locks" / f"slice-{index:06d}.lock", wait=False) as held:
+    with locked(_lock_path(state, f"slice-{index:06d}"), wait=False) as held:
         yield held
 
 
 @contextmanager
 def plan_lock(state: Path) -> Iterator[None]:
     """Holds the lock of a folder's plan for the block, once it is free: two jobs that begin at once share one plan."""
-    with _locked(state / "locks" / "plan.lock", wait=True):
+    with locked(_lock_path(state, "plan"), wait=True):
         yield
 
 
-@contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
+def _lock_path(state: Path, name: str) -> Path:
+    path = state / "locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:  # a file system without locks
-            log.warning("%s: no lock (%s); see that no other job works in this folder", path, error)
-        yield True
+    return path

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taro.core.errors import ModelError
+from taro.core.files import file_sha256
 from taro.models.features import EncoderFingerprint, FrameSampling
 
 if TYPE_CHECKING:
@@ -103,6 +104,5 @@ def folder_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in {".safetensors", ".bin", ".pt", ".json", ".jinja", ".txt"}:
-            with path.open("rb") as file:
-                digest.update(f"{path.name}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{path.name}\n{file_sha256(path)}\n".encode())
     return digest.hexdigest()

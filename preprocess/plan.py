@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.ledger import SkippedRow
 from taro.shards.format import ClipEncoder, clip_key
 
-__all__ = ["STATE", "Plan", "PlannedClip", "PlannedRow", "differences", "file_sha256", "freeze", "list_videos",
-           "load_plan", "make_plan"]
+__all__ = ["STATE", "Plan", "PlannedClip", "PlannedRow", "freeze", "list_videos", "load_plan",
+           "make_plan"]
 
 STATE = ".preprocess"
 """folder of the job's own state inside the set: plan, locks, journal, ledgers; never shared"""
@@ -164,17 +163,6 @@ def load_plan(out: Path) -> Plan | None:
                           "and finished slices are kept; or use another out folder") from None
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two nested settings, one line each.
-
-    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
-    ['a.b: 1 in the folder, 3 now']
-    """
-    old, new = dict(_flat(before)), dict(_flat(now))
-    return [f"{key}: {old.get(key, 'absent')} in the folder, {new.get(key, 'absent')} now"
-            for key in sorted({*old, *new}) if old.get(key, "absent") != new.get(key, "absent")]  # fmt: skip
-
-
 def list_videos(folder: Path) -> dict[str, os.stat_result]:
     """Every file under `folder` with its path relative to it; hidden ones are left out, and so is a folder inside
     itself: links are followed, a circle of them is not."""
@@ -254,17 +242,3 @@ def _clip(path: str, clip: Moment | None, rows: list[AnnotationRow], stat: os.st
 def _dropped(report: LintReport) -> list[SkippedRow]:
     return [SkippedRow(row_id=o.row_id, line=o.line, stage="annotations", reason=o.reason.partition(":")[0],
                        detail=o.reason) for o in report.outcomes if isinstance(o, Dropped)]  # fmt: skip
-
-
-def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, json.dumps(data)
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,7 +17,7 @@ from importlib import metadata
 from typing import Literal
 
 from taro.core.errors import ConfigError, ShardError, TaroError
-from taro.core.files import telling
+from taro.core.files import explain_disk_errors
 from taro.models.features import EncoderFingerprint
 from taro.preprocess.additions import add_missing
 from taro.preprocess.captioners.base import TransformersCaptioner
@@ -39,7 +39,7 @@ __all__ = ["PreprocessReport", "Progress", "preprocess", "to_make"]
 
 log = logging.getLogger(__name__)
 
-AGAIN = ("Make room or mend the disk, then run the same command again: finished slices and every caption in the "
+AGAIN = ("Make room or fix the disk, then run the same command again: finished slices and every caption in the "
          "journal are kept")
 VERSIONS = ("av", "decord", "torch", "transformers", "open_clip_torch", "pillow", "numpy")
 
@@ -70,7 +70,7 @@ def preprocess(
         raise ConfigError(f"partition {part}/{parts}: expected i/n with 1 <= i <= n")
     if retry is not None and only is not None:
         raise ConfigError("--retry makes slices again, --only adds to slices that are made; run one, then the other")
-    with telling(config.out, lambda: AGAIN):
+    with explain_disk_errors(config.out, lambda: AGAIN):
         job = open_job(config, only=only)
         made = _make_missing(job, progress or _silent, partition, retry) if only is None else 0
         added = add_missing(job, only, progress or _silent, partition)

@@ -24,7 +24,7 @@ from taro.models.features import EncoderFingerprint
 __all__ = [
     "BLOCK", "CARD", "FORMAT_VERSION", "KEY_LENGTH", "MANIFEST", "MAX_BYTES", "MAX_DIM", "MAX_HEADER_BYTES",
     "MAX_JPEG_BYTES",
-    "MAX_JSON_BYTES", "MAX_JSON_DEPTH", "MAX_MANIFEST_BYTES", "MAX_MEMBER_BYTES", "MAX_RANK", "MAX_RECORDS",
+    "MAX_JSON_BYTES", "MAX_MANIFEST_BYTES", "MAX_MEMBER_BYTES", "MAX_RANK", "MAX_RECORDS",
     "MAX_TENSORS", "MEMBERS", "SKIPPED", "TENSORS_EXT", "ClipEncoder", "Counts", "Manifest", "Member", "Provenance",
     "ShardEntry", "Sidecar", "SidecarRecord", "check_version",
     "clip_key", "key_ok", "kind_label", "kind_ok", "shard_path",
@@ -42,7 +42,6 @@ BLOCK = 512
 KEY_LENGTH = 88
 """characters of a key: with `.safetensors` it must fit the 100 bytes that a plain tar header has for a name"""
 MAX_JSON_BYTES = 64 * 2**20
-MAX_JSON_DEPTH = 32
 MAX_JPEG_BYTES = 16 * 2**20
 MAX_MEMBER_BYTES = 8 * 2**30 - BLOCK
 """what the size field of a plain tar header can say"""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from taro.core.errors import ShardError
 from taro.core.files import write_atomically
+from taro.core.json import canonical_json, parse_json, parse_model
 from taro.shards.format import (
     CARD,
     MANIFEST,
@@ -31,7 +32,6 @@ from taro.shards.format import (
 from taro.shards.places import open_store
 from taro.shards.store import MissingFileError, Store
 from taro.shards.store_local import LocalStore
-from taro.shards.strict import canonical_json, parse_json, parse_model
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from taro.core.errors import ShardError
+from taro.core.json import parse_model
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.models.features import EncoderFingerprint, VideoFeatures, patch_times_s
 from taro.shards.format import (
@@ -33,7 +34,6 @@ from taro.shards.format import (
 from taro.shards.manifest import read_manifest, read_sidecar
 from taro.shards.places import open_store
 from taro.shards.store import Store
-from taro.shards.strict import parse_model
 from taro.shards.tar import read_header
 from taro.shards.tensors import unpack_features, unpack_frames
 from taro.shards.variants import FrameVariants, VariantSettings, check_variants, patch_facts, unpack_variants

@@ -9,7 +9,6 @@ Left out: removing and overwriting. A set is written into a folder (`taro.shards
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import BinaryIO, Protocol
 from taro.core.errors import ShardError
 from taro.shards.format import CARD, MANIFEST, SKIPPED, kind_ok, split_kind
 
-__all__ = ["MissingFileError", "Store", "check_name", "file_sha256", "open_file", "safe_name"]
+__all__ = ["MissingFileError", "Store", "check_name", "open_file", "safe_name"]
 
 BUFFER_BYTES = 2**18
 """of a file object: what is read in larger pieces than this is read past the buffer, as one range"""
@@ -106,11 +105,3 @@ class _Ranges(io.RawIOBase):
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
-
-
-def file_sha256(file: BinaryIO) -> str:
-    """Hex digest of a file from where it stands to its end."""
-    digest = hashlib.sha256()
-    while piece := file.read(2**22):
-        digest.update(piece)
-    return digest.hexdigest()

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taro.core.errors import ShardError
+from taro.core.json import parse_model
 from taro.grounding.records import ClipRecord
 from taro.shards.format import MAX_JSON_BYTES, shard_path
 from taro.shards.reader import ShardSet, check_times, open_shards
 from taro.shards.store import Store, open_file
-from taro.shards.strict import parse_model
 from taro.shards.tar import read_tar
 from taro.shards.tensors import unpack_features
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taro.core.errors import ShardError
+from taro.core.json import parse_json
 from taro.models.features import VideoFeatures
 from taro.shards.format import MAX_DIM, MAX_HEADER_BYTES, MAX_MEMBER_BYTES, MAX_RANK, MAX_TENSORS
-from taro.shards.strict import parse_json
 
 if TYPE_CHECKING:
     import torch

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from taro.core.errors import ShardError
+from taro.core.files import file_sha256
+from taro.core.json import parse_model
 from taro.grounding.records import ClipRecord
 from taro.shards.format import (
     CARD,
@@ -32,8 +34,7 @@ from taro.shards.format import (
 from taro.shards.manifest import read_manifest, read_sidecar, read_skipped
 from taro.shards.places import open_store
 from taro.shards.reader import check_times
-from taro.shards.store import Store, file_sha256, open_file
-from taro.shards.strict import parse_model
+from taro.shards.store import Store, open_file
 from taro.shards.tar import TarMember, read_tar
 from taro.shards.tensors import unpack_features, unpack_frames
 from taro.shards.variants import VariantSettings, check_variants, patch_facts, unpack_variants, wanted_groups

@@ -16,11 +16,11 @@ from typing import Any
 
 from taro.core.errors import ShardError
 from taro.core.files import write_atomically
+from taro.core.json import parse_json
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.pages.timeline import LABEL_PX, Lane, Span, page, safe_text, timeline_svg
 from taro.shards.format import MAX_JSON_BYTES
 from taro.shards.reader import ShardSet, open_shards
-from taro.shards.strict import parse_json
 
 __all__ = ["read_rollouts", "view"]
 

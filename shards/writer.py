@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 from taro.core.errors import ShardError
-from taro.core.files import fsync, write_atomically
+from taro.core.files import file_sha256, fsync, remove_temporary, write_atomically
+from taro.core.json import canonical_json
 from taro.grounding.records import ClipRecord
 from taro.models.features import VideoFeatures
 from taro.shards.format import (
@@ -41,9 +42,8 @@ from taro.shards.format import (
     split_kind,
 )
 from taro.shards.manifest import stored_sidecar
-from taro.shards.store import file_sha256, open_file
+from taro.shards.store import open_file
 from taro.shards.store_local import LocalStore
-from taro.shards.strict import canonical_json
 from taro.shards.tar import TarWriter, read_tar
 from taro.shards.tensors import pack_features, pack_frames
 from taro.shards.variants import FrameVariants, pack_variants
@@ -76,9 +76,8 @@ class _Shard:
     def sweep(self) -> None:
         """Removes what stands under temporary names of this slice, a killed job's too; the lock on the slice says that
         nobody else is writing it."""
-        for name in (self.final.name, self.sidecar.name):
-            for left in self.final.parent.glob(f".{name}.*.tmp"):
-                left.unlink(missing_ok=True)
+        for path in (self.final, self.sidecar):
+            remove_temporary(path.parent, path.name)
 
     def discard(self) -> None:
         if hasattr(self, "file"):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -22,10 +21,11 @@ from typing import Any
 import torch
 
 from taro.core.errors import TaroError
-from taro.core.files import fsync, write_tensors
+from taro.core.files import file_sha256, fsync, write_atomically, write_tensors
+from taro.core.json import strict_json
 
 __all__ = ["DamagedError", "RunState", "checkpoints", "load_checkpoint", "prune_checkpoints", "read_state",
-           "resume_checkpoint", "save_checkpoint", "write_text"]
+           "resume_checkpoint", "save_checkpoint"]
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ def save_checkpoint(folder: Path, named_parameters: Iterable[tuple[str, torch.nn
         for name, tensors in zip(TENSORS, (weights, moments), strict=True):
             write_tensors(temporary / name, tensors)
         content = {"version": VERSION, "state": asdict(state),
-                   "sha256": {name: _sha256(temporary / name) for name in TENSORS}}
-        write_text(temporary / "state.json", json.dumps({**content, "check": _check(content)}, indent=1))
+                   "sha256": {name: file_sha256(temporary / name) for name in TENSORS}}
+        write_atomically(temporary / "state.json", json.dumps({**content, "check": _check(content)}, indent=1).encode())
         fsync(temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its bytes
@@ -126,7 +126,7 @@ def load_checkpoint(path: Path, named_parameters: Iterable[tuple[str, torch.nn.P
     state, hashes = _read(path)
     for name in TENSORS:
         try:
-            found = _sha256(path / name)
+            found = file_sha256(path / name)
         except OSError as error:
             raise DamagedError(f"{path / name}: damaged or missing ({error.strerror})") from None
         if found != hashes.get(name):
@@ -162,11 +162,11 @@ def read_state(path: Path) -> RunState:
 
 def _read(path: Path) -> tuple[RunState, dict[str, str]]:
     try:
-        data = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        data = strict_json((path / "state.json").read_bytes())
         if data["version"] != VERSION:
             raise TaroError(f"{path}: checkpoint version {data['version']!r:.40}, this taro reads {VERSION}")
         check, state, hashes = data.pop("check", None), RunState(**data["state"]), dict(data["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path}: not a checkpoint of taro train ({error!r:.200}); expected state.json, "
                            "model.safetensors, optimizer.safetensors") from None
     if check is not None and check != _check(data):  # an older taro wrote none
@@ -215,24 +215,3 @@ def _free_name(path: Path) -> Path:
 
 def _check(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a small file atomically: temporary name, fsync, rename. As `taro.core.files.write_atomically`, but under
-    one name, since one process writes here: what a killed run left is written over, not left beside."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync(path.parent)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,12 +26,12 @@ import yaml
 
 from taro.core import draws
 from taro.core.errors import TaroError
-from taro.core.files import fsync, telling
+from taro.core.files import explain_disk_errors, fsync, write_atomically
 from taro.metrics.scores import METRICS
 from taro.models.policy import export_checkpoint
 from taro.models.sampler import Decoding
 from taro.train.algorithms.advantages import group_advantages
-from taro.train.checkpoint import DamagedError, load_checkpoint, prune_checkpoints, save_checkpoint, write_text
+from taro.train.checkpoint import DamagedError, load_checkpoint, prune_checkpoints, save_checkpoint
 from taro.train.config import TrainConfig
 from taro.train.curriculum import guide_probability
 from taro.train.evaluate import evaluate_policy, score_rows
@@ -71,7 +71,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
     run = open_run(config, resume=resume, on_step=on_step)
     if on_start is not None:
         on_start(run.data.summary())
-    with telling(run.folder, run.kept), contextlib.closing(run):
+    with explain_disk_errors(run.folder, run.kept), contextlib.closing(run):
         if run.state.step == 0:
             validate(run)
         while run.state.step < run.steps:
@@ -185,10 +185,11 @@ def export_run(run: Run) -> Path:
         dtype = torch.float32 if run.config.checkpoint.export_dtype == "float32" else None
         export_checkpoint(run.policy, run.policy.folder, temporary, dtype=dtype)
         template = run.template
-        write_text(temporary / "template.yaml", yaml.safe_dump(template.model_dump(mode="json"), sort_keys=False))
-        write_text(temporary / "taro.json", json.dumps(
+        write_atomically(temporary / "template.yaml",
+                         yaml.safe_dump(template.model_dump(mode="json"), sort_keys=False).encode())
+        write_atomically(temporary / "taro.json", json.dumps(
             {"template": "template.yaml", "template_name": template.name, "template_sha256": template.sha256,
-             "no_think": run.config.reward.no_think, "steps": exported, "seed": run.config.seed}, indent=1))
+             "no_think": run.config.reward.no_think, "steps": exported, "seed": run.config.seed}, indent=1).encode())
         for file in temporary.iterdir():
             fsync(file)
     except BaseException:

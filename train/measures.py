@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from taro.core.files import write_atomically
 from taro.grounding.answers import parse_reasoning
 from taro.grounding.moment import Moment
 from taro.metrics.scores import first_span_hit
 from taro.train.algorithms.advantages import zero_variance
-from taro.train.checkpoint import write_text
 from taro.train.config import TrainConfig
 from taro.train.rewards import Rewards
 from taro.train.rollouts import RolloutBatch, Scores
@@ -117,4 +117,4 @@ def dump_rollouts(path: Path, batch: RolloutBatch, parts: Rewards, advantages_BG
                 "windows": [[window.start_s, window.end_s] for window in sample.query.windows],
                 "duration_s": sample.clip.duration_s, **several, **place}))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(line + "\n" for line in lines))
+    write_atomically(path, "".join(line + "\n" for line in lines).encode())

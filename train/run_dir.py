@@ -9,10 +9,7 @@ rollouts/step-N.jsonl, checkpoints/step-N/, export/.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,16 +19,17 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from taro.core.config import read_yaml
+from taro.core.config import changed_settings, read_yaml
 from taro.core.errors import ConfigError
-from taro.core.files import telling
+from taro.core.files import explain_disk_errors, locked, remove_temporary, write_atomically
+from taro.core.json import read_json
 from taro.grounding.prompts import PromptTemplate, load_template
 from taro.models.features import FrameSampling
-from taro.models.folder import pixel_settings, read_json
+from taro.models.folder import pixel_settings
 from taro.models.policy import Policy, load_policy
 from taro.shards.reader import Sample, ShardSet, check_encoder, open_shards
 from taro.shards.variants import VariantSettings
-from taro.train.checkpoint import RunState, checkpoints, resume_checkpoint, write_text
+from taro.train.checkpoint import RunState, checkpoints, resume_checkpoint
 from taro.train.config import ShardSource, TrainConfig
 from taro.train.data import TrainingData, TrainingSet, select
 from taro.train.rollouts import uses_bf16
@@ -41,30 +39,12 @@ from taro.train.update import make_optimizer
 __all__ = ["Run", "compute_device", "load_frozen", "open_encoded_shards", "open_policy", "open_run", "policy_folder",
            "policy_name", "policy_no_think", "policy_template", "with_variants"]
 
-log = logging.getLogger(__name__)
-
 RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "device"}
 """settings that a resumed run may change: none of them reaches the numbers of a step that both runs have"""
 
-AGAIN = "Make room or mend the disk, then run the same command again; nothing is lost"
+AGAIN = "Make room or fix the disk, then run the same command again; nothing is lost"
 
 OnStep = Callable[[dict[str, Any]], None]
-
-
-@dataclass
-class _Lock:
-    """The run folder's lock; the system drops it when its holder dies, `kill -9` included."""
-
-    descriptor: int
-
-    def __del__(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Drops the lock; a second time does nothing."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-        self.descriptor = -1
 
 
 @dataclass
@@ -79,7 +59,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     state: RunState
     trackers: list[Tracker]
-    lock: _Lock
+    lock: contextlib.ExitStack
     on_step: OnStep | None = None
     resumed_at: int | None = None
     last: dict[str, Any] = field(default_factory=dict)
@@ -122,7 +102,7 @@ class Run:
         """What a message says of a run that stops: what is kept, and how to go on."""
         found = checkpoints(self.folder / "checkpoints")
         last = f"Checkpoint {found[-1].name} is kept" if found else "There is no checkpoint yet"
-        return f"{last}; make room or mend the disk, then run the same command with --resume"
+        return f"{last}; make room or fix the disk, then run the same command with --resume"
 
 
 def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None) -> Run:
@@ -137,7 +117,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     data.tell_unguided(config)
     template = policy_template(policy, config.template)
     template.user_text("", no_think=config.reward.no_think)  # or it is told here: the folder is not begun yet
-    with telling(config.out, lambda: AGAIN):
+    with explain_disk_errors(config.out, lambda: AGAIN):
         lock = _lock(config, resume=resume)
         for name in ("checkpoints", "rollouts"):
             (config.out / name).mkdir(parents=True, exist_ok=True)
@@ -149,10 +129,11 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
         raise ConfigError(f"{paths}: the queries or features are not those that the run in {config.out} was "
                           "started with; restore the shard set, or start a new run on this one")
     state.data_sha256 = data_sha256
-    with telling(config.out, lambda: AGAIN):
+    with explain_disk_errors(config.out, lambda: AGAIN):
         cut_back(config.out, state.step)
-        write_text(config.out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        write_text(config.out / "data.json", json.dumps(data.summary(), indent=1) + "\n")
+        settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        write_atomically(config.out / "config.yaml", settings.encode())
+        write_atomically(config.out / "data.json", (json.dumps(data.summary(), indent=1) + "\n").encode())
     return Run(config, policy, _reference(config, folder, device), template, data, optimizer, state,
                open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
                lock, on_step, None if found is None else state.step)
@@ -165,26 +146,16 @@ def _open_set(source: ShardSource, policy: Policy, config: TrainConfig) -> Train
     return select(source, shard_set)
 
 
-def _lock(config: TrainConfig, *, resume: bool) -> _Lock:
+def _lock(config: TrainConfig, *, resume: bool) -> contextlib.ExitStack:
     """Keeps the run folder to this process: two that wrote into one would leave a mixture of both."""
     config.out.mkdir(parents=True, exist_ok=True)
-    lock = _Lock(os.open(config.out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
-    try:
-        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(f"{config.out}: another process trains in this folder now; wait for it, end it, or choose "
-                          "another folder with --set out=DIR") from None
-    except OSError as error:  # a file system without locks
-        log.warning("%s: no lock (%s); see that no other process trains in it", config.out, error)
-    _check_folder(config, resume=resume)  # again: the folder may have been begun since
-    return lock
-
-
-def _changed(key: str, then: Any, now: Any) -> list[str]:
-    """What differs between two settings, a line each, by the names that `--set` takes."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        return [line for name in now for line in _changed(f"{key}.{name}", then.get(name), now[name])]
-    return [] if then == now else [f"{key}: {then!r} -> {now!r}"]
+    with contextlib.ExitStack() as stack:
+        if not stack.enter_context(locked(config.out / ".lock", wait=False)):
+            raise ConfigError(f"{config.out}: another process trains in this folder now; wait for it, end it, or "
+                              "choose another folder with --set out=DIR")
+        _check_folder(config, resume=resume)  # again: the folder may have been begun since
+        remove_temporary(config.out)
+        return stack.pop_all()
 
 
 def _check_folder(config: TrainConfig, *, resume: bool) -> None:
@@ -196,8 +167,8 @@ def _check_folder(config: TrainConfig, *, resume: bool) -> None:
         then, now = _settings(old), config.model_dump(mode="json")
         with contextlib.suppress(ValidationError):  # settings that are newer than the run have their defaults
             then = TrainConfig.model_validate(then).model_dump(mode="json")
-        changed = [line for key in now if key not in RESUME_MAY_CHANGE
-                   for line in _changed(key, then.get(key), now[key])]
+        compared = now.keys() - RESUME_MAY_CHANGE
+        changed = changed_settings(*({key: one[key] for key in compared if key in one} for one in (then, now)))
         if changed:
             raise ConfigError(f"{config.out} was started with other settings; resume with the same ones, or start a "
                               f"new run. Changed: {'; '.join(changed)}")

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from taro.annotations.reading import parse_json
 from taro.core.errors import ConfigError
-from taro.train.checkpoint import write_text
+from taro.core.files import write_atomically
+from taro.core.json import strict_json
 
 __all__ = ["JsonlTracker", "Tracker", "check_trackers", "cut_back", "open_trackers", "read_jsonl"]
 
@@ -103,7 +103,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = parse_json(line.decode("utf-8"))
+            row = strict_json(line)
         except ValueError:
             if number == len(lines):
                 break
@@ -124,7 +124,7 @@ def cut_back(run: Path, completed: int) -> None:
                           "written: restore it, or delete the lines without one")
     kept = [row for row in rows
             if row["step"] < completed or (completed and "eval" in row and row["step"] == completed)]
-    write_text(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+    write_atomically(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept).encode())
     for path in (run / "rollouts").glob("step-*.jsonl"):
         number = path.stem.removeprefix("step-")
         if number.isdecimal() and len(number) < 16 and int(number) >= completed:

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 
 from taro.core.errors import VideoError
+from taro.core.files import file_sha256
 from taro.grounding.moment import Moment, part_of_file
 from taro.grounding.records import ClipSpan, VideoFacts
 from taro.models.features import FrameSampling, resized_hw, sample_frames
@@ -118,7 +119,7 @@ def _decode(job: DecodeJob, video: Inspection) -> Frames:
         _pyav(video, unique, sink)
     frames, views = sink.result()
     facts = VideoFacts(
-        path_hint=_hint(job.path), sha256=_file_sha256(job.path), duration_s=video.duration_s, frames=video.frames,
+        path_hint=_hint(job.path), sha256=file_sha256(job.path), duration_s=video.duration_s, frames=video.frames,
         fps=video.fps, width=video.width, height=video.height, decoder=used, frames_sha256=sink.sha256(),
         corrupt_frames=sink.corrupt,
     )  # fmt: skip
@@ -245,11 +246,6 @@ def _rgb(frame: Any, video: Inspection) -> np.ndarray:
     same = (frame.width, frame.height) == (width, height)
     image = frame.to_ndarray(format="rgb24") if same else frame.to_ndarray(format="rgb24", width=width, height=height)
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else np.asarray(image)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _hint(path: Path) -> str:

@@ -1,9 +1,9 @@
 """A new set out of old ones: records copied one by one, the folder made aside and renamed, the ledger kept whole.
 
-The one writer behind `filter`, `split` and `merge`. Tensors and contact sheets are copied as bytes, held against their
-digests; no more than one member is in memory. Nothing is seen under the final name before all of it is on the disk,
-and a folder that a killed job left is cleared by the next (the lock on it says that nobody writes it). Equal sources
-give equal bytes: records go by ascending key, and slices are cut by bytes alone.
+The one writer behind `filter`, `split` and `merge`. Tensors and contact sheets are copied as bytes and checked against
+their digests; no more than one member is in memory. Nothing is seen under the final name before all of it is on the
+disk, and a folder that a killed job left is cleared by the next (the lock on it says that nobody writes it). Equal
+sources give equal bytes: records go by ascending key, and slices are cut by bytes alone.
 
 Every row stays accounted for: a query that a derived set leaves out is a row of its skipped.parquet with stage
 "filter" (line 0, as the row's line is not in a set), so inputs = queries + skipped holds with the source's inputs.
@@ -12,7 +12,6 @@ Every row stays accounted for: a query that a derived set leaves out is a row of
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from taro.core.errors import ShardError
-from taro.core.files import fsync
+from taro.core.files import fsync, locked
 from taro.core.version import __version__
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES, SKIPPED, Manifest
@@ -89,24 +88,20 @@ def new_folder(out: str | Path, sources: Iterable[ShardSet]) -> Iterator[Path]:
     except OSError as error:  # a file or a link of that name: not ours
         raise ShardError(f"{aside}: expected to make a folder here, got: {error.strerror}; remove it") from None
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = aside.exists() and os.path.samestat(aside.stat(), os.fstat(handle))
-        except BlockingIOError:
-            mine = False
-        if not mine:
-            raise ShardError(f"{final}: another process is making it now; wait for it, or name another folder")
-        _clear(aside)
-        try:
-            yield aside
-            for folder in sorted(path for path in aside.rglob("*") if path.is_dir()):
-                fsync(folder)
-            fsync(aside)
-            aside.rename(final)
-            fsync(final.parent)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+        with locked(handle, wait=False) as held:
+            if not (held and aside.exists() and os.path.samestat(aside.stat(), os.fstat(handle))):
+                raise ShardError(f"{final}: another process is making it now; wait for it, or name another folder")
+            _clear(aside)
+            try:
+                yield aside
+                for folder in sorted(path for path in aside.rglob("*") if path.is_dir()):
+                    fsync(folder)
+                fsync(aside)
+                aside.rename(final)
+                fsync(final.parent)
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise
     finally:
         os.close(handle)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from taro.annotations.lint import RawRow
-from taro.annotations.reading import Line, parse_json
+from taro.annotations.reading import Line
 from taro.annotations.rows import Dropped
+from taro.core.json import strict_json
 
 __all__ = ["checked_object", "json_object", "parse_line"]
 
@@ -44,7 +45,7 @@ def parse_line(line: Line, *, split: str) -> RawRow | Dropped:
 def json_object(line: Line, required: tuple[str, ...]) -> dict[str, Any] | Dropped:
     """The JSON object of a line, with the keys that its format cannot do without."""
     try:
-        return checked_object(parse_json(line.text), line.number, required)
+        return checked_object(strict_json(line.text.encode(), any_value=True), line.number, required)
     except ValueError as error:
         return Dropped(line.number, str(line.number), f"not JSON: {error}"[:200])
 

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from taro.annotations.lint import RawRow
-from taro.annotations.reading import MAX_FILE_BYTES, MAX_LINE_BYTES, parse_json
+from taro.annotations.reading import MAX_FILE_BYTES, MAX_LINE_BYTES
 from taro.annotations.rows import Dropped
 from taro.core.errors import AnnotationError
+from taro.core.json import strict_json
 
 __all__ = ["FIELDS", "HuggingFaceReader", "check_columns"]
 
@@ -184,7 +185,7 @@ def _value(field: str, cell: Any) -> Any:
             return float(cell)
         except ValueError:
             return cell
-    return parse_json(cell) if field in LISTS else cell
+    return strict_json(cell.encode(), any_value=True) if field in LISTS else cell
 
 
 def _windows(values: dict[str, Any]) -> Any:

@@ -8,21 +8,19 @@ that an object repeats is an error, since all but one of its values would vanish
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from taro.core.errors import AnnotationError
+from taro.core.json import strict_json
 
-__all__ = ["MAX_DOCUMENT_BYTES", "MAX_FILE_BYTES", "MAX_LINE_BYTES", "Line", "LineReader", "parse_json"]
+__all__ = ["MAX_DOCUMENT_BYTES", "MAX_FILE_BYTES", "MAX_LINE_BYTES", "Line", "LineReader"]
 
 MAX_LINE_BYTES = 4 << 20
 MAX_FILE_BYTES = 4 << 30
 MAX_DOCUMENT_BYTES = 64 << 20
-MAX_CONTAINERS = 4_000_000
-MAX_DEPTH = 64
 BOM = b"\xef\xbb\xbf"
 
 
@@ -66,13 +64,8 @@ class LineReader:
         except OSError as error:
             raise AnnotationError(f"{self.path}: cannot be read: {error.strerror}; check its permissions") from None
         self._hash.update(data)
-        containers = data.count(b"[") + data.count(b"{")  # an empty list takes 2 bytes here and 64 in memory
-        if containers > MAX_CONTAINERS:
-            raise AnnotationError(
-                f"{self.path}: expected at most {MAX_CONTAINERS:,} lists and objects, got {containers:,}; split it"
-            )
         try:
-            return parse_json(data.removeprefix(BOM).decode("utf-8"))
+            return strict_json(data.removeprefix(BOM), any_value=True)
         except ValueError as error:
             raise AnnotationError(
                 f"{self.path}: expected one JSON document, got: {str(error)[:200]}; is it the format that was named?"
@@ -94,41 +87,6 @@ class LineReader:
                     yield Line(number, "", f"line longer than {MAX_LINE_BYTES:,} bytes")
         except OSError as error:
             raise AnnotationError(f"{self.path}: cannot be read: {error.strerror}; check its permissions") from None
-
-
-def parse_json(text: str) -> Any:
-    """JSON of a stranger. Raises ValueError, whatever the text: not JSON, nested deeper than 64, a repeated key.
-
-    >>> parse_json('{"a": [1, 2]}')
-    {'a': [1, 2]}
-    >>> parse_json('{"a": 1, "a": 2}')
-    Traceback (most recent call last):
-    ValueError: key 'a' stands twice in an object
-    """
-    try:
-        value = json.loads(text, object_pairs_hook=_distinct)
-    except RecursionError:
-        raise ValueError("JSON is nested too deeply") from None
-    level, depth = [value], 0
-    while level := [inner for outer in level for inner in _children(outer)]:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"JSON is nested deeper than {MAX_DEPTH}")
-    return value
-
-
-def _children(value: Any) -> list[Any]:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [child for child in inner if isinstance(child, dict | list)]
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {repeated[:60]!a} stands twice in an object")
-    return found
 
 
 def _decoded(number: int, data: bytes) -> Line:

@@ -115,18 +115,15 @@ def run_quickstart(settings: Quickstart, show: Show) -> dict[str, Any]:
 
 def _claim(settings: Quickstart) -> None:
     """The folder is empty, or holds this very quickstart; ConfigError otherwise."""
+    from taro.core.config import changed_settings
     from taro.core.errors import ConfigError
+    from taro.core.files import write_atomically
+    from taro.core.json import read_json
 
     file = settings.out / "settings.json"
     now = {**asdict(settings), "out": "."}
     if file.is_file():
-        try:
-            then = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (TypeError, ValueError):
-            raise ConfigError(f"{file}: expected the settings of a quickstart, got what is no JSON; choose another "
-                              "folder with --out") from None
-        changed = [f"{key}: {then.get(key)!r} in the folder, {now.get(key)!r} now"
-                   for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
+        changed = changed_settings(read_json(file, error=ConfigError), now)
         if changed:
             raise ConfigError(f"{settings.out} holds a quickstart with other settings ({'; '.join(changed)}); go on "
                               "with those, or choose another folder with --out")
@@ -134,7 +131,7 @@ def _claim(settings: Quickstart) -> None:
         raise ConfigError(f"{settings.out}: expected a new folder or one of an earlier quickstart, got one with other "
                           "files in it; choose another with --out")
     settings.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(now, indent=1), encoding="utf-8")
+    write_atomically(file, json.dumps(now, indent=1).encode())
 
 
 def _worlds(settings: Quickstart, show: Show) -> dict[str, Path]:

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taro.core.errors import ConfigError
 
-__all__ = ["Config", "digest", "load_config", "parse_yaml", "read_yaml", "recipe_names"]
+__all__ = ["Config", "changed_settings", "digest", "load_config", "parse_yaml", "read_yaml", "recipe_names"]
 
 MAX_YAML_BYTES = 1 << 17
 MAX_YAML_VALUES = 50_000
@@ -118,6 +118,25 @@ def load_config(
 def digest(config: BaseModel) -> str:
     """sha256 over the canonical JSON of a configuration, in hex."""
     return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two nested settings, a line each, by the names that `--set` takes.
+
+    >>> changed_settings({"a": {"b": 1}, "c": None}, {"a": {"b": 3}, "c": None, "d": "x"})
+    ['a.b: 1 -> 3', 'd: absent -> "x"']
+    """
+    old, new = dict(_flat(then)), dict(_flat(now))
+    return [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+            for key in sorted({*old, *new}) if old.get(key, "absent") != new.get(key, "absent")]
+
+
+def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, json.dumps(data, default=repr)
 
 
 def _read(source: str | Path, package: str) -> dict[str, Any]:

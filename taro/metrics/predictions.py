@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from taro.annotations import AnnotationRow, LintReport, import_annotations
-from taro.annotations.reading import LineReader, parse_json
+from taro.annotations.reading import LineReader
 from taro.core.errors import AnnotationError
+from taro.core.json import strict_json
 from taro.core.text import visible
 from taro.grounding.answers import parse_answer, parse_answers, parse_reasoning
 from taro.grounding.moment import Moment
@@ -284,7 +285,7 @@ def _prediction(row: AnnotationRow, response: Response | None) -> Prediction:
 
 def _response(number: int, text: str, where: str, protocol: str) -> Response:
     try:
-        data = parse_json(text)
+        data = strict_json(text.encode(), any_value=True)
     except ValueError as error:
         raise AnnotationError(f"{where}: expected a JSON object, got: {error}") from None
     if not isinstance(data, dict):

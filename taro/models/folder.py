@@ -8,7 +8,6 @@ wherever the base did.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,33 +17,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from taro.core.errors import ModelError
+from taro.core.json import read_json
 from taro.models.families.base import Family, PixelSettings
 
-__all__ = ["chat_template", "check_tokenizer", "pixel_settings", "read_config", "read_json", "template_name",
+__all__ = ["chat_template", "check_tokenizer", "pixel_settings", "read_config", "template_name",
            "tensor_files", "tensors", "tower_sha256"]
 
-MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_PATCH_PX = 256
 MAX_TEMPLATE_BYTES = 1024 * 1024
 MAX_LAYERS = 1024
 """of a language model or a tower; without weights each still costs memory and time"""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of at most 64 MiB; {} where the file does not exist. Raises ModelError."""
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ModelError(f"{path}: {path.stat().st_size:,} bytes of JSON; at most {MAX_JSON_BYTES:,} are read")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not valid JSON: {error!s:.200}") from None
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
-    if not isinstance(data, dict):
-        raise ModelError(f"{path}: expected a JSON object, got a {type(data).__name__}")
-    return data
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:

@@ -22,6 +22,7 @@ import torch
 
 from taro.core.errors import ModelError
 from taro.core.files import write_tensors
+from taro.core.json import read_json
 from taro.models.families import family_of
 from taro.models.families.base import Family, PixelSettings
 from taro.models.families.pixels import normalise, resize_frames, to_patches
@@ -31,7 +32,6 @@ from taro.models.folder import (
     check_tokenizer,
     pixel_settings,
     read_config,
-    read_json,
     template_name,
     tensor_files,
     tensors,

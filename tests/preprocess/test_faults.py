@@ -74,7 +74,7 @@ def test_small_and_read_only_disks_are_one_message_and_cost_nothing(
         words = " ".join(said.split())
         reason = "Read-only file system" if what == "read-only" else "No space left on device"
         assert f"expected a folder with room to write in, got: {reason}" in words, said
-        assert "Make room or mend the disk, then run the same command again" in words
+        assert "Make room or fix the disk, then run the same command again" in words
     assert tries[-1][1] == 0, tries
     assert digests(tmp_path / "copied") == digests(whole.out)
 

@@ -181,7 +181,7 @@ def test_other_settings_on_a_begun_folder_are_refused_with_the_difference(
     job: Make, rows: list[dict[str, Any]]
 ) -> None:
     preprocess(job())
-    with pytest.raises(ConfigError, match=r"paths\.count: 4 in the folder, 5 now"):
+    with pytest.raises(ConfigError, match=r"paths\.count: 4 -> 5"):
         preprocess(job(paths={"count": 5}))
     with pytest.raises(ConfigError, match="annotations_sha256"):
         preprocess(job(rows[:3]))

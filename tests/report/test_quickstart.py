@@ -108,5 +108,5 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_quickstart(small(tmp_path / "out"), Quiet(stop_at="worlds"))
-    with pytest.raises(ConfigError, match=r"other settings \(steps: 2 in the folder, 3 now\)"):
+    with pytest.raises(ConfigError, match=r"other settings \(steps: 2 -> 3\)"):
         run_quickstart(Quickstart(out=tmp_path / "out", steps=3, train_videos=3, held_out_videos=2), Quiet())

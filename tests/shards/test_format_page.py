@@ -12,10 +12,10 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from taro.core.json import canonical_json, parse_model
 from taro.grounding.moment import Moment
 from taro.grounding.records import ClipRecord
 from taro.shards.format import Manifest, Sidecar, clip_key
-from taro.shards.strict import canonical_json, parse_model
 from taro.shards.tensors import unpack_features
 from taro.shards.variants import unpack_variants
 from tests.shards.helpers_sets import FINGERPRINT, features, fingerprint, record, write_set

@@ -23,6 +23,7 @@ from benchmarks import fuzz_mutations as change
 from benchmarks.fuzz import Target
 from benchmarks.fuzz_shards import shard_targets
 from taro.core.errors import ShardError
+from taro.core.json import parse_model
 from taro.shards.format import (
     BLOCK,
     MAX_JSON_BYTES,
@@ -35,7 +36,6 @@ from taro.shards.format import (
 )
 from taro.shards.format import sidecar_path as sidecar_name
 from taro.shards.reader import open_shards
-from taro.shards.strict import parse_model
 from taro.shards.tar import member_header, read_tar
 from taro.shards.tensors import pack_features, unpack_features, unpack_tensors
 from taro.shards.variants import pack_variants, unpack_variants

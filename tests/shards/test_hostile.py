@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from taro.core.errors import ShardError
+from taro.core.json import MAX_DEPTH, canonical_json, parse_json, parse_model
 from taro.grounding.moment import Moment
 from taro.grounding.records import ClipRecord
 from taro.shards.format import (
     BLOCK,
     MANIFEST,
     MAX_HEADER_BYTES,
-    MAX_JSON_DEPTH,
     Manifest,
     Sidecar,
     clip_key,
@@ -34,7 +34,6 @@ from taro.shards.format import sidecar_path as sidecar_name
 from taro.shards.manifest import read_skipped
 from taro.shards.reader import ShardSet, open_shards
 from taro.shards.stream import stream
-from taro.shards.strict import canonical_json, parse_json, parse_model
 from taro.shards.tar import TarMember, read_tar, write_tar
 from taro.shards.tensors import pack_features, pack_tensors, unpack_features, unpack_tensors
 from taro.shards.verify import verify
@@ -303,7 +302,7 @@ def test_metadata_that_lies_is_refused(metadata: dict[str, str]) -> None:
 
 
 def test_json_is_bounded_without_being_slow() -> None:
-    deepest = b"[" * MAX_JSON_DEPTH + b"]" * MAX_JSON_DEPTH
+    deepest = b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
     assert parse_json(b'{"text": "' + b"[" * 1000 + b'"}', "x", limit_bytes=2000)
     parse_json(deepest, "x", limit_bytes=2000)
     for hostile in (b"[" + deepest + b"]", b'"' * 300_001, b'"\\' * 300_000, b'{"a":' * 300_000):

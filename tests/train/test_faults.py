@@ -98,7 +98,7 @@ def test_small_and_read_only_disks_are_one_message_and_cost_nothing(tiny: Tiny, 
         words = " ".join(said.split())
         reason = "Read-only file system" if what == "read-only" else "No space left on device"
         assert f"expected a folder with room to write in, got: {reason}" in words, (what, said)
-        assert "ake room or mend the disk, then run the same command" in words
+        assert "ake room or fix the disk, then run the same command" in words
     assert tries[-1][1] == 0, tries[-1]
     kept = [said for _, _, said, _ in tries if "Checkpoint step-00000" in said]
     assert kept, tries

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from taro.core.files import write_atomically
+from taro.core.json import read_json
 from taro.core.version import __version__
-from taro.models.folder import read_json
 from taro.pages.timeline import page, safe_text
 from taro.shards.manifest import read_skipped
 from taro.shards.reader import open_shards
-from taro.train.checkpoint import write_text
 from taro.train.report.charts import CHART_CSS
 from taro.train.report.data import Evaluation, Run, examples, read_run, training_groups
 from taro.train.report.examples import EXAMPLES_CSS, example_html, group_html
@@ -72,7 +72,8 @@ def render_report(run_folder: str | Path, shards: Mapping[str, str | Path], eval
             made_with_html(_facts(shown, sets), shown), reproduce_html(commands, notes)]
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, page(title, "\n".join(part for part in body if part), SECTIONS_CSS + CHART_CSS + EXAMPLES_CSS))
+    html = page(title, "\n".join(part for part in body if part), SECTIONS_CSS + CHART_CSS + EXAMPLES_CSS)
+    write_atomically(out, html.encode())
     return out
 
 
