@@ -7,23 +7,17 @@ are made by `taro sandbox build`. `make_sandbox` makes videos.
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
-from taro.core.errors import ModelError
+from taro.models.resolve import SHIPPED, resolve_model
 from taro.sandbox.make import make_sandbox
 from taro.sandbox.world import WorldSettings
 
 __all__ = ["MODELS", "WorldSettings", "make_sandbox", "weights_folder"]
 
-MODELS = ("policy", "policy-qwen3-vl", "captioner", "clip")
+MODELS = SHIPPED
 
 
 def weights_folder(name: str) -> Path:
     """Folder of a shipped model. Raises ModelError where the name is unknown or the weights are not installed."""
-    if name not in MODELS:
-        raise ModelError(f"{name}: no such sandbox model; expected one of: {', '.join(MODELS)}")
-    folder = Path(str(resources.files("taro.sandbox"))) / "weights" / name
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder}: no weights; reinstall taro, or make them: taro sandbox build OUT --device cuda")
-    return folder
+    return resolve_model(f"sandbox:{name}")

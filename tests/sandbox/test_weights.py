@@ -194,6 +194,6 @@ def test_clip_ranks_captions_above_chance(clip: Any, worlds: list[World], frames
 def test_unknown_and_missing_models_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match=r"expected one of: policy, policy-qwen3-vl, captioner, clip"):
         weights_folder("teacher")
-    monkeypatch.setattr("taro.sandbox.resources.files", lambda _: tmp_path)
+    monkeypatch.setattr("taro.models.resolve.resources.files", lambda _: tmp_path)
     with pytest.raises(ModelError, match="taro sandbox build OUT"):
         weights_folder("policy")

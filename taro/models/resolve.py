@@ -1,0 +1,119 @@
+"""Names of models to folders and back, and names of devices: the one way for policies, captioners, towers and CLIP.
+
+A model is named by a folder (`~` is the home), by `sandbox:NAME` for one that ships with taro, or by its id on the
+Hugging Face hub, `OWNER/NAME`, with `@REVISION` for a branch, a tag or a commit. A folder that exists wins over a hub
+id of the same spelling. Of the hub only what a model needs is fetched, into the hub's own cache; without a network
+what the cache holds is used. Nothing heavy is imported before it is needed: a wrong name is answered at once.
+Left out: models in object stores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from taro.core.errors import ConfigError, ModelError
+from taro.core.files import file_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["SHIPPED", "compute_device", "folder_sha256", "model_id", "model_name", "resolve_model"]
+
+SHIPPED = ("policy", "policy-qwen3-vl", "captioner", "clip")
+"""models of taro.sandbox that are named sandbox:NAME"""
+
+SANDBOX = "sandbox:"
+HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+"""config, weights, tokenizer, processor and templates; pickles and code stay where they are"""
+DEVICE = re.compile(r"cpu|cuda(?::[0-9]{1,3})?")
+
+
+def resolve_model(name: str | Path) -> Path:
+    """The folder of a model. Raises ModelError where the name stands for none, or where the hub cannot be reached and
+    its cache does not hold the model: with the line that fetches it on a machine with a network."""
+    text = str(name)
+    if text.startswith(SANDBOX):
+        return _shipped(text.removeprefix(SANDBOX))
+    folder = Path(text).expanduser()
+    if text and folder.is_dir():
+        return folder
+    hub = None if text.endswith((".json", ".safetensors", ".yaml")) else HUB_ID.fullmatch(text)
+    if hub is None:
+        raise ModelError(f"{text}: no such model folder; expected a folder with config.json and *.safetensors, "
+                         "sandbox:NAME, or a hub id OWNER/NAME[@REVISION]")
+    return _fetched(hub["id"], hub["revision"])
+
+
+def model_name(folder: Path) -> str:
+    """The way back: what to write for a folder in a command."""
+    if folder.name in SHIPPED and folder == _weights() / folder.name:
+        return f"{SANDBOX}{folder.name}"
+    name, revision = model_id(folder)
+    return str(folder) if revision is None else f"{name}@{revision}"
+
+
+def model_id(folder: Path) -> tuple[str, str | None]:
+    """(id, revision) of a model for manifests: OWNER/NAME and commit of a folder in the hub's cache; of another folder
+    its bare name, since local paths never enter a shard, and None."""
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return "/".join(repository.split("--")[1:]), folder.name
+    return folder.name, None
+
+
+def folder_sha256(folder: Path) -> str:
+    """Digest over a model folder's weights, configs and tokenizer (names and bytes): what a captioner is."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in {".safetensors", ".bin", ".pt", ".json", ".jinja", ".txt"}:
+            digest.update(f"{path.name}\n{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def compute_device(name: str) -> torch.device:
+    """The device of "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N". Raises ConfigError for another name,
+    and where torch finds no such GPU."""
+    if name != "auto" and not DEVICE.fullmatch(name):
+        raise ConfigError(f"device {name!r:.40}: expected auto, cpu, cuda or cuda:N")
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name != "cpu":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(name.partition(":")[2] or 0) >= found:
+            raise ConfigError(f"device={name}: torch finds {found} GPUs here; use device=auto or device=cpu")
+    return torch.device(name)
+
+
+def _weights() -> Path:
+    return Path(str(resources.files("taro"))) / "sandbox" / "weights"
+
+
+def _shipped(name: str) -> Path:
+    if name not in SHIPPED:
+        raise ModelError(f"{SANDBOX}{name}: no such sandbox model; expected one of: {', '.join(SHIPPED)}")
+    folder = _weights() / name
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder}: no weights; reinstall taro, or make them: taro sandbox build OUT --device cuda")
+    return folder
+
+
+def _fetched(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES))
+    except Exception as error:  # noqa: BLE001  what a broken connection raises differs between versions 1 and 2
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        at = "" if revision is None else f" --revision {revision}"
+        raise ModelError(f"{name}: no such folder, and the hub does not give a model of that name ({reason}). Check "
+                         "the name; for a gated model `hf auth login` first. Without a network here, run `hf download "
+                         f"{name}{at} --local-dir DIR` on a machine that has one, copy DIR, and give it as the name"
+                         ) from None
+    return Path(folder)
