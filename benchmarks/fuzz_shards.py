@@ -28,8 +28,9 @@ from taro.shards.card import card_text
 from taro.shards.format import MAX_JSON_BYTES, MAX_MANIFEST_BYTES, SKIPPED, Manifest, Sidecar, check_version
 from taro.shards.manifest import read_skipped
 from taro.shards.ops.diff import diff
-from taro.shards.ops.filter import Selection, filter_set, split_by_fraction, split_by_split
+from taro.shards.ops.filter import Selection, filter_set
 from taro.shards.ops.merge import merge_sets
+from taro.shards.ops.split import split_by_fraction, split_by_split
 from taro.shards.ops.stats import sample, stats
 from taro.shards.reader import ShardSet, open_shards
 from taro.shards.stream import stream

@@ -1,38 +1,24 @@
-"""Parts of a set as sets of their own: `filter` keeps what is asked for, `split` cuts a set into named parts.
+"""`filter`: the queries that are asked for, and their clips, as a set of their own.
 
 A clip stays where a query of it stays, with all its captions; where only clips are chosen, clips without a query stay
-too. Fractions are cut between videos, never through one, so no video is in two parts. A part carries the source's
-skipped rows and lists every query that went elsewhere, so the parts of a split, merged, are the set again.
+too.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from taro.core.draws import rng
 from taro.core.errors import ConfigError, ShardError
-from taro.grounding.records import ClipRecord, QueryRecord
-from taro.shards.ops.rewrite import (
-    SLICE_BYTES,
-    Derived,
-    Piece,
-    derived_steps,
-    left_out_row,
-    new_folder,
-    source_facts,
-    source_skipped,
-    write_derived,
-)
+from taro.grounding.records import QueryRecord
+from taro.shards.ops.rewrite import SLICE_BYTES, Derived, Part, new_folder, write_part
 from taro.shards.reader import ShardSet
 
-__all__ = ["Selection", "filter_set", "named", "split_by_fraction", "split_by_split"]
-
-PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+__all__ = ["Selection", "filter_set", "named"]
 
 
 @dataclass(frozen=True)
@@ -102,83 +88,10 @@ def filter_set(source: ShardSet, out: str | Path, selection: Selection, *, slice
     if selection.queries is not None:
         _known("query", selection.queries,
                {query.id for key in source.keys for query in source.clip(key).queries}, source)
-    step = {"by": "filter", **selection.as_dict()}
+    part = Part(selection.keeps, selection.keeps_empty, {"by": "filter", **selection.as_dict()}, "filter")
     with new_folder(out, [source]) as root:
-        made = _part(source, root, selection.keeps, selection.keeps_empty, step, "filter", slice_bytes)
-    return Derived(Path(out), made.clips, made.queries, made.skipped)
-
-
-def split_by_split(source: ShardSet, out: str | Path, *, slice_bytes: int = SLICE_BYTES) -> dict[str, Derived]:
-    """One set `out/NAME` for each split that queries name."""
-    names = sorted({query.split for key in source.keys for query in source.clip(key).queries})
-    if not names:
-        raise ShardError(f"{source.place}: no query, so no split to cut it by")
-    made = {}
-    with new_folder(out, [source]) as root:
-        for name in _checked(names):
-            selection = Selection(split=name)
-            made[name] = _part(source, root / name, selection.keeps, selection.keeps_empty,
-                               {"by": "split", "part": name}, "split by split", slice_bytes)
-    return {name: Derived(Path(out) / name, one.clips, one.queries, one.skipped) for name, one in made.items()}
-
-
-def split_by_fraction(source: ShardSet, out: str | Path, fractions: Mapping[str, float], *, seed: int = 0,
-                      slice_bytes: int = SLICE_BYTES) -> dict[str, Derived]:
-    """One set `out/NAME` for each fraction of the videos; who goes where is drawn by `seed` from the videos' digests.
-
-    The splits that queries name stay as they are.
-    """
-    _checked(sorted(fractions))
-    if len(fractions) < 2 or not all(0 < share < 1 for share in fractions.values()) or not math.isclose(
-            sum(fractions.values()), 1, abs_tol=1e-6):
-        raise ConfigError(f"fractions {dict(fractions)}: expected two or more, each over 0, that add up to 1, such as "
-                          "train=0.9,val=0.1")
-    videos = sorted({source.clip(key).video.sha256 for key in source.keys})
-    order = [videos[index] for index in rng("shards-split", seed).permutation(len(videos))]
-    owner: dict[str, str] = {}
-    done = 0.0
-    for name, share in fractions.items():
-        begin, done = round(done * len(order)), done + share
-        owner |= dict.fromkeys(order[begin : round(done * len(order))], name)
-    lost = [name for name in fractions if name not in owner.values()]
-    if lost:
-        raise ConfigError(f"fractions {dict(fractions)}: of {len(videos)} videos none is left for {', '.join(lost)}; "
-                          "make that fraction larger")
-    parts: dict[str, str] = {key: owner[source.clip(key).video.sha256] for key in source.keys}
-    made = {}
-    with new_folder(out, [source]) as root:
-        for name in fractions:
-            def mine(key: str, _: QueryRecord | None = None, name: str = name) -> bool:
-                return parts[key] == name
-            step = {"by": "fraction", "part": name, "fractions": dict(fractions), "seed": seed}
-            made[name] = _part(source, root / name, mine, mine, step, "split by fraction", slice_bytes)
-    return {name: Derived(Path(out) / name, one.clips, one.queries, one.skipped) for name, one in made.items()}
-
-
-def _part(source: ShardSet, root: Path, keeps: Callable[[str, QueryRecord], bool],
-          keeps_empty: Callable[[str], bool], step: dict[str, Any], detail: str, slice_bytes: int) -> Derived:
-    """Writes one part into `root`."""
-    manifest = source.manifest
-    skipped = source_skipped(source)
-
-    def pieces() -> Iterator[Piece]:
-        for key in source.keys:
-            clip = source.clip(key)
-            kept = [query for query in clip.queries if keeps(key, query)]
-            skipped.extend(left_out_row(key, clip.video.path_hint, query, detail) for query in clip.queries
-                           if not keeps(key, query))
-            if kept or (not clip.queries and keeps_empty(key)):
-                yield Piece(_with(clip, kept), source)
-
-    config = {**manifest.config, "derived": [*derived_steps(manifest), {**step, "source": source_facts(source)}]}
-    return write_derived(root, pieces(), manifest.kinds, skipped, slice_bytes=slice_bytes, config=config,
-                         **manifest.model_dump(include={"name", "captioner", "versions"}),
-                         provenance=manifest.provenance, encoders=manifest.encoders,
-                         clip_encoders=manifest.clip_encoders)
-
-
-def _with(clip: ClipRecord, queries: list[QueryRecord]) -> ClipRecord:
-    return clip if len(queries) == len(clip.queries) else clip.model_copy(update={"queries": queries})
+        made = write_part(root, source, part, slice_bytes=slice_bytes)
+    return replace(made, root=Path(out))
 
 
 def _known(what: str, wanted: Collection[str] | None, held: Collection[str], source: ShardSet) -> None:
@@ -186,15 +99,3 @@ def _known(what: str, wanted: Collection[str] | None, held: Collection[str], sou
     if lost:
         raise ShardError(f"{source.place}: holds no {what} {', '.join(name[:120] for name in lost[:5])}"
                          f"{f' and {len(lost) - 5} more' if len(lost) > 5 else ''}; `taro shards sample` shows some")
-
-
-def _checked(names: list[str]) -> list[str]:
-    """Names that are safe as folders, and stay apart where case does not count."""
-    for name in names:
-        if PART.fullmatch(name) is None or name.endswith("."):
-            raise ShardError(f"{name[:120]!r} cannot name a folder; expected at most 100 letters, digits, _ - and dots "
-                             "(use `taro shards filter --split NAME` with a folder of your choice)")
-    if len({name.lower() for name in names}) != len(names):
-        raise ShardError(f"parts {', '.join(names)}: two differ in case alone and would be one folder on some disks; "
-                         "use `taro shards filter --split NAME`")
-    return names

@@ -7,7 +7,7 @@ that they share; else they are left out, and that is said: a set is whole withou
 order in which the sets are named, to the byte.
 
 The ledger: a query or a skipped row that comes twice counts once; a row that a part left out ("filter", see
-derive.py) goes where another part wrote its query. So the inputs of all sets are the inputs of the new one and what
+rewrite.py) goes where another part wrote its query. So the inputs of all sets are the inputs of the new one and what
 came repeatedly, which its manifest says.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def merge_sets(sources: Sequence[ShardSet], out: str | Path, *, slice_bytes: int
     with new_folder(out, sources) as root:
         made = write_derived(root, pieces(), kinds, skipped, slice_bytes=slice_bytes,
                              **_fields([source.manifest for source in sources], step))
-    return Merged(Derived(Path(out), made.clips, made.queries, made.skipped),
+    return Merged(replace(made, root=Path(out)),
                   sum(len(sets) > 1 for sets in owners.values()), sum(fact["inputs"] for fact in facts), left_out)
 
 

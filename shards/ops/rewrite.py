@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,11 @@ from taro.shards.places import local_folder
 from taro.shards.reader import ShardSet
 from taro.shards.writer import SliceWriter
 
-__all__ = ["SLICE_BYTES", "Derived", "Piece", "derived_steps", "left_out_row", "new_folder", "source_facts",
-           "source_skipped", "write_derived"]
+__all__ = ["SLICE_BYTES", "Derived", "Part", "Piece", "derived_steps", "new_folder", "source_facts", "source_skipped",
+           "write_derived", "write_part"]
 
 SLICE_BYTES = 1_000_000_000
 """a new slice begins where the tensors and JSON of the last would grow beyond this"""
-
 
 _TYPES: dict[str, type] = {"line": int, "transient": bool}
 
@@ -53,6 +52,17 @@ class Piece:
 
     record: ClipRecord
     source: ShardSet
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Part of a set. keeps: whether a query, given its clip's key, is in it; keeps_empty: whether a clip that never had
+    a query is; step: what the manifest says of how it was chosen; detail: the same in skipped rows."""
+
+    keeps: Callable[[str, QueryRecord], bool]
+    keeps_empty: Callable[[str], bool]
+    step: Mapping[str, Any]
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +149,31 @@ def write_derived(root: Path, pieces: Iterable[Piece], kinds: Collection[str], s
     return Derived(root, clips, queries, len(skipped))
 
 
-def left_out_row(key: str, video: str, query: QueryRecord, detail: str) -> dict[str, Any]:
+def write_part(root: Path, source: ShardSet, part: Part, *, slice_bytes: int = SLICE_BYTES) -> Derived:
+    """Writes part of a set into `root`; the queries that it leaves out join the source's skipped rows."""
+    manifest = source.manifest
+    skipped = source_skipped(source)
+
+    def pieces() -> Iterator[Piece]:
+        for key in source.keys:
+            clip = source.clip(key)
+            kept = [query for query in clip.queries if part.keeps(key, query)]
+            skipped.extend(_left_out(clip, query, part.detail) for query in clip.queries if not part.keeps(key, query))
+            if kept or (not clip.queries and part.keeps_empty(key)):
+                whole = len(kept) == len(clip.queries)
+                yield Piece(clip if whole else clip.model_copy(update={"queries": kept}), source)
+
+    config = {**manifest.config, "derived": [*derived_steps(manifest), {**part.step, "source": source_facts(source)}]}
+    return write_derived(root, pieces(), manifest.kinds, skipped, slice_bytes=slice_bytes, config=config,
+                         **manifest.model_dump(include={"name", "captioner", "versions"}),
+                         provenance=manifest.provenance, encoders=manifest.encoders,
+                         clip_encoders=manifest.clip_encoders)
+
+
+def _left_out(clip: ClipRecord, query: QueryRecord, detail: str) -> dict[str, Any]:
     """The row of skipped.parquet for a query that a new set leaves out."""
-    return {"row_id": query.id, "line": 0, "video": video, "key": key, "stage": "filter", "reason": "not selected",
-            "detail": detail, "transient": False}
+    return {"row_id": query.id, "line": 0, "video": clip.video.path_hint, "key": clip.key, "stage": "filter",
+            "reason": "not selected", "detail": detail, "transient": False}
 
 
 def source_facts(shard_set: ShardSet) -> dict[str, Any]:

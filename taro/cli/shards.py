@@ -187,7 +187,7 @@ def split(
     as_json: Json = False,
 ) -> None:
     """Cut a set into named parts, OUT/NAME each, no video in two parts where fractions are cut."""
-    from taro.shards.ops.filter import split_by_fraction, split_by_split
+    from taro.shards.ops.split import split_by_fraction, split_by_split
     from taro.shards.reader import open_shards
 
     shard_set = open_shards(path)

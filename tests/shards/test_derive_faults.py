@@ -20,8 +20,9 @@ import torch
 from taro.core.errors import ShardError
 from taro.shards.format import MANIFEST, SKIPPED
 from taro.shards.manifest import build_manifest, read_skipped, write_manifest, write_skipped
-from taro.shards.ops.filter import Selection, filter_set, split_by_split
+from taro.shards.ops.filter import Selection, filter_set
 from taro.shards.ops.merge import merge_sets
+from taro.shards.ops.split import split_by_split
 from taro.shards.reader import open_shards
 from taro.shards.writer import SliceWriter
 from tests.shards.helpers_sets import FINGERPRINT, features, record, write_set

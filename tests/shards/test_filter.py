@@ -15,7 +15,8 @@ from taro.core.errors import ConfigError, ShardError
 from taro.shards.format import shard_path
 from taro.shards.manifest import read_skipped
 from taro.shards.ops.diff import diff
-from taro.shards.ops.filter import Selection, filter_set, split_by_fraction, split_by_split
+from taro.shards.ops.filter import Selection, filter_set
+from taro.shards.ops.split import split_by_fraction, split_by_split
 from taro.shards.reader import open_shards
 from taro.shards.verify import verify
 from tests.shards.helpers_sets import SHEET, features, record, write_set

@@ -18,8 +18,9 @@ from taro.core.errors import ConfigError, ShardError
 from taro.grounding.records import ClipRecord
 from taro.shards.manifest import build_manifest, read_skipped, write_card, write_manifest, write_skipped
 from taro.shards.ops.diff import diff
-from taro.shards.ops.filter import Selection, filter_set, split_by_fraction, split_by_split
+from taro.shards.ops.filter import Selection, filter_set
 from taro.shards.ops.merge import merge_sets
+from taro.shards.ops.split import split_by_fraction, split_by_split
 from taro.shards.reader import open_shards
 from taro.shards.verify import verify
 from taro.shards.writer import SliceWriter
