@@ -3,7 +3,7 @@
 
 A set is a folder. A *kind* is a folder of shards inside it: `paths`, `features/ENCODER`, `clip/ENCODER`,
 `variants/ENCODER`; slice 7 of the plan is shard 7 of each kind. The bounds below are checked before anything is
-allocated, since shards come from strangers. Newer minor versions may add keys to the manifest and the sidecars, so
+allocated, since shards are untrusted. Newer minor versions may add keys to the manifest and the sidecars, so
 unknown keys are ignored there; a newer major version is refused.
 
 Legend: S temporal patches, N tokens of a patch, D width.

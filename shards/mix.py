@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 
 from taro.core.draws import rng
 from taro.core.errors import ConfigError
-from taro.shards.order import QueryOrder, share_of_step
+from taro.shards.order import QueryOrder
 
 __all__ = ["MixedOrder"]
 
 
-class MixedOrder:
+class MixedOrder(QueryOrder):
     """The order of the queries of several sets over epochs of `n` draws.
 
     >>> order = MixedOrder([6, 30], [2, 1], seed=0, draws=12)
@@ -49,11 +48,11 @@ class MixedOrder:
             raise ConfigError(f"weights {list(weights)}: expected finite numbers over 0; leave a set out to draw "
                               "nothing from it")
         self.sizes = list(sizes)
-        self.seed = seed
-        self.n = sum(sizes) if draws is None else draws
-        if self.n < 1:
-            raise ConfigError(f"{self.n} draws an epoch from sets of {list(sizes)} queries; expected at least one "
+        total = sum(sizes) if draws is None else draws
+        if total < 1:
+            raise ConfigError(f"{total} draws an epoch from sets of {list(sizes)} queries; expected at least one "
                               "draw: check the sets, the split and the filters")
+        super().__init__(total, seed=seed)
         self.shares = _shares(weights, self.n)
         if not all(self.shares):
             empty = self.shares.index(0)
@@ -64,34 +63,13 @@ class MixedOrder:
         self._orders = [QueryOrder(size, seed=seed if at == 0 else int(rng("mixed-order", seed, at).integers(2**62)))
                         for at, size in enumerate(sizes)]
         self._starts = np.cumsum([0, *sizes[:-1]])
-        self._epoch = lru_cache(maxsize=2)(self._drawn)
-
-    def epoch(self, epoch: int) -> np.ndarray:
-        """The draws [n] of one epoch."""
-        return self._epoch(epoch)
 
     def place(self, index: int) -> tuple[int, int]:
         """(set, query in the set) of an index."""
         at = int(np.searchsorted(self._starts, index, side="right")) - 1
         return at, index - int(self._starts[at])
 
-    def steps_per_epoch(self, batch: int) -> int:
-        """Whole batches in an epoch."""
-        if not 1 <= batch <= self.n:
-            raise ConfigError(f"a batch of {batch} queries from {self.n} draws an epoch: lower the prompts per step to "
-                              f"1..{self.n}, or raise the draws")
-        return self.n // batch
-
-    def left_out(self, batch: int) -> int:
-        """Draws of an epoch that its steps do not take."""
-        return self.n - self.steps_per_epoch(batch) * batch
-
-    def step(self, step: int, batch: int, rank: int = 0, world: int = 1) -> tuple[int, list[int]]:
-        """(epoch, indices of the queries) that `rank` of `world` takes at `step`; `batch` counts all ranks together."""
-        epoch, part = share_of_step(step, batch, rank, world, steps_per_epoch=self.steps_per_epoch(batch))
-        return epoch, [int(index) for index in self.epoch(epoch)[part]]
-
-    def _drawn(self, epoch: int) -> np.ndarray:
+    def _permutation(self, epoch: int) -> np.ndarray:
         labels = np.repeat(np.arange(len(self.sizes)), self.shares)
         if len(self.sizes) > 1:
             labels = rng("mixed-labels", self.seed, epoch).permutation(labels)

@@ -3,7 +3,7 @@
 Every epoch is a fresh permutation of all queries. A step takes `batch` of them over all ranks, each rank an equal,
 contiguous part, so ranks always take the same number of steps and the union over ranks does not depend on how many
 there are. What does not fill a batch at the end of an epoch is left out of that epoch (2,500 queries at 16 a step:
-156 steps and 4 left out; three epochs are the 468 steps of METHOD 3); another permutation leaves out others, and
+156 steps and 4 left out; three epochs are the 468 steps of the paper); another permutation leaves out others, and
 `left_out` says how many.
 """
 
@@ -36,7 +36,7 @@ def share_of_step(step: int, batch: int, rank: int, world: int, *, steps_per_epo
 
 
 class QueryOrder:
-    """The order of `n` queries over epochs.
+    """The order of `n` queries over epochs; `epoch` gives one, the rest follows from it.
 
     >>> order = QueryOrder(10, seed=0)
     >>> order.steps_per_epoch(4), order.left_out(4)
@@ -61,8 +61,8 @@ class QueryOrder:
     def steps_per_epoch(self, batch: int) -> int:
         """Whole batches in an epoch."""
         if not 1 <= batch <= self.n:
-            raise ConfigError(f"a batch of {batch} queries from {self.n}: lower the prompts per step to 1..{self.n}, "
-                              "or add queries")
+            raise ConfigError(f"a batch of {batch} queries from {self.n} draws an epoch: lower the prompts per step to "
+                              f"1..{self.n}, or add queries or draws")
         return self.n // batch
 
     def left_out(self, batch: int) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,7 +41,8 @@ from taro.shards.variants import FrameVariants, VariantSettings, check_variants,
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["QueryRef", "Sample", "ShardSet", "check_encoder", "check_times", "open_shards"]
+__all__ = ["QueryRef", "Sample", "ShardSet", "check_encoder", "check_times", "encoder_numbers",
+           "open_shards"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,11 +302,11 @@ def check_encoder(shard_set: ShardSet, fingerprint: EncoderFingerprint, *, polic
     compared is what decides the numbers: family, tower, dtype and sampling, not the model's name.
     """
     for held in shard_set.manifest.encoders:
-        if _numbers(held) == _numbers(fingerprint) and held.name in shard_set.encoders:
+        if encoder_numbers(held) == encoder_numbers(fingerprint) and held.name in shard_set.encoders:
             return held.name
     lines = []
     for held in shard_set.manifest.encoders:
-        differ = [name for name, value in _numbers(held).items() if value != _numbers(fingerprint)[name]]
+        differ = [name for name, value in encoder_numbers(held).items() if value != encoder_numbers(fingerprint)[name]]
         lines.append(f"  set:    {held.name} ({held.model_id}, tower {held.tower_sha256[:16]}, {held.dtype}); "
                      f"differs in {', '.join(differ) or 'nothing, but its shards are missing'}")
     raise ShardError(
@@ -317,5 +318,6 @@ def check_encoder(shard_set: ShardSet, fingerprint: EncoderFingerprint, *, polic
         f"{shard_set.place} --only features --policy {policy or fingerprint.model_id}`")
 
 
-def _numbers(fingerprint: EncoderFingerprint) -> dict[str, object]:
+def encoder_numbers(fingerprint: EncoderFingerprint) -> dict[str, Any]:
+    """What of a fingerprint decides the features' numbers: neither the model's name nor its revision."""
     return fingerprint.model_dump(include={"family", "tower_sha256", "dtype", "sampling"})

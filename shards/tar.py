@@ -11,15 +11,14 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 from taro.core.errors import ShardError
 from taro.shards.format import BLOCK, KEY_LENGTH, MAX_BYTES
 
-__all__ = ["TarMember", "TarWriter", "member_header", "read_header", "read_tar", "write_tar"]
+__all__ = ["TarMember", "TarWriter", "member_header", "read_header", "read_tar"]
 
 RECORD = 20 * BLOCK
 _MEMBER = re.compile(rf"([A-Za-z0-9_-]{{1,{KEY_LENGTH}}})\.(jpg|json|safetensors)")
@@ -81,15 +80,6 @@ class TarWriter:
         self._file.write(data)
         self._hash.update(data)
         self.bytes += len(data)
-
-
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> str:
-    """A shard at `path` from (name, data), in any order; returns its sha256. Not atomic: `SliceWriter` is."""
-    with path.open("wb") as file:
-        writer = TarWriter(file)
-        for (key, _, ext), data in sorted((name.partition("."), data) for name, data in members):
-            writer.add(key, ext, data)
-        return writer.close()
 
 
 def read_header(block: bytes, where: str) -> tuple[str, str, int]:

@@ -1,4 +1,4 @@
-"""Tensors as safetensors bytes: written so that equal tensors give equal bytes, read as if a stranger wrote them.
+"""Tensors as safetensors bytes: written so that equal tensors give equal bytes, read as untrusted bytes.
 
 Why not the safetensors library: its writer orders metadata by a random hash, so bytes would differ from run to run;
 and here the header is parsed under bounds (size, depth, names, dtype, rank, dimensions, offsets that tile the buffer)
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +25,11 @@ from taro.shards.format import MAX_DIM, MAX_HEADER_BYTES, MAX_MEMBER_BYTES, MAX_
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["pack_features", "pack_frames", "pack_tensors", "unpack_features", "unpack_frames", "unpack_tensors"]
+__all__ = ["encoder_levels", "pack_features", "pack_frames", "pack_tensors", "unpack_features", "unpack_frames",
+           "unpack_tensors"]
 
 DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "BF16": 2, "F16": 2}
-FEATURE_DTYPES = frozenset({"F32", "BF16", "F16"})
+FEATURE_DTYPES = ("BF16", "F16", "F32")
 MAX_LEVELS = 16
 MAX_NAME_CHARACTERS = 200
 
@@ -135,25 +136,33 @@ def pack_features(features: VideoFeatures) -> bytes:
 def unpack_features(data: bytes, where: str = "features") -> VideoFeatures:
     """The features that `pack_features` wrote, with every rule of the format checked."""
     tensors, metadata = unpack_tensors(data, where)
-    levels = len(tensors) - 2
-    names = {"main", "times_s", *(f"deepstack.{level}" for level in range(levels))}
-    if set(tensors) != names or levels > MAX_LEVELS:
-        raise ShardError(f"{where}: tensors are {sorted(tensors)[:8]}, expected main, times_s and deepstack.0..")
-    main, times = tensors["main"], tensors["times_s"]
-    deepstack = tuple(tensors[f"deepstack.{level}"] for level in range(levels))
+    main, deepstack = encoder_levels(tensors, ("times_s",), where)
+    times = tensors["times_s"]
     grid, stride = _grid(metadata, where)
-    if main.ndim != 3 or any(level.shape != main.shape or level.dtype != main.dtype for level in deepstack):
-        raise ShardError(f"{where}: main has shape {tuple(main.shape)}, deepstack "
-                         f"{[tuple(x.shape) for x in deepstack]}; expected [S, N, D], all alike")
-    if (main.element_size() == 8 or str(times.dtype) != "torch.float64" or times.ndim != 1
-            or not times.isfinite().all()):
-        raise ShardError(f"{where}: main is {main.dtype}, times_s {times.dtype} {tuple(times.shape)}; expected a dtype "
-                         f"of {', '.join(sorted(FEATURE_DTYPES))}, and finite float64 [S]")
+    if str(times.dtype) != "torch.float64" or times.ndim != 1 or not times.isfinite().all():
+        raise ShardError(f"{where}: times_s is {times.dtype} {tuple(times.shape)}; expected finite float64 [S]")
     if not grid[0] == main.shape[0] == times.shape[0]:
         raise ShardError(f"{where}: main has {main.shape[0]} patches, times_s {times.shape[0]}, grid_thw {grid[0]}")
     if grid[1] * grid[2] % main.shape[1]:
         raise ShardError(f"{where}: {main.shape[1]} tokens a patch do not divide its grid of {grid[1]} x {grid[2]}")
     return VideoFeatures(main, times.numpy(), grid, stride, deepstack)
+
+
+def encoder_levels(tensors: Mapping[str, torch.Tensor], others: Sequence[str],
+                   where: str) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """`main` [S, N, D] and the deepstack levels of a record that holds the tensors `others` besides; ShardError unless
+    they are all that it holds, of one shape and one dtype of features."""
+    levels = len(tensors) - 1 - len(others)
+    if set(tensors) != {"main", *others, *(f"deepstack.{level}" for level in range(levels))} or levels > MAX_LEVELS:
+        raise ShardError(f"{where}: tensors are {sorted(tensors)[:8]}, expected main, {', '.join(others)} and "
+                         "deepstack.0..")
+    main, deepstack = tensors["main"], tuple(tensors[f"deepstack.{level}"] for level in range(levels))
+    if main.ndim != 3 or any(level.shape != main.shape or level.dtype != main.dtype for level in deepstack):
+        raise ShardError(f"{where}: main has shape {tuple(main.shape)}, deepstack "
+                         f"{[tuple(x.shape) for x in deepstack]}; expected [S, N, D], all alike")
+    if main.element_size() == 8:
+        raise ShardError(f"{where}: main is {main.dtype}, expected a dtype of {', '.join(FEATURE_DTYPES)}")
+    return main, deepstack
 
 
 def _grid(metadata: dict[str, str], where: str) -> tuple[tuple[int, int, int], float]:

@@ -1,4 +1,5 @@
-"""Frame-shuffled boundary patches of a clip, as a `variants` shard holds them: METHOD 5's `frame` disruption, offline.
+"""Frame-shuffled boundary patches of a clip, as a `variants` shard holds them: the `frame` disruption, made
+before training.
 
 Variants are named by what they depend on: the times of the boundaries (every start and end of a query's windows, each
 once, ascending). Queries with the same boundaries share them, a set cut or joined carries the bytes as they are, and a
@@ -23,7 +24,7 @@ from taro.core.errors import ShardError
 from taro.grounding.moment import Moment
 from taro.grounding.records import ClipRecord
 from taro.models.features import VideoFeatures
-from taro.shards.tensors import MAX_LEVELS, pack_tensors, unpack_tensors
+from taro.shards.tensors import encoder_levels, pack_tensors, unpack_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -121,8 +122,8 @@ def pack_variants(variants: FrameVariants) -> bytes:
     tensors = {"rows": torch.from_numpy(variants.rows_M5), "main": variants.main_MND,
                "boundaries": torch.tensor(named, dtype=torch.float64)}
     tensors |= {f"deepstack.{level}": tensor for level, tensor in enumerate(variants.deepstack_LMND)}
-    told = variants.settings
-    return pack_tensors(tensors, {"count": str(told.count), "dt_s": repr(float(told.dt_s)), "seed": str(told.seed)})
+    made = variants.settings
+    return pack_tensors(tensors, {"count": str(made.count), "dt_s": repr(float(made.dt_s)), "seed": str(made.seed)})
 
 
 def unpack_variants(data: bytes, where: str = "variants") -> FrameVariants:
@@ -130,19 +131,10 @@ def unpack_variants(data: bytes, where: str = "variants") -> FrameVariants:
     import torch
 
     tensors, metadata = unpack_tensors(data, where)
-    levels = len(tensors) - 3
-    names = {"rows", "boundaries", "main", *(f"deepstack.{level}" for level in range(levels))}
-    if set(tensors) != names or levels > MAX_LEVELS:
-        raise ShardError(f"{where}: tensors are {sorted(tensors)[:8]}, expected rows, boundaries, main, deepstack.0..")
-    main, rows, named = tensors["main"], tensors["rows"], tensors["boundaries"]
-    deepstack = tuple(tensors[f"deepstack.{level}"] for level in range(levels))
-    if main.ndim != 3 or any(level.shape != main.shape or level.dtype != main.dtype for level in deepstack):
-        raise ShardError(f"{where}: main has shape {tuple(main.shape)}, deepstack "
-                         f"{[tuple(x.shape) for x in deepstack]}; expected [M, N, D], all alike")
-    if main.dtype not in (torch.float32, torch.bfloat16, torch.float16) or (rows.dtype, named.dtype) != (
-            torch.int64, torch.float64):
-        raise ShardError(f"{where}: main is {main.dtype}, rows {rows.dtype}, boundaries {named.dtype}; expected the "
-                         "features' dtype, I64 and F64")
+    main, deepstack = encoder_levels(tensors, ("rows", "boundaries"), where)
+    rows, named = tensors["rows"], tensors["boundaries"]
+    if (rows.dtype, named.dtype) != (torch.int64, torch.float64):
+        raise ShardError(f"{where}: rows are {rows.dtype}, boundaries {named.dtype}; expected I64 and F64")
     if rows.shape != (len(main), 5) or named.shape != (min(len(named), MAX_BOUNDARIES), 2):
         raise ShardError(f"{where}: rows have shape {tuple(rows.shape)}, boundaries {tuple(named.shape)}, main "
                          f"{tuple(main.shape)}; expected [M, 5], [B, 2] and [M, N, D]")

@@ -66,8 +66,8 @@ class VerifyReport:
 
 @dataclass
 class _Seen:
-    """What later shards are held against: clips (times alone), the boundaries that variants must know, features' facts
-    by (encoder, key), how each variants kind was made."""
+    """What later shards are checked against: clips (times alone), the boundaries that variants must have, features'
+    facts by (encoder, key), how each kind of variants was made."""
 
     clips: dict[str, ClipRecord] = field(default_factory=dict)
     groups: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
@@ -87,7 +87,7 @@ def verify(place: str | Path | Store, *, progress: Callable[[int, int], None] | 
     total = sum(entry.bytes for entry in manifest.shards)
     keys: dict[tuple[str, int], list[str]] = {}
     seen = _Seen()
-    # The paths shards first: what the others say is held against their JSON. Only times are kept of it. Variants last.
+    # The paths shards first: the others are checked against their JSON. Only times are kept of it. Variants last.
     for entry in sorted(manifest.shards, key=lambda entry: (entry.kind != "paths", entry.kind, entry.index)):
         keys[entry.kind, entry.index] = _shard(store, entry, report, seen)
         if progress:
@@ -118,8 +118,8 @@ def _shard(store: Store, entry: ShardEntry, report: VerifyReport, seen: _Seen) -
                 if member.ext != "jpg":
                     keys.append(member.key)
                 at = f"{where}: record {member.key} at byte {member.offset:,}"
-                told = None if expected is None else expected.pop((member.key, member.ext), (0, 0, ""))
-                if told is not None and told != (member.offset, member.size, hashlib.sha256(data).hexdigest()):
+                said = None if expected is None else expected.pop((member.key, member.ext), (0, 0, ""))
+                if said is not None and said != (member.offset, member.size, hashlib.sha256(data).hexdigest()):
                     report.problems.append(f"{at}: offset, size or sha256 of .{member.ext} is not the sidecar's")
                 _content(entry, member, data, at, report, seen)
     except ShardError as error:

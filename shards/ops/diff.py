@@ -1,4 +1,4 @@
-"""Two sets held against each other, by the digests that their sidecars give: no tensor is read.
+"""`diff`: two sets compared by the digests that their sidecars give; no tensor is read.
 
 How a set is cut into slices, what its manifest says about itself, and skipped rows are no difference; what training
 would see is: clips, queries, windows, captions, paths, features. JSON is read, a clip of each set at a time, only
@@ -55,9 +55,9 @@ class SetDiff:
 
     def lines(self) -> list[str]:
         """For a terminal: every kind of difference, with its first names."""
-        told = [f"{title}: {len(names)} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
-                for title, names in self._parts() if names]
-        return [*told, f"{self.same} clips are the same in both" + ("" if told else "; nothing differs")]
+        found = [f"{title}: {len(names)} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+                 for title, names in self._parts() if names]
+        return [*found, f"{self.same} clips are the same in both" + ("" if found else "; nothing differs")]
 
     def _parts(self) -> list[tuple[str, list[str]]]:
         return [(f"kinds only in {self.a}", self.kinds_only_a), (f"kinds only in {self.b}", self.kinds_only_b),
@@ -80,7 +80,7 @@ def diff(a: ShardSet, b: ShardSet) -> SetDiff:
     for one, keys, queries in ((a, found.clips_only_a, found.queries_only_a),
                                (b, found.clips_only_b, found.queries_only_b)):
         for key in keys:
-            queries += [_told(key, name) for name in named_queries(one.clip(key))]
+            queries += [_label(key, name) for name in named_queries(one.clip(key))]
     kinds = [kind for kind in a.manifest.kinds if kind in b.manifest.kinds and kind != "paths"]
     for key in sorted(keys_a & keys_b):
         before = sum(len(names) for _, names in found._parts())
@@ -101,16 +101,16 @@ def _records(a: ClipRecord, b: ClipRecord, found: SetDiff) -> None:
     if a.captions != b.captions:
         found.captions.append(a.key)
     queries_a, queries_b = named_queries(a), named_queries(b)
-    found.queries_only_a += [_told(a.key, name) for name in queries_a if name not in queries_b]
-    found.queries_only_b += [_told(a.key, name) for name in queries_b if name not in queries_a]
+    found.queries_only_a += [_label(a.key, name) for name in queries_a if name not in queries_b]
+    found.queries_only_b += [_label(a.key, name) for name in queries_b if name not in queries_a]
     for name, one in queries_a.items():
         other = queries_b.get(name)
         if other is None:
             continue
         if one.windows_s != other.windows_s:
-            found.windows.append(_told(a.key, name))
+            found.windows.append(_label(a.key, name))
         if one != other.model_copy(update={"windows_s": one.windows_s}):
-            found.queries.append(_told(a.key, name))
+            found.queries.append(_label(a.key, name))
 
 
 def named_queries(clip: ClipRecord) -> dict[tuple[str, int], QueryRecord]:
@@ -130,5 +130,5 @@ def digests(shard_set: ShardSet, kind: str, key: str) -> Mapping[str, str]:
     return {} if listed is None else {member.ext: member.sha256 for member in listed.members}
 
 
-def _told(key: str, name: tuple[str, int]) -> str:
+def _label(key: str, name: tuple[str, int]) -> str:
     return f"{key}/{name[0]}" + (f" (turn {name[1] + 1})" if name[1] else "")

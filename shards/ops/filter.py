@@ -55,11 +55,11 @@ class Selection:
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest: what was asked for; lists of names as their number."""
-        told = {"split": self.split, "difficulty": self.difficulty and [end if math.isfinite(end) else None
-                                                                         for end in self.difficulty],
-                "queries": None if self.queries is None else len(self.queries),
-                "keys": None if self.keys is None else len(self.keys), "text": self.text}
-        return {name: value for name, value in told.items() if value is not None}
+        asked = {"split": self.split, "difficulty": self.difficulty and [end if math.isfinite(end) else None
+                                                                          for end in self.difficulty],
+                 "queries": None if self.queries is None else len(self.queries),
+                 "keys": None if self.keys is None else len(self.keys), "text": self.text}
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 def named(words: Iterable[str]) -> frozenset[str]:

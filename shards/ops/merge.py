@@ -36,7 +36,7 @@ from taro.shards.ops.rewrite import (
     source_skipped,
     write_derived,
 )
-from taro.shards.reader import ShardSet
+from taro.shards.reader import ShardSet, encoder_numbers
 
 __all__ = ["Merged", "merge_sets"]
 
@@ -93,10 +93,10 @@ def _same_kinds(sources: Sequence[ShardSet]) -> list[str]:
     first = sources[0]
     for other in sources[1:]:
         if _whole(first) != _whole(other) or _encoders(first) != _encoders(other):
-            told = "\n".join(f"  {one.place}: {', '.join(kind for kind in one.manifest.kinds if kind != 'paths')}"
-                             f"{''.join(chr(10) + '    ' + line for line in _told(one.manifest))}"
+            held = "\n".join(f"  {one.place}: {', '.join(kind for kind in one.manifest.kinds if kind != 'paths')}"
+                             f"{''.join(chr(10) + '    ' + line for line in _makers(one.manifest))}"
                              for one in (first, other))
-            raise ShardError(f"the sets were not made by the same encoders, so they cannot be one set\n{told}\n"
+            raise ShardError(f"the sets were not made by the same encoders, so they cannot be one set\n{held}\n"
                              "add what is missing with `taro preprocess ... --only features --policy DIR`, then merge")
     return _whole(first)
 
@@ -122,19 +122,18 @@ def _variants(sources: Sequence[ShardSet], owners: Mapping[str, Sequence[ShardSe
 
 
 def _encoders(source: ShardSet) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What decides the numbers, by encoder: not the model's name nor its revision."""
-    numbers = {one.name: one.model_dump(include={"family", "tower_sha256", "dtype", "sampling"})
-               for one in source.manifest.encoders}
+    """What decides the numbers, by encoder."""
+    numbers = {one.name: encoder_numbers(one) for one in source.manifest.encoders}
     return numbers, {one.name: one.model_dump(exclude={"model"}) for one in source.manifest.clip_encoders}
 
 
-def _told(manifest: Manifest) -> list[str]:
+def _makers(manifest: Manifest) -> list[str]:
     def line(one: EncoderFingerprint) -> str:
         return (f"{one.name}: {one.model_id}, tower {one.tower_sha256[:16]}, {one.dtype}, up to "
                 f"{one.sampling.max_frames} frames and {one.sampling.total_tokens} tokens a clip")
     lines = [*map(line, manifest.encoders), *(f"{one.name}: {one.model}, weights {str(one.weights_sha256)[:16]}"
                                               for one in manifest.clip_encoders)]
-    # A stranger's text: nothing that moves a terminal's cursor.
+    # Untrusted text: nothing that moves a terminal's cursor.
     return ["".join(char if char.isprintable() else "?" for char in text[:300]) for text in lines]
 
 
@@ -164,7 +163,7 @@ def _united(key: str, sets: Sequence[ShardSet], kinds: Sequence[str]) -> Piece:
 
 def _differ(a: ClipRecord, b: ClipRecord) -> list[str]:
     names = {"video": "video facts", "clip": "cut", "times_s": "frame times", "captions": "captions"}
-    return [told for name, told in names.items() if getattr(a, name) != getattr(b, name)]
+    return [label for name, label in names.items() if getattr(a, name) != getattr(b, name)]
 
 
 def _united_skipped(sources: Sequence[ShardSet], written: set[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -210,10 +209,10 @@ def _fields(manifests: Sequence[Manifest], step: dict[str, Any]) -> dict[str, An
 
 def _provenance(manifests: Sequence[Manifest]) -> Provenance:
     """Each field as all sets say it, or all that they say; the digest of annotations only where it is one."""
-    told = {name: _joined([str(getattr(one.provenance, name)) for one in manifests], "; ")
-            for name in Provenance.model_fields if name != "annotations_sha256"}
+    joined = {name: _joined([str(getattr(one.provenance, name)) for one in manifests], "; ")
+              for name in Provenance.model_fields if name != "annotations_sha256"}
     digest = {one.provenance.annotations_sha256 for one in manifests}
-    return Provenance(**told, annotations_sha256=digest.pop() if len(digest) == 1 else None)
+    return Provenance(**joined, annotations_sha256=digest.pop() if len(digest) == 1 else None)
 
 
 def _joined(texts: Sequence[str], between: str) -> str:

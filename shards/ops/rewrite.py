@@ -191,7 +191,7 @@ def derived_steps(manifest: Manifest) -> list[Any]:
 
 
 def source_skipped(shard_set: ShardSet) -> list[dict[str, Any]]:
-    """Rows of a set's skipped.parquet, held against its manifest and the format's types."""
+    """Rows of a set's skipped.parquet, checked against its manifest and the format's types."""
     root, counted = shard_set.place, shard_set.manifest.counts.skipped
     try:
         rows = read_skipped(root)

@@ -1,6 +1,6 @@
-"""What is in a set, counted: one pass over the JSON of its clips, one clip in memory at a time, no tensor read.
+"""`stats`: what is in a set, counted in one pass over the JSON of its clips; no tensor is read.
 
-Histograms have fixed bins, so that two sets can be held beside each other. `sample` draws single queries to look at.
+Histograms have fixed bins, so that two sets can be compared. `sample` draws single queries to look at.
 Left out: judging; a set of strange numbers is still a set (`taro shards verify` says what is wrong with one).
 """
 
@@ -79,26 +79,26 @@ class SetStats:
 
     def lines(self) -> list[str]:
         """For a terminal."""
-        told = [f"{self.name}: {self.clips} clips, {self.queries} queries, {self.windows} windows, {self.captions} "
+        text = [f"{self.name}: {self.clips} clips, {self.queries} queries, {self.windows} windows, {self.captions} "
                 "captions",
                 f"  rows: {self.inputs} = {self.queries} queries + {self.skipped_rows} skipped",
                 "  splits: " + _counts(self.splits),
                 f"  clip length: {_spread(self.clip_s, 's')}, {self.clip_s.total / 3600:.2f} h in all",
                 f"  window length: {_spread(self.window_length_s, 's')}"]
-        told += _bars("window length, s", self.window_s)
-        told += _bars("middle of the window in the clip", _tenths(self.window_centre))
-        told += _bars("share of the clip", _tenths(self.window_share))
-        told += ["  windows per query: " + _counts(self.windows_per_query),
+        text += _bars("window length, s", self.window_s)
+        text += _bars("middle of the window in the clip", _tenths(self.window_centre))
+        text += _bars("share of the clip", _tenths(self.window_share))
+        text += ["  windows per query: " + _counts(self.windows_per_query),
                  "  queries per clip: " + _counts(self.queries_per_clip),
                  "  captions per clip: " + _counts(self.captions_per_clip)]
-        told += [f"  paths, {tag}: {one['paths']} in all, {one['queries_without']} queries without"
+        text += [f"  paths, {tag}: {one['paths']} in all, {one['queries_without']} queries without"
                  for tag, one in self.paths.items()]
-        told += [f"  difficulty: {self.with_difficulty} queries have one"
+        text += [f"  difficulty: {self.with_difficulty} queries have one"
                  + (f"; {_spread(self.difficulty, '')}" if self.with_difficulty else "")]
-        told += ["  skipped: " + ("unknown, pyarrow is not installed" if self.skipped is None
+        text += ["  skipped: " + ("unknown, pyarrow is not installed" if self.skipped is None
                                   else _counts(self.skipped))]
-        told += [f"  bytes, {kind}: {size:,}" for kind, size in self.bytes.items()]
-        return told
+        text += [f"  bytes, {kind}: {size:,}" for kind, size in self.bytes.items()]
+        return text
 
 
 class _Tally:
@@ -182,15 +182,15 @@ class ShownQuery:
         """For a terminal."""
         clip, query = self.clip, self.query
         windows = ", ".join(f"{window.start_s:.2f}s to {window.end_s:.2f}s" for window in query.windows)
-        told = [f"{self.key}  ({clip.video.path_hint}, {clip.duration_s:.2f} s, {len(clip.times_s)} frames)",
+        text = [f"{self.key}  ({clip.video.path_hint}, {clip.duration_s:.2f} s, {len(clip.times_s)} frames)",
                 f"  query {query.id} ({query.split}): {query.text}",
                 f"  windows: {windows or 'none'}"
                 + ("" if query.difficulty is None else f"; difficulty {query.difficulty:g}")]
-        told += [f"  caption {index}: {caption.start_s:.2f}s to {caption.end_s:.2f}s, {caption.text}"
+        text += [f"  caption {index}: {caption.start_s:.2f}s to {caption.end_s:.2f}s, {caption.text}"
                  for index, caption in enumerate(clip.captions)]
-        told += [f"  paths, {tag}: {len(paths)}" + (f", such as {paths[0]}" if paths else "")
+        text += [f"  paths, {tag}: {len(paths)}" + (f", such as {paths[0]}" if paths else "")
                  for tag, paths in (("random", query.paths.random), ("overlap", query.paths.overlap))]
-        return [*told, "  bytes: " + ", ".join(f"{name} {size:,}" for name, size in self.members.items())]
+        return [*text, "  bytes: " + ", ".join(f"{name} {size:,}" for name, size in self.members.items())]
 
 
 def sample(shard_set: ShardSet, count: int, *, seed: int = 0) -> list[ShownQuery]:

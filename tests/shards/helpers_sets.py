@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from taro.shards.manifest import (
     write_skipped,
 )
 from taro.shards.reader import open_shards
+from taro.shards.tar import TarWriter
 from taro.shards.variants import FrameVariants, VariantSettings, wanted_groups
 from taro.shards.writer import SliceWriter
 
@@ -105,3 +107,12 @@ def write_set(root: Path, slices: list[list[int]], *, encoders: dict[str, Encode
         clip_encoders=[ClipEncoder(name=CLIP_NAME, model="tiny")] if clip else [])  # fmt: skip
     write_card(root, manifest)
     write_manifest(root, manifest)
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> str:
+    """A shard at `path` from (name, data), in any order; returns its sha256."""
+    with path.open("wb") as file:
+        writer = TarWriter(file)
+        for (key, _, ext), data in sorted((name.partition("."), data) for name, data in members):
+            writer.add(key, ext, data)
+        return writer.close()

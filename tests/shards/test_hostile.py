@@ -34,10 +34,10 @@ from taro.shards.format import sidecar_path as sidecar_name
 from taro.shards.manifest import read_skipped
 from taro.shards.reader import ShardSet, open_shards
 from taro.shards.stream import stream
-from taro.shards.tar import TarMember, read_tar, write_tar
+from taro.shards.tar import TarMember, read_tar
 from taro.shards.tensors import pack_features, pack_tensors, unpack_features, unpack_tensors
 from taro.shards.verify import verify
-from tests.shards.helpers_sets import CLIP_NAME, FINGERPRINT, features, record, write_set
+from tests.shards.helpers_sets import CLIP_NAME, FINGERPRINT, features, record, write_set, write_tar
 
 FEATURES = f"features/{FINGERPRINT.name}"
 PACKED = pack_features(features(1, levels=1))
