@@ -21,8 +21,8 @@ from taro.core.config import digest, load_config
 from taro.core.errors import TaroError
 from taro.grounding.answers import ANSWER_PARSERS, format_ok, parse_answer, parse_reasoning
 from taro.grounding.prompts import load_template, parse_captions
-from taro.metrics.page import examples_page
 from taro.metrics.predictions import compare_files, evaluate_file
+from taro.pages.answers import answers_page
 from taro.preprocess.captioners.base import captions_file
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.journal import Journal
@@ -103,7 +103,7 @@ def _text_targets() -> list[Target]:
         for protocol in ANSWER_PARSERS:
             found = evaluate_file(folder / "answers", dataset="jsonl", annotations=folder / "truth", protocol=protocol)
             assert json.dumps(found.as_dict()) and _visible(found.table()), "a table that moves the cursor"
-            examples_page(found.examples, table=found.table(), protocol=protocol)
+            answers_page(found.examples, table=found.table(), protocol=protocol)
         compare_files(folder / "answers", folder / "good", dataset="jsonl", annotations=folder / "truth")
 
     def read(files: Files, _: Path) -> None:

@@ -21,11 +21,10 @@ from taro.grounding.prompts import load_template
 from taro.models.features import FrameSampling
 from taro.models.folder import pixel_settings, template_name, tower_sha256
 from taro.models.policy import load_policy
-from taro.shards.view import read_rollouts
 from taro.shards.view import view as write_view
 from taro.train.checkpoint import RunState, checkpoints, load_checkpoint, save_checkpoint
 from taro.train.evaluate import write_predictions
-from taro.train.report.data import Evaluation, read_predictions, read_run
+from taro.train.report.data import Evaluation, last_rollouts, read_predictions, read_run
 from taro.train.report.write import render_report
 from taro.train.run_dir import _check_folder
 from taro.train.trackers import cut_back
@@ -136,7 +135,7 @@ def _report_targets(seeds: Path) -> list[Target]:
             last = error
         for step in (
             lambda: render_report(at / "run", {"set": clips}, evaluations, at / "report.html"),
-            lambda: write_view(clips, at / "view.html", run=at / "run"), lambda: read_rollouts(at / "run"),
+            lambda: write_view(clips, at / "view.html", rollouts=last_rollouts(at / "run")),
             lambda: read_run(at / "run").guided_spans,
         ):  # fmt: skip
             try:

@@ -18,7 +18,7 @@ FOLDERS = ("taro", "shards", "preprocess", "train")
 MAY_IMPORT = {
     "core": set(),
     "grounding": {"core"},
-    "pages": {"core"},
+    "pages": {"core", "grounding", "metrics"},
     "models": {"core", "grounding"},
     "annotations": {"core", "grounding"},
     "metrics": {"core", "grounding", "annotations"},

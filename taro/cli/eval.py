@@ -134,8 +134,9 @@ def _score_videos(options: EvalOptions) -> None:
 
 def _score_file(options: EvalOptions, predictions: Path) -> None:
     from taro.cli.annotations import column_mapping
-    from taro.metrics.page import examples_page, write_page
     from taro.metrics.predictions import compare_files, evaluate_file
+    from taro.pages.answers import answers_page
+    from taro.pages.render import write_page
 
     assert options.annotations is not None
     how: dict[str, Any] = {"dataset": options.dataset, "annotations": options.annotations, "split": options.split,
@@ -144,8 +145,8 @@ def _score_file(options: EvalOptions, predictions: Path) -> None:
     found: Any = (evaluate_file(predictions, **how) if options.compare is None else
                   compare_files(predictions, options.compare, **how))
     if options.html is not None:
-        write_page(options.html, examples_page(found.examples, table=found.table(), protocol=options.protocol,
-                                             seed=options.seed))
+        write_page(options.html, answers_page(found.examples, table=found.table(), scores=found.scores,
+                                            protocol=options.protocol, seed=options.seed))
     if options.as_json:
         say_json(found.as_dict())
         return

@@ -49,10 +49,11 @@ class SensitivityOptions:
 def sensitivity(options: SensitivityOptions) -> None:
     """Measure the log-probability drop of a policy's sampled reasonings under broken videos."""
     from taro.core.errors import ConfigError
-    from taro.metrics.page import write_page
+    from taro.pages.render import write_page
+    from taro.shards.reader import open_shards
     from taro.train.run_dir import open_policy, policy_no_think
     from taro.train.sensitivity.measure import conditions
-    from taro.train.sensitivity.report import probe_page, probe_table, summarise
+    from taro.train.sensitivity.report import sensitivity_page, sensitivity_table, summarise
 
     if options.over not in (None, "reasoning", "response"):
         raise ConfigError(f"--over {options.over}: expected reasoning or response")
@@ -65,9 +66,10 @@ def sensitivity(options: SensitivityOptions) -> None:
     summary = {"policy": options.policy, "shards": str(options.shards), "split": options.split, "seed": options.seed,
                "group": options.group, "over": over, "no_think": no_think, **summarise(found, seed=options.seed)}
     if options.out is not None:
-        page = probe_page(found, summary, title=f"Probe of {options.policy}", made_by=_command(options, summary))
-        write_page(options.out, page)
-    say_json(summary) if options.as_json else say(probe_table(summary))
+        write_page(options.out, sensitivity_page(
+            found, summary, title=f"Sensitivity of {options.policy}", made_by=_command(options, summary),
+            sets=[open_shards(options.shards)]))
+    say_json(summary) if options.as_json else say(sensitivity_table(summary))
 
 
 def _measure(options: SensitivityOptions, policy: Any, *, over: Over, no_think: bool) -> Any:

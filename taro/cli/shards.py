@@ -96,8 +96,9 @@ def view(
 ) -> None:
     """Write one self-contained page: contact sheets, truth, captions and candidate paths on a time axis."""
     from taro.shards.view import view as write_view
+    from taro.train.report.data import last_rollouts
 
-    say(str(write_view(path, out, run=run, limit=limit, keys=key or ())))
+    say(str(write_view(path, out, rollouts=last_rollouts(run, path) if run else {}, limit=limit, keys=key or ())))
 
 
 @app.command()

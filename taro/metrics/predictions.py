@@ -27,7 +27,7 @@ from taro.grounding.moment import Moment
 from taro.grounding.prompts import normalise_query
 from taro.grounding.protocols import protocol_named
 from taro.metrics.compare import Comparison, compare_predictions
-from taro.metrics.page import Example
+from taro.metrics.examples import Example
 from taro.metrics.published import published_for, published_table
 from taro.metrics.ranked import RankedPrediction, RankedScores, as_written, comparable_columns, evaluate_ranked
 from taro.metrics.scores import Prediction, Scores, evaluate_predictions

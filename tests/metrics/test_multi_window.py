@@ -15,9 +15,10 @@ from taro.grounding.answers import ANSWER_PARSERS, parse_answer, parse_answers
 from taro.grounding.moment import Moment, iou
 from taro.grounding.prompts import load_template
 from taro.grounding.protocols import set_iou
-from taro.metrics.page import Example, examples_page
+from taro.metrics.examples import Example
 from taro.metrics.predictions import evaluate_file
 from taro.metrics.scores import Prediction, evaluate_predictions
+from taro.pages.answers import answers_page
 from taro.train.evaluate import EvalRow, predictions, score_rows, write_predictions
 from taro.train.report.data import read_predictions, row_iou
 from taro.train.rewards import rewards, timestamp_aware_iou, timestamp_aware_set_iou
@@ -125,7 +126,7 @@ def test_answers_of_a_policy_go_out_and_come_back(tmp_path: Path) -> None:
     assert read_predictions(tmp_path / "rows.jsonl") == [row]
     assert (row_iou(row, "multi-window"), row_iou(row, "union")) == (1.0, pytest.approx(3.5 / 4.5))
     assert evaluate_predictions(predictions([row]), protocol="multi-window").miou == 1.0
-    shown = examples_page([Example(predictions([row])[0], "q")], table="", protocol="multi-window")
+    shown = answers_page([Example(predictions([row])[0], "q")], table="", protocol="multi-window")
     assert "2.00s to 5.50s, 8.00s to 9.00s" in shown
     plain = Prediction("1", "v", Moment(2, 5.5), row.windows, 10.0)
     assert evaluate_predictions([plain], protocol="multi-window").miou == pytest.approx(3.5 / 4.5)

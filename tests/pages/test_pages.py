@@ -19,8 +19,9 @@ import yaml
 
 from taro.grounding.moment import Moment
 from taro.grounding.records import CandidatePaths, ClipRecord, DenseCaption, QueryRecord
-from taro.metrics.page import Example, examples_page
+from taro.metrics.examples import Example
 from taro.metrics.scores import Prediction
+from taro.pages.answers import answers_page as draw_answers
 from taro.shards.format import ClipEncoder
 from taro.shards.manifest import build_manifest, write_manifest, write_skipped
 from taro.shards.view import view
@@ -28,7 +29,7 @@ from taro.shards.writer import SliceWriter
 from taro.train.report.data import Evaluation
 from taro.train.report.write import render_report
 from taro.train.sensitivity.measure import Condition, Probe, Probed
-from taro.train.sensitivity.report import probe_page, summarise
+from taro.train.sensitivity.report import sensitivity_page, summarise
 from tests.report.synthetic import clip_record, eval_rows, run_folder
 
 RAN = "document.title='owned'"
@@ -74,9 +75,8 @@ def evil_set(root: Path) -> Path:
 def shards_page(tmp_path: Path) -> str:
     rows = [{"step": 0, "key": "clip-00", "query_id": "q0-0", "g": EVIL, "guided": EVIL, "reward": EVIL, "text": EVIL,
              "format": EVIL, "predicted": [0, 1], "drop": EVIL, "advantage": EVIL, "iou": [EVIL], "tiou": {"a": EVIL}}]
-    (tmp_path / "run" / "rollouts").mkdir(parents=True)
-    (tmp_path / "run" / "rollouts" / "step-000000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return view(evil_set(tmp_path / "set"), tmp_path / "page.html", run=tmp_path / "run").read_text(encoding="utf-8")
+    shown = view(evil_set(tmp_path / "set"), tmp_path / "page.html", rollouts={("clip-00", "q0-0"): rows})
+    return shown.read_text(encoding="utf-8")
 
 
 def report_page(tmp_path: Path) -> str:
@@ -101,7 +101,7 @@ def answers_page(_: Path) -> str:
     window = Moment(0.0, 5.0)
     examples = [Example(Prediction(text, EVIL, Moment(1.0, float("inf")), (window,), 9.0), text, text)
                 for text in [EVIL, *PAYLOADS]]  # fmt: skip
-    return examples_page(examples, table=EVIL, each=30)
+    return draw_answers(examples, table=EVIL, each=30)
 
 
 def probed_page(_: Path) -> str:
@@ -111,7 +111,7 @@ def probed_page(_: Path) -> str:
     drops = np.array([[0.4, 0.2, 0.3, 0.1]])
     probe = Probe((Condition("patch", 3.0, "both"),), rollouts, drops, np.ones((1, 4), bool),
                   np.repeat(drops[..., None], 10, axis=2))  # fmt: skip
-    return probe_page(probe, summarise(probe), title=EVIL, made_by=EVIL)
+    return sensitivity_page(probe, summarise(probe), title=EVIL, made_by=EVIL)
 
 
 PAGES: dict[str, Callable[[Path], str]] = {

@@ -15,9 +15,9 @@ import yaml
 from taro.cli.app import main
 from taro.core.errors import ConfigError
 from taro.grounding.moment import Moment
+from taro.pages.charts import LEFT, RIGHT, WIDTH, Curve, curve_chart
 from taro.shards.reader import open_shards
 from taro.train.evaluate import write_predictions
-from taro.train.report.charts import Curve, curve_svg
 from taro.train.report.data import (
     Evaluation,
     Run,
@@ -28,7 +28,7 @@ from taro.train.report.data import (
     row_iou,
     training_groups,
 )
-from taro.train.report.sections import headline_html
+from taro.train.report.figures import tiles
 from taro.train.report.write import ledger, render_report
 from tests.report import synthetic
 
@@ -172,17 +172,17 @@ def test_folders_of_the_machine_stay_out(html: str) -> None:
 def test_the_ends_of_a_run_share_no_step(steps: int, first: float, last: float) -> None:
     """Step i scores i. A run of four steps would else be said to have gone from its mean to its mean."""
     run = Run(Path("run"), {}, "", [{"step": at, "tiou": float(at), "drop_mean": float(at)} for at in range(steps)], [])
-    page = headline_html(None, run)
-    assert page.count(f'<span class="was">{first:.3f}</span> &rarr; <span class="now">{last:.3f}</span>') == 2
+    assert [(tile.before, tile.after) for tile in tiles(None, run)] == [(f"{first:.3f}", f"{last:.3f}")] * 2
 
 
 def test_guided_steps_are_shaded(folders: Path) -> None:
     run = read_run(folders / "run")
     assert run.guided_spans == [(0, 14)]
-    svg = curve_svg(Curve("t", "", [0, 10, 20], [0.0, None, 1.0], 0.0, 1.0), [(0, 10)])
-    x, width = re.search(r'class="guided" x="([\d.]+)" y="\d+" width="([\d.]+)"', svg).groups()  # type: ignore[union-attr]
-    assert float(x) == 36 and float(width) == pytest.approx((330 - 36 - 10) * 10.5 / 20, abs=0.1)
-    assert svg.count("M") == 3, "a step without a value lifts the pen of the raw line; the mean goes on"
+    chart = curve_chart(Curve("t", "", [0, 10, 20], [0.0, None, 1.0], 0.0, 1.0), [(0, 10)])
+    (shade,) = chart.shades
+    assert shade.x == LEFT and shade.width == pytest.approx((WIDTH - LEFT - RIGHT) * 10.5 / 20, abs=0.1)
+    assert (chart.raw.count("M"), chart.mean.count("M")) == (2, 1), (
+        "a step without a value lifts the pen of the raw line; the mean goes on")
 
 
 def test_a_run_alone_still_makes_a_page(folders: Path, tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from taro.cli.app import app
-from taro.core.errors import ShardError
+from taro.core.errors import ConfigError, ShardError
 from taro.grounding.records import DenseCaption, QueryRecord
 from taro.shards.format import MANIFEST, shard_path
 from taro.shards.manifest import build_manifest, write_manifest
 from taro.shards.view import view
 from taro.shards.writer import SliceWriter
+from taro.train.report.data import last_rollouts
 from tests.shards.helpers_sets import FINGERPRINT, SHEET, record, write_set
 
 HOSTILE = '</title><script>alert(1)</script><img src=x onerror=alert(2)>"\' \u202e{braces}'
@@ -71,9 +72,9 @@ def rollout(key: str, query_id: str, **changes: object) -> dict[str, object]:
 
 def test_a_page_of_hostile_texts_runs_nothing_and_loads_nothing(tmp_path: Path) -> None:
     key = hostile_set(tmp_path / "set")
-    run = run_with(tmp_path / "run", rollout(key, HOSTILE, text=HOSTILE, predicted=None),
-                   rollout(key, HOSTILE, g=1, predicted=["<script>", {}], reward=HOSTILE))  # fmt: skip
-    text = view(tmp_path / "set", tmp_path / "page", run=run).read_text()
+    rows = [rollout(key, HOSTILE, text=HOSTILE, predicted=None, step=HOSTILE, answers=HOSTILE, advantage=HOSTILE),
+            rollout(key, HOSTILE, g=HOSTILE, predicted=["<script>", {}], reward=HOSTILE, answers=[[HOSTILE, 1]])]
+    text = view(tmp_path / "set", tmp_path / "page", rollouts={(key, HOSTILE): rows}).read_text()
     found = Page(text)
     assert "script" not in found.tags and not [name for name, _ in found.attributes if name.startswith("on")]
     loads = [value for name, value in found.attributes if name in {"src", "href", "srcset", "data"}]
@@ -87,7 +88,8 @@ def test_a_page_shows_the_last_group_of_a_query_with_its_numbers(tmp_path: Path)
     key = record(2).key
     run = run_with(tmp_path / "run", rollout(key, "2.0", reward=0.111), rollout(key, "2.0", step=7, reward=1.625),
                    rollout(key, "2.0", step=7, g=1, drop=None, predicted=None))  # fmt: skip
-    found = Page(view(tmp_path / "set", tmp_path / "page.html", run=run, limit=1).read_text())
+    shown = view(tmp_path / "set", tmp_path / "page.html", rollouts=last_rollouts(run), limit=1)
+    found = Page(shown.read_text())
     assert key in found.text and record(1).key not in found.text, "clips with rollouts come first"
     for part in ("rollouts of step 7", "1.625", "0.25s to 1.50s", "no answer", "event 2 of 2", "the 1 event"):
         assert part in found.text
@@ -98,8 +100,8 @@ def test_a_wrong_key_or_run_is_said(tmp_path: Path) -> None:
     write_set(tmp_path, [[1]])
     with pytest.raises(ShardError, match="no clip nothing"):
         view(tmp_path, tmp_path / "out", keys=["nothing"])
-    with pytest.raises(ShardError, match="no rollouts folder"):
-        view(tmp_path, tmp_path / "out", run=tmp_path)
+    with pytest.raises(ConfigError, match="no rollouts folder"):
+        last_rollouts(tmp_path)
 
 
 def test_info_prints_what_the_manifest_says(tmp_path: Path) -> None:

@@ -14,11 +14,10 @@ import pytest
 from taro.core.config import load_config
 from taro.core.errors import ConfigError, ShardError
 from taro.models.policy import load_policy
-from taro.shards.view import read_rollouts
 from taro.train.config import TrainConfig
 from taro.train.data import data_lines
 from taro.train.loop import train
-from taro.train.report.data import read_run, training_groups
+from taro.train.report.data import last_rollouts, read_run, training_groups
 from taro.train.report.write import render_report
 from taro.train.rollouts import sample_name
 from taro.train.run_dir import open_run
@@ -97,7 +96,7 @@ def test_two_sets_with_the_same_keys_are_never_mixed_up(tiny: Tiny, few: Path, t
     run = read_run(tmp_path / "run")
     assert sorted(len(group) for group in run.rollouts(0)) == [4] * 8
     for name, root in (("all", tiny.shards), ("few", few)):
-        seen = read_rollouts(tmp_path / "run", root)
+        seen = last_rollouts(tmp_path / "run", root)
         assert seen and {row["set"] for group in seen.values() for row in group} == {name}
         assert all(len(group) == 4 for group in seen.values())
     page = render_report(tmp_path / "run", {"all": tiny.shards, "few": few}, [], tmp_path / "report.html").read_text()

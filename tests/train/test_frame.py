@@ -20,7 +20,7 @@ from taro.train.disruption import frame_disruption
 from taro.train.rollouts import RolloutBatch, disrupt, roll_out, score_batch
 from taro.train.run_dir import open_encoded_shards, open_run, policy_template, with_variants
 from taro.train.sensitivity.measure import conditions, probe_policy
-from taro.train.sensitivity.report import probe_table, summarise
+from taro.train.sensitivity.report import sensitivity_table, summarise
 from tests.helpers_models import TINY
 from tests.helpers_video import write_video
 
@@ -93,7 +93,7 @@ def test_the_drop_of_frame_is_that_of_spliced_variants_and_not_of_patches(tmp_pa
     assert [(one["radius_s"], one["boundary"]) for one in summary["conditions"] if one["kind"] == "frame"] == [
         (0.8, "both")]
     (pair,) = (one for one in summary["rank_correlations"] if set(one["kinds"]) == {"patch", "frame"})
-    assert pair["rollouts"] == 6 and -1 <= pair["rho"] <= 1 and "patch frame" in probe_table(summary)
+    assert pair["rollouts"] == 6 and -1 <= pair["rho"] <= 1 and "patch frame" in sensitivity_table(summary)
 
 
 def test_the_variant_is_a_draw_of_seed_epoch_and_sample(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from taro.train.rewards import log_prob_drop
 from taro.train.rollouts import roll_out, score_batch
 from taro.train.run_dir import open_encoded_shards, policy_template
 from taro.train.sensitivity.measure import Condition, Probe, Probed, conditions, probe_policy
-from taro.train.sensitivity.report import probe_page, probe_table, summarise
+from taro.train.sensitivity.report import sensitivity_page, sensitivity_table, summarise
 from taro.train.sensitivity.stats import (
     auc,
     auc_within,
@@ -145,14 +145,14 @@ def test_a_summary_by_hand() -> None:
     assert patch["vs_elsewhere"] == pytest.approx(.4 / 3) and patch["vs_elsewhere_rollouts"] == 3
     assert control["auc"] == 0.5 and control["vs_elsewhere"] is None
     assert summary["rank_correlations"][0]["rho"] is None  # the control's drops do not vary
-    assert "patch" in probe_table(summary) and "1.00" in probe_table(summary)
+    assert "patch" in sensitivity_table(summary) and "1.00" in sensitivity_table(summary)
 
 
 def test_a_page_is_self_contained_and_runs_nothing_of_a_stranger() -> None:
     probe = hand_made(query='<script src="http://x">\u202e')
-    text = probe_page(probe, summarise(probe), title="<i>", made_by="taro sensitivity <b>")
+    text = sensitivity_page(probe, summarise(probe), title="<i>", made_by="taro sensitivity <b>")
     assert "<script" not in text and "<i>" not in text and "\u202e" not in text and "http://x" not in text.replace(
-        "&quot;http://x&quot;", "")
+        "&#34;http://x&#34;", "")
     assert text.count("<polyline") == 2 and "&lt;b&gt;" in text and "largest drops" in text
 
 

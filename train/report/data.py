@@ -4,7 +4,7 @@ Nothing here draws. Everything is read from files that other parts wrote in thei
 rollouts/*.jsonl, config.yaml, predictions of `taro eval`), so that a report of last week's run can be made today.
 Examples are chosen by rule, losses among them: the largest gain, the median change and the largest loss, never by eye.
 
-Left out: scoring (`taro.metrics.scores`), drawing (train/report/charts.py, train/report/sections.py).
+Left out: scoring (`taro.metrics.scores`), the values of the page (train/report/figures.py, train/report/cards.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from taro.core import draws
 from taro.core.config import read_yaml
 from taro.core.errors import ConfigError
+from taro.core.json import read_json
 from taro.grounding.moment import Moment
 from taro.metrics.scores import PROTOCOLS, Scores
 from taro.train.evaluate import EvalRow, score_rows
@@ -31,8 +32,8 @@ from taro.train.trackers import read_jsonl
 if TYPE_CHECKING:
     from taro.metrics.scores import Prediction
 
-__all__ = ["Evaluation", "Example", "Run", "examples", "mean_of", "read_predictions", "read_run", "row_iou",
-           "training_groups"]
+__all__ = ["Evaluation", "Example", "Run", "examples", "last_rollouts", "mean_of", "read_predictions", "read_run",
+           "row_iou", "training_groups"]
 
 BOOTSTRAP_DRAWS = 2000
 GAIN_IOU = 0.05
@@ -65,17 +66,11 @@ class Run:
 
     def rollout_steps(self) -> list[int]:
         """Steps whose rollouts were dumped, ascending."""
-        names = [path.stem.removeprefix("step-") for path in (self.folder / "rollouts").glob("step-*.jsonl")]
-        return sorted(int(name) for name in names if re.fullmatch(r"[0-9]{6,15}", name))
+        return sorted(_dumps(self.folder))
 
     def rollouts(self, step: int) -> list[list[dict[str, Any]]]:
         """Groups of one step, in the order of the dump; the rows of a group in order of `g`."""
-        groups: dict[tuple[str, str, int, str], list[dict[str, Any]]] = {}
-        path = self.folder / "rollouts" / f"step-{step:06d}.jsonl"
-        for number, row in enumerate(read_jsonl(path), 1):
-            line = checked(RolloutLine, row, path, number)
-            groups.setdefault((line.set, line.key, line.repeat, line.query_id), []).append(line.model_dump())
-        return [sorted(rows, key=lambda row: int(row["g"])) for rows in groups.values()]
+        return _groups(self.folder / "rollouts" / f"step-{step:06d}.jsonl")
 
 
 @dataclass(frozen=True)
@@ -176,6 +171,49 @@ def read_predictions(path: str | Path) -> list[EvalRow]:
                     predicted=None if line.predicted is None else Moment(*line.predicted),
                     windows=tuple(Moment(*window) for window in line.windows),
                     answers=tuple(Moment(*window) for window in line.answers)) for line in lines]
+
+
+def last_rollouts(run: str | Path, place: str | Path | None = None) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """By (clip key, query id) the group of rollouts of the last step that dumped one, rows in order of `g`.
+
+    Of a run on several sets those on the set at `place` alone: the one that the run's data.json has there, else the one
+    with the name of that folder. Raises ConfigError where `run` has no rollouts or a line of them is not one.
+    """
+    run = Path(run)
+    if not (run / "rollouts").is_dir():
+        raise ConfigError(f"{run}: no rollouts folder there; expected the folder of a `taro train` run")
+    name = None if place is None else _set_name(run, Path(place))
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for step, path in sorted(_dumps(run).items()):
+        for rows in _groups(path):
+            one = rows[0]
+            if not one["repeat"] and name in (None, one["set"] or name):
+                found[one["key"], one["query_id"]] = [row | {"step": step} for row in rows]
+    return found
+
+
+def _dumps(run: Path) -> dict[int, Path]:
+    """The rollout dumps of a run by their step."""
+    paths = {path.stem.removeprefix("step-"): path for path in (run / "rollouts").glob("step-*.jsonl")}
+    return {int(name): path for name, path in paths.items() if re.fullmatch(r"[0-9]{6,15}", name)}
+
+
+def _groups(dump: Path) -> list[list[dict[str, Any]]]:
+    groups: dict[tuple[str, str, int, str], list[dict[str, Any]]] = {}
+    for number, row in enumerate(read_jsonl(dump), 1):
+        line = checked(RolloutLine, row, dump, number)
+        groups.setdefault((line.set, line.key, line.repeat, line.query_id), []).append(line.model_dump())
+    return [sorted(rows, key=lambda row: int(row["g"])) for rows in groups.values()]
+
+
+def _set_name(run: Path, place: Path) -> str:
+    """What a run on several sets calls the set at `place`."""
+    path = run / "data.json"
+    sets = read_json(path).get("sets") if path.is_file() else None
+    for one in sets if isinstance(sets, list) else ():
+        if isinstance(one, dict) and str(one.get("path")) in (str(place), str(place.resolve())):
+            return str(one.get("name"))
+    return place.resolve().name
 
 
 def row_iou(row: EvalRow, protocol: str) -> float:

@@ -1,8 +1,7 @@
 """The report of a run: one self-contained HTML page of what changed, on which videos, and what it was made with.
 
 `render_report` reads a run folder, opens the shard sets that its clips are in, and writes the page; `taro quickstart`
-and `taro report` both call it. The page has no script and no external resource (its content-security policy forbids
-both), and every text that came from outside is escaped. Names of local folders stay out of it: pages are shared.
+and `taro report` both call it. Names of local folders stay out of the page, since pages are shared.
 
 Left out: running anything. Evaluations come in as rows of `taro.train.evaluate`, or as files that `taro eval --out`
 wrote.
@@ -21,25 +20,26 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from taro.core.files import write_atomically
 from taro.core.json import read_json
 from taro.core.version import __version__
-from taro.pages.timeline import page, safe_text
+from taro.pages.answers import METRIC_NAMES
+from taro.pages.cards import AGREEMENT_NOTE
+from taro.pages.charts import SMOOTH
+from taro.pages.render import render, write_page
 from taro.shards.manifest import read_skipped
 from taro.shards.reader import open_shards
-from taro.train.report.charts import CHART_CSS
-from taro.train.report.data import Evaluation, Run, examples, read_run, training_groups
-from taro.train.report.examples import EXAMPLES_CSS, example_html, group_html
-from taro.train.report.sections import (
-    SECTIONS_CSS,
+from taro.train.report.cards import example_card, group_cards
+from taro.train.report.data import Evaluation, Run, examples, read_run
+from taro.train.report.figures import (
+    ENDS,
+    MAIN_CURVES,
     Ledger,
-    accounting_html,
-    curves_html,
-    headline_html,
-    made_with_html,
-    reproduce_html,
-    scores_html,
-    sets_html,
+    accounting_table,
+    curves,
+    score_charts,
+    sets_table,
+    tiles,
+    validation_table,
 )
 
 if TYPE_CHECKING:
@@ -63,18 +63,17 @@ def render_report(run_folder: str | Path, shards: Mapping[str, str | Path], eval
     """
     run = read_run(run_folder)
     sets = {name: open_shards(path) for name, path in shards.items()}
-    opened = list(sets.values())
     shown = _public(run)
-    body = [f"<header><h1>{safe_text(title)}</h1><p>{safe_text(lead)}</p></header>",
-            headline_html(evaluations[0] if evaluations else None, run), scores_html(evaluations), curves_html(run),
-            _examples_html(evaluations, opened), _groups_html(run, sets), sets_html(run),
-            accounting_html([ledger(name, shards[name], shard_set) for name, shard_set in sets.items()]),
-            made_with_html(_facts(shown, sets), shown), reproduce_html(commands, notes)]
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    html = page(title, "\n".join(part for part in body if part), SECTIONS_CSS + CHART_CSS + EXAMPLES_CSS)
-    write_atomically(out, html.encode())
-    return out
+    first = evaluations[0] if evaluations else None
+    cards = [] if first is None else [example_card(one, first, list(sets.values())) for one in examples(first)]
+    return write_page(Path(out), render(
+        "report.html", title=title, lead=lead, evaluations=evaluations, metrics=METRIC_NAMES, tiles=tiles(first, run),
+        score_charts=score_charts(evaluations), curves=curves(run), main_curves=MAIN_CURVES, smooth=SMOOTH, ends=ENDS,
+        guided=sum(end - start + 1 for start, end in run.guided_spans), steps=len(run.steps),
+        validation=validation_table(run), validation_split=run.evals[0]["eval"]["split"] if run.evals else "",
+        examples=cards, groups=group_cards(run, sets), agreement=AGREEMENT_NOTE if sets else "", sets=sets_table(run),
+        accounting=accounting_table([ledger(name, shards[name], one) for name, one in sets.items()]),
+        environment=_facts(shown, sets), config=shown.config_text, commands=commands, notes=notes))
 
 
 def ledger(name: str, path: str | Path, shard_set: ShardSet) -> Ledger:
@@ -97,29 +96,6 @@ def environment() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _examples_html(evaluations: Sequence[Evaluation], shards: Sequence[ShardSet]) -> str:
-    if not evaluations:
-        return ""
-    first = evaluations[0]
-    parts = "".join(example_html(example, first, shards) for example in examples(first))
-    return ('<section id="examples"><h2>Held-out videos</h2><p class="dim">Chosen by rule from the '
-            f"{safe_text(first.name)} answers: the largest gain, the median change, the largest loss.</p>"
-            f"{parts}</section>")
-
-
-def _groups_html(run: Run, sets: Mapping[str, ShardSet]) -> str:
-    parts = ""
-    for why, step, rows in training_groups(run):
-        name = str(rows[0]["set"])  # of several sets: another one may hold the same key
-        shown = [one for known, one in sets.items() if name in ("", known)]
-        parts += group_html(f"{why}, set {name}" if name else why, step, rows, shown)
-    if not parts:
-        return ""
-    return ('<section id="groups"><h2>Groups of training rollouts</h2><p class="dim">The group with the widest spread '
-            "of rewards in the first guided and in the last free step. The advantage is the reward against its group; "
-            f"the bonus goes to rollouts whose own drop is above the group's mean.</p>{parts}</section>")
 
 
 def _public(run: Run) -> Run:

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from taro.pages.timeline import Lane, Span, page, safe_text, timeline_svg
-from taro.train.report.charts import CHART_CSS, number
+from taro.pages.cards import MAX_TEXT, Card, Clips, Table, caption_lanes, find_clip, window_lane
+from taro.pages.charts import LinesChart, lines_chart
+from taro.pages.render import number, render, windows_text
+from taro.pages.timeline import Lane, Span, timeline
 from taro.train.sensitivity.measure import Condition, Probe, Probed
 from taro.train.sensitivity.stats import auc, auc_within, centred, pairs_within, spearman, video_interval
 
-__all__ = ["CORRECT_IOU", "probe_page", "probe_table", "summarise"]
+__all__ = ["CORRECT_IOU", "sensitivity_page", "sensitivity_table", "summarise"]
 
 CORRECT_IOU = 0.5
 """from which on a rollout counts as right"""
@@ -29,17 +31,11 @@ CORRECT_IOU = 0.5
 EXAMPLES = 3
 """rollouts shown with the largest drop, and with the smallest"""
 
-MAX_TEXT = 4000
-
-COLOURS = ("after", "before", "path", "truth", "heat")
-
-PAGE_CSS = CHART_CSS + """
-.wide { overflow-x: auto; font-size: 13px; } .wide th, .wide td { white-space: nowrap; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 18px; }
-svg.chart polyline { fill: none; stroke-width: 2; } svg.chart .zero { stroke: var(--dim); }
-.tokens { font-family: ui-monospace, monospace; white-space: pre-wrap; background: var(--panel); padding: 8px 10px; }
-""" + "".join(f"svg.chart .line-{c} {{ stroke: var(--{c}); }} svg.chart text.key-{c} {{ fill: var(--{c}); }}\n"
-              for c in COLOURS)
+HEAD = ["kind", "radius s", "boundary", "rollouts", "not disruptable", "drop, nats a token", "> 0", "vs elsewhere",
+        "AUC", "in group"]
+NOTE = ('Intervals: 95 %, over videos. "not disruptable": rollouts whose video has no such disruption. "vs elsewhere": '
+        "mean difference to the control on the rollouts that have both.")
+CORRELATION_HEAD = ["kinds", "radius s", "boundary", "rollouts", "rho of d", "in group"]
 
 
 def summarise(probe: Probe, *, seed: int = 0) -> dict[str, Any]:
@@ -132,11 +128,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
             told("drop", 3), number(row["positive"], 2), told("vs_elsewhere", 3), told("auc", 2), told("auc_within", 2)]
 
 
-HEAD = ["kind", "radius s", "boundary", "rollouts", "no room", "drop, nats a token", "> 0", "vs elsewhere", "AUC",
-        "in group"]
-CORRELATION_HEAD = ["kinds", "radius s", "boundary", "rollouts", "rho of d", "in group"]
-
-
 def _sorted(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Conditions by radius, then boundary, then kind in the order asked: rows to compare stand together."""
     rows: list[dict[str, Any]] = summary["conditions"]
@@ -156,7 +147,7 @@ def _told(summary: dict[str, Any]) -> str:
             f"{summary['without_reasoning']} without reasoning; {summary['right']:.0%} right (IoU >= {CORRECT_IOU})")
 
 
-def probe_table(summary: dict[str, Any]) -> str:
+def sensitivity_table(summary: dict[str, Any]) -> str:
     """Plain text: a line a condition, then a line a pair of kinds."""
     lines = [_told(summary), "", *_aligned([HEAD, *map(_cells, _sorted(summary))])]
     if pairs := _correlation_cells(summary):
@@ -169,97 +160,62 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
 
 
-def probe_page(probe: Probe, summary: dict[str, Any], *, title: str, made_by: str) -> str:
-    """A self-contained page: tables, per-token drop by relative position, and reasonings with their tokens' drops."""
-    parts = [f"<h1>{safe_text(title)}</h1><p>{safe_text(_told(summary))}</p><pre>{safe_text(made_by)}</pre>",
-             "<h2>Drop by kind, radius and boundary</h2>", _html_table([HEAD, *map(_cells, _sorted(summary))]),
-             '<p class="dim">Intervals: 95 %, over videos. "no room": rollouts whose video has no such disruption. '
-             '"vs elsewhere": mean difference to the control on the rollouts that have both.</p>',
-             "<h2>Drop over a reasoning</h2><p class=\"dim\">Mean log-probability lost by a token, by its relative "
-             "place in the reasoning.</p>", f'<div class="charts">{_charts(summary)}</div>']
-    if pairs := _correlation_cells(summary):
-        parts += ["<h2>Do the kinds agree?</h2>", _html_table([CORRELATION_HEAD, *pairs])]
-    parts += _examples(probe)
-    return page(title, "\n".join(parts), PAGE_CSS)
+def sensitivity_page(probe: Probe, summary: dict[str, Any], *, title: str, made_by: str,
+                     sets: Sequence[Clips] = ()) -> str:
+    """A self-contained page: tables, per-token drop by relative position, and reasonings with their tokens' drops.
+    `sets`: where the clips are, for their contact sheets and captions."""
+    return render("sensitivity.html", title=title, lead=_told(summary), made_by=made_by,
+                  lead_condition=probe.conditions[0].name, conditions_note=NOTE, charts=_charts(summary),
+                  conditions=Table(HEAD, [_cells(row) for row in _sorted(summary)], texts=3),
+                  correlations=Table(CORRELATION_HEAD, _correlation_cells(summary), texts=3),
+                  groups=[(name, [(_card(rollout, drop, sets), _tokens(rollout)) for rollout, drop in chosen])
+                          for name, chosen in _examples(probe).items() if chosen])
 
 
-def _html_table(rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{safe_text(cell)}</th>" for cell in rows[0])
-    body = "".join(f"<tr>{''.join(f'<td>{safe_text(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _charts(summary: dict[str, Any]) -> str:
+def _charts(summary: dict[str, Any]) -> list[LinesChart]:
+    """A chart for each radius and boundary with a line a kind; all share their axis."""
     rows = _sorted(summary)
     places = dict.fromkeys((row["radius_s"], row["boundary"]) for row in rows)
     every = [value for row in rows for value in row["by_position"] if value is not None]
     low, high = min([0.0, *every]), max([0.0, *every])
     high = high if high - low > 1e-12 else low + 1.0
-    return "".join(_chart([row for row in rows if (row["radius_s"], row["boundary"]) == place], low, high)
-                   for place in places)
+    return [lines_chart(f"{place[0]:g} s, {place[1]}", [
+        (row["kind"], row["by_position"]) for row in rows if (row["radius_s"], row["boundary"]) == place], low, high)
+        for place in places]
 
 
-def _chart(rows: Sequence[dict[str, Any]], low: float, high: float) -> str:
-    """One small chart with a line a kind; all charts of a page share their axis."""
-    width, height, left, top, bottom = 330, 170, 44, 8, 34
-
-    def y(value: float) -> float:
-        return top + (height - top - bottom) * (high - value) / (high - low)
-
-    parts = []
-    step = min(70, (width - left) // len(rows))  # of the key's words
-    for tick in (t for t in (low, 0.0, high) if t == 0 or abs(y(t) - y(0.0)) > 10):  # labels must not touch
-        css = "zero" if tick == 0 else "rule"
-        parts.append(f'<line class="{css}" x1="{left}" x2="{width - 8}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-                     f'<text x="{left - 4}" y="{y(tick) + 3:.1f}" text-anchor="end">{number(tick, 2)}</text>')
-    for index, row in enumerate(rows):
-        colour, count = COLOURS[index % len(COLOURS)], len(row["by_position"])
-        points = [(left + (width - 8 - left) * (k + 0.5) / count, y(value))
-                  for k, value in enumerate(row["by_position"]) if value is not None]
-        values = ", ".join(number(value) for value in row["by_position"])
-        parts.append(f'<g><title>{safe_text(row["kind"])}: {values}</title><polyline class="line-{colour}" points="'
-                     f'{" ".join(f"{px:.1f},{py:.1f}" for px, py in points)}"/></g>'
-                     f'<text class="key-{colour}" x="{left + step * index}" y="{height - 4}">{safe_text(row["kind"])}'
-                     "</text>")
-    name = f"{rows[0]['radius_s']:g} s, {rows[0]['boundary']}"
-    parts.append(f'<text x="{left}" y="{height - 18}">start</text>'
-                 f'<text x="{width - 8}" y="{height - 18}" text-anchor="end">end of the reasoning</text>')
-    return (f'<div><h3>{safe_text(name)}</h3><svg class="chart" viewBox="0 0 {width} {height}" role="img" '
-            f'aria-label="drop by position, {safe_text(name)}">{"".join(parts)}</svg></div>')
-
-
-def _examples(probe: Probe) -> list[str]:
-    """The rollouts with the largest and the smallest drop under the lead condition, one a query."""
+def _examples(probe: Probe) -> dict[str, list[tuple[Probed, float]]]:
+    """The rollouts with the largest and the smallest drop under the lead condition, one a query, with their drops."""
     ranked = sorted((n for n in range(len(probe.rollouts)) if np.isfinite(probe.drops_CN[0, n])),
                     key=lambda n: (-probe.drops_CN[0, n], n))
-    parts: list[str] = []
+    found: dict[str, list[tuple[Probed, float]]] = {"largest": [], "smallest": []}
     used: set[str] = set()
-    for name, order in (("largest", ranked), ("smallest", ranked[::-1])):
-        chosen: list[int] = []
+    for chosen, order in zip(found.values(), (ranked, ranked[::-1]), strict=True):
         for n in order:
             if len(chosen) < EXAMPLES and probe.rollouts[n].group not in used:
-                chosen.append(n)
+                chosen.append((probe.rollouts[n], float(probe.drops_CN[0, n])))
                 used.add(probe.rollouts[n].group)
-        if chosen:
-            parts.append(f"<h2>The {name} drops, {safe_text(probe.conditions[0].name)}</h2>")
-            parts += [_example(probe.rollouts[n], float(probe.drops_CN[0, n])) for n in chosen]
-    return parts
+    return found
 
 
-def _example(rollout: Probed, drop: float) -> str:
-    lanes = [Lane("truth", [Span(w.start_s, w.end_s, "", "truth") for w in rollout.windows]),
-             Lane("boundaries", [Span(w.start_s, w.end_s, "", "heat", 0.6) for w in rollout.stretches])]
-    if rollout.predicted is not None:
-        lanes.append(Lane("answer", [Span(rollout.predicted.start_s, rollout.predicted.end_s, "", "after")]))
+def _card(rollout: Probed, drop: float, sets: Sequence[Clips]) -> Card:
+    clip, sheet = find_clip(rollout.key, sets)
+    said = [] if rollout.predicted is None else [rollout.predicted]
+    lanes = [window_lane("ground truth", rollout.windows, "truth"),
+             Lane("boundaries", [Span(w.start_s, w.end_s, "", "heat", 0.6) for w in rollout.stretches]),
+             window_lane("answer" if said else "no answer", said, "after", f"IoU {rollout.iou:.2f}")]
+    return Card(rollout.query[:MAX_TEXT], f"{rollout.group}: drop {number(drop)}, IoU {rollout.iou:.2f}",
+                [("ground truth", "truth", windows_text(rollout.windows)), ("answer", "after", windows_text(said))],
+                timeline=timeline(rollout.duration_s, [*lanes, *caption_lanes(clip)], sheet))
+
+
+def _tokens(rollout: Probed) -> list[tuple[str, float, int]]:
+    """(text, log-prob lost, strength of its colour in percent) of each counted token, as far as a page shows them."""
     most = max([abs(gap) for gap in rollout.gaps] + [1e-9])
-    tokens, used = [], 0
+    found, used = [], 0
     for piece, gap in zip(rollout.pieces, rollout.gaps, strict=True):
         used += len(piece)
         if used > MAX_TEXT:
             break
-        colour = "--heat" if gap > 0 else "--after"
-        tokens.append(f'<span title="{number(gap)}" style="background: color-mix(in srgb, var({colour}) '
-                      f'{60 * abs(gap) / most:.0f}%, transparent)">{safe_text(piece)}</span>')
-    return (f"<h3>{safe_text(rollout.query[:MAX_TEXT])}</h3><p class=\"dim\">{safe_text(rollout.group)}: drop "
-            f"{number(drop)}, IoU {rollout.iou:.2f}; red tokens lost log-probability, blue ones gained it</p>"
-            f'{timeline_svg(rollout.duration_s, lanes)}<div class="tokens">{"".join(tokens)}</div>')
+        found.append((piece, gap, round(60 * abs(gap) / most)))
+    return found

@@ -1,0 +1,58 @@
+"""Answers to look at, as one page: the worst, the best and some drawn at random, each on the time axis of its video.
+
+Numbers do not say why. Which answers are shown is decided by rule (`taro.metrics.examples`). Where the clips are at
+hand, their contact sheets and captions stand over the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taro.grounding.protocols import Protocol, protocol_named
+from taro.metrics.examples import Example, choose, example_iou
+from taro.metrics.scores import METRICS, Scores
+from taro.pages.cards import MAX_TEXT, Card, Clips, Fold, Response, caption_lanes, find_clip, window_lane
+from taro.pages.render import number, render, windows_text
+from taro.pages.timeline import timeline
+
+__all__ = ["METRIC_NAMES", "answers_page"]
+
+METRIC_NAMES = {key: "mIoU" if key == "miou" else key.upper() for key in METRICS}
+"""metrics as pages write them"""
+
+
+def answers_page(examples: Sequence[Example], *, table: str, scores: Scores | None = None, protocol: str = "taro",
+                 each: int = 10, seed: int = 0, sets: Sequence[Clips] = ()) -> str:
+    """The page, `each` answers of each kind.
+
+    Args: table: the plain text of the scores; scores: the same as values, for the figures at the top; sets: where the
+    clips of the examples' keys are.
+    """
+    rules = protocol_named(protocol)
+    groups = [(name, [_card(example, rules, sets) for example in chosen])
+              for name, chosen in choose(examples, protocol=protocol, each=each, seed=seed).items() if chosen]
+    tiles = [] if scores is None else [(METRIC_NAMES[key], scores.metrics[key], scores.intervals[key])
+                                       for key in METRICS]
+    return render("answers.html", title=f"Answers under {protocol}", table=table, tiles=tiles, scores=scores,
+                  groups=groups, total=len(examples))
+
+
+def _card(example: Example, rules: Protocol, sets: Sequence[Clips]) -> Card:
+    one = example.prediction
+    first = 1 if rules.truth == "first" else len(one.windows)
+    windows = [("ground truth", "truth", one.windows[:first])]
+    windows += [("not counted", "before", one.windows[first:])] if one.windows[first:] else []
+    said = () if one.predicted is None else (one.answers if rules.several else ()) or (one.predicted,)
+    windows += [("answer", "after", said)] if said else []
+    iou = number(example_iou(example, rules), 2)
+    lanes = [window_lane(label, shown, css_class, f"IoU {iou}" if label == "answer" else "")
+             for label, css_class, shown in windows]
+    texts = [(label, css_class, windows_text(shown)) for label, css_class, shown in windows]
+    if not said:
+        texts.append(("answer", "after", "no answer" if one.missing else "no moment in the response"))
+    clip, sheet = find_clip(example.key, sets)
+    axis_s = one.duration_s or max((w.end_s for w in (*one.windows, *said)), default=1.0)
+    response = [] if example.text is None else [Fold("response", responses=[Response("", example.text[:MAX_TEXT])])]
+    facts = f"IoU {iou}, {one.query_id}, {one.video if clip is None else clip.key}"
+    return Card(example.query[:MAX_TEXT], facts, texts, timeline=timeline(
+        axis_s, [*lanes, *caption_lanes(clip)], sheet), folds=response)
