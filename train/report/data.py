@@ -208,8 +208,7 @@ def _groups(dump: Path) -> list[list[dict[str, Any]]]:
 
 def _set_name(run: Path, place: Path) -> str:
     """What a run on several sets calls the set at `place`."""
-    path = run / "data.json"
-    sets = read_json(path).get("sets") if path.is_file() else None
+    sets = read_json(run / "data.json", error=ConfigError).get("sets")
     for one in sets if isinstance(sets, list) else ():
         if isinstance(one, dict) and str(one.get("path")) in (str(place), str(place.resolve())):
             return str(one.get("name"))
