@@ -100,6 +100,6 @@ def _query(clip: ClipRecord, query: QueryRecord, rows: Sequence[Mapping[str, Any
         clip.duration_s, [window_lane("ground truth", query.windows, "truth"), *lanes]))] if lanes else []
     title = query.text[:MAX_TEXT]
     if rows:
-        return group_card(rows, None, title=title, facts=facts, truth=query.windows, duration_s=clip.duration_s,
-                          note=f"rollouts of step {str(rows[0].get('step'))[:40]}", folds=folds)
+        return group_card(rows, None, title=title, facts=f"{facts}, rollouts of step {str(rows[0].get('step'))[:40]}",
+                          truth=query.windows, duration_s=clip.duration_s, folds=folds)
     return Card(title, facts, [("ground truth", "truth", windows_text(query.windows))], folds=folds)

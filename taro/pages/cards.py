@@ -88,7 +88,6 @@ class Card:
     title: str
     facts: str
     windows: Sequence[tuple[str, str, str]] = ()
-    note: str = ""
     timeline: Timeline | None = None
     table: Table | None = None
     responses: Sequence[Response] = ()
@@ -133,7 +132,7 @@ def path_lanes(clip: ClipRecord, label: str, paths: Sequence[Sequence[int]]) -> 
 
 
 def group_card(rows: Sequence[Mapping[str, Any]], clip: ClipRecord | None, sheet: bytes | None = None, *,
-               title: str, facts: str, truth: Sequence[Moment], duration_s: float, note: str = "",
+               title: str, facts: str, truth: Sequence[Moment], duration_s: float,
                folds: Sequence[Fold] = ()) -> Card:
     """A group of training rollouts: every answer on the axis, reward parts, drops and advantages in a table, texts
     folded. `rows` are lines of a rollout dump; what is not of its type there is shown as a text, or as no answer."""
@@ -147,7 +146,7 @@ def group_card(rows: Sequence[Mapping[str, Any]], clip: ClipRecord | None, sheet
                      *((_cell(row.get(key)), _sign(row.get(key)) if key == "advantage" else "") for key in COLUMNS)])
         said.append(Response(f"rollout {name}", str(row.get("text", ""))[:MAX_TEXT]))
     table = Table(["rollout", "", "answer", *COLUMNS.values()], body, texts=3)
-    return Card(title, facts, [("ground truth", "truth", windows_text(truth))], note,
+    return Card(title, facts, [("ground truth", "truth", windows_text(truth))],
                 timeline(duration_s, [*lanes, *caption_lanes(clip)], sheet), table,
                 folds=[*folds, Fold(f"what the {len(rows)} rollouts said", responses=said)])
 
