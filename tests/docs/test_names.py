@@ -17,7 +17,8 @@ import pytest
 from taro.cli import app as cli
 from tests.docs.pages import ROOT, all_pages, blocks_of, subcommands
 
-PAGES = [page for page in all_pages() if page.name != "CHANGELOG.md"]
+CHANGELOG = ROOT / "CHANGELOG.md"
+PAGES = [page for page in all_pages() if page != CHANGELOG]
 FOLDERS = ("taro", "preprocess", "tests", "benchmarks")
 """names below these are ours; shards/ and train/ may be a user's folders, so that only their .py files are looked at"""
 OTHERS_OPTIONS = {"--check", "--compiled", "--debug", "--help", "--kills", "--local-dir", "--odd", "--revision"}
@@ -110,6 +111,15 @@ def test_options_exist(page: Path) -> None:
     ours = [name for name in names(page) if name.startswith(("--", "taro "))]
     used = {word for name in ours for word in re.findall(r"--[a-z][\w-]*", name)}
     assert used <= options(), f"no command has {sorted(used - options())}"
+
+
+def test_what_the_changelog_says_moved_is_there() -> None:
+    """The last column of its table of moved names: a module, and in the first column what of it moved, if not all."""
+    rows = re.findall(r"^\| `([\w.]+)`(?:: ([\w, ]+))? \| `(taro[\w.]*)` \|$", CHANGELOG.read_text("utf-8"), re.M)
+    assert len(rows) > 50
+    wrong = [said for _, moved, module in rows for name in (moved.split(", ") if moved else [""])
+             if (said := wrong_attribute([*module.split("."), *([name] if name else [])]))]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_comparison_by_hand() -> None:
