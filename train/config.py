@@ -138,7 +138,7 @@ class RewardConfig(Config):
     """accept `<answer>` alone"""
     protocol: Literal["taro", "multi-window"] = "taro"
     """how answers are read and compared; taro: the first window, against the best of the ground truth; multi-window:
-    all of an answer's windows against all of the ground truth's (docs/protocols.md); ask for them: template taro-multi
+    all of an answer's windows against all of the ground truth's (docs/evaluation.md); ask for them: template taro-multi
     """
     control: Literal["none", "permute-rewards"] = "none"
     """permute-rewards: an honesty control, totals are permuted inside each group, so a free rollout can

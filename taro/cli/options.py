@@ -27,7 +27,7 @@ NoThink = Annotated[bool | None, typer.Option("--no-think/--think", show_default
                                               "alone, or for a reasoning; default: as trained.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest response.")]
 RepetitionPenalty = Annotated[float, typer.Option(min=0.1, help="Of greedy decoding.")]
-Protocol = Annotated[str, typer.Option(help="How answers are read and scored, see docs/protocols.md.")]
+Protocol = Annotated[str, typer.Option(help="How answers are read and scored, see docs/evaluation.md.")]
 Columns = Annotated[list[str] | None, typer.Option(help="For hf, FIELD=COLUMN, such as query=sentence; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 

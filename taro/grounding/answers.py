@@ -97,7 +97,7 @@ ANSWER_PARSERS: dict[str, Callable[[str], Moment | None]] = {
     "moment-detr": _parse_taro,
     "multi-window": _parse_taro,
 }
-"""Protocol name -> how it reads a moment from a whole response (table in docs/protocols.md)."""
+"""Protocol name -> how it reads a moment from a whole response (table in docs/evaluation.md)."""
 
 SEVERAL = ("moment-detr", "multi-window")
 """protocols under which an answer may hold several windows; its first is the moment that `parse_answer` reads"""

@@ -1,8 +1,8 @@
 """Evaluation protocols: which ground truth counts, how an IoU is taken, whether a threshold is reached or exceeded.
 
 On one set of predictions the choice moves mIoU by seven points and R1@0.5 by two and a half, so no score is printed
-without the name of its protocol (docs/protocols.md). How a protocol reads an answer from a response is the entry of the
-same name in `taro.grounding.answers.ANSWER_PARSERS`.
+without the name of its protocol (docs/evaluation.md). How a protocol reads an answer from a response is the entry of
+the same name in `taro.grounding.answers.ANSWER_PARSERS`.
 
 Left out: ranked predictions, mAP and highlights of `moment-detr`; they are in `taro.metrics.ranked`.
 Legend: Q queries, M metrics (mIoU, then R1 at each threshold).

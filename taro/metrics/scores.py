@@ -1,6 +1,6 @@
 """What a set of predictions is worth: R1@m, mIoU, trivial baselines, intervals, under a named protocol.
 
-Conventions differ between evaluations by more than methods do (docs/protocols.md has the table), so a score never
+Conventions differ between evaluations by more than methods do (docs/evaluation.md has the table), so a score never
 travels without the name of its protocol, two baselines that looked at no video, a 95 % interval and the number of
 queries that were not answered. An unanswered query is a miss; it never leaves the denominator.
 
