@@ -23,9 +23,9 @@ from taro.grounding.answers import ANSWER_PARSERS, format_ok, parse_answer, pars
 from taro.grounding.prompts import load_template, parse_captions
 from taro.metrics.predictions import compare_files, evaluate_file
 from taro.pages.answers import answers_page
-from taro.preprocess.captioners.base import captions_file
+from taro.preprocess.captioners.cache import CaptionCache
+from taro.preprocess.captioners.imported import captions_file
 from taro.preprocess.config import PreprocessConfig
-from taro.preprocess.journal import Journal
 from taro.preprocess.ledger import read_ledger
 from taro.preprocess.plan import load_plan
 from taro.train.config import TrainConfig
@@ -183,8 +183,8 @@ def _state_targets() -> list[Target]:
 
     def journal(files: Files, folder: Path) -> None:
         (folder / "captions-000000.jsonl").write_bytes(files["captions-000000.jsonl"])
-        known = Journal(folder, 1)
-        known.add([("q", "a")])
+        known = CaptionCache(folder)
+        known.add(1, [("q", "a")])
         assert known.get("q") == "a"
 
     def ledgers(files: Files, folder: Path) -> None:

@@ -21,6 +21,14 @@ __all__ = ["CaptionConfig", "DecodeConfig", "Licences", "PathsConfig", "Preproce
            "VariantsConfig"]
 
 
+CaptionMethod = Literal["transformers", "file", "annotations", "none"]
+"""the rows of `taro.preprocess.captioners.registry.METHODS`"""
+ASKED = {"transformers"}
+"""those that ask a captioner, for segments or for whole clips"""
+EngineName = Literal["local"]
+"""the rows of `taro.preprocess.engines.registry.ENGINES`"""
+
+
 class DecodeConfig(Config):
     """How frames are read from files."""
 
@@ -50,7 +58,7 @@ class SegmentConfig(Config):
 class CaptionConfig(Config):
     """Who writes the dense captions."""
 
-    method: Literal["transformers", "file", "annotations", "none"] = "transformers"
+    method: CaptionMethod = "transformers"
     """transformers: a model folder, in process; file: JSONL of captions; annotations: those of the annotation rows"""
     model: str | None = None
     """model folder (or sandbox:captioner) of the method transformers"""
@@ -69,7 +77,7 @@ class CaptionConfig(Config):
 
 
 class PathsConfig(Config):
-    """Candidate reasoning paths (METHOD 1)."""
+    """Candidate reasoning paths (TaRO, arXiv 2606.09248; docs/method.md, "guided prefix")."""
 
     count: int = Field(32, ge=0, le=256)
     """subsets a query and tag"""
@@ -77,7 +85,7 @@ class PathsConfig(Config):
 
 
 class VariantsConfig(Config):
-    """Frame-shuffled boundary patches, for reward.disruption=frame (METHOD 5)."""
+    """Frame-shuffled boundary patches, for reward.disruption=frame (docs/sensitivity.md)."""
 
     count: int = Field(0, ge=0, le=MAX_VARIANTS)
     """variants of each query's windows; 0: none"""
@@ -133,6 +141,8 @@ class PreprocessConfig(Config):
     licences: Licences = Licences()
     max_skipped: float = Field(0.05, ge=0, le=1)
     """the job fails, after writing all it can, where more than this share of the rows is skipped"""
+    engine: EngineName = "local"
+    """where slices run; local: in this process"""
     workers: int = Field(2, ge=1, le=256)
     """decoding processes"""
     threads: int | None = Field(None, ge=1, le=1024)
@@ -145,7 +155,7 @@ class PreprocessConfig(Config):
                              "to file, annotations or none")
         if self.caption.method == "file" and self.caption.file is None:
             raise ValueError("caption.method file needs caption.file, a JSONL of captions")
-        if self.segment.method == "captioner" and self.caption.method not in ("transformers", "none"):
+        if self.segment.method == "captioner" and self.caption.method not in {*ASKED, "none"}:
             raise ValueError(f"segment.method captioner needs caption.method transformers, got {self.caption.method}")
         if self.needs_segments and self.segment.method == "clip" and self.clip_model is None:
             raise ValueError("segment.method clip needs clip_model; or set segment.method to uniform")
@@ -154,7 +164,7 @@ class PreprocessConfig(Config):
     @property
     def needs_segments(self) -> bool:
         """Whether the clip is cut before it is captioned (captions from elsewhere bring their own times)."""
-        return self.caption.method == "transformers" and self.segment.method != "captioner"
+        return self.caption.method in ASKED and self.segment.method != "captioner"
 
     def shaping(self) -> dict[str, Any]:
         """The settings that decide the bytes, as plain values. Folders are left out: the plan holds what was found in
@@ -162,7 +172,7 @@ class PreprocessConfig(Config):
         themselves how they were made."""
         data = self.model_dump(mode="json", exclude={
             "name", "videos", "annotations", "lengths", "out", "policy", "clip_model", "device", "dtype",
-            "max_skipped", "workers", "threads", "licences", "variants",
+            "max_skipped", "engine", "workers", "threads", "licences", "variants",
         })  # fmt: skip
         del data["decode"]["deadline_s"], data["caption"]["model"], data["caption"]["file"]
         return data

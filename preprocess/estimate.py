@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from taro.preprocess.additions import to_add
-from taro.preprocess.captioners.imported import given_captions
-from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.captioners.registry import given_captions
+from taro.preprocess.config import ASKED, PreprocessConfig
 from taro.preprocess.job import Job, Only, open_job
 from taro.preprocess.plan import PlannedClip
-from taro.preprocess.run import to_make
 from taro.preprocess.slices import decode_jobs
+from taro.preprocess.todo import plan_tasks
 from taro.preprocess.video.decode import Frames
 from taro.preprocess.video.pool import DecodePool
 
@@ -99,8 +98,8 @@ def estimate(config: PreprocessConfig, *, only: Only | None = None) -> Estimate:
     `taro.preprocess.run.preprocess`. Raises what `open_job` does."""
     job = open_job(config, only=only, save=False)
     plan = job.plan
-    make = to_make(job) if only is None else []
-    todo = sorted({*make, *to_add(job, only)})
+    tasks = plan_tasks(job, only)
+    todo, make = [task.index for task in tasks], [task.index for task in tasks if task.makes]
     left = [clip for index in todo for clip in plan.slice_clips(index)]
     picked = np.unique(np.linspace(0, max(len(left) - 1, 0), min(SAMPLE, len(left))).astype(int))
     sample = [left[int(i)] for i in picked]
@@ -111,7 +110,7 @@ def estimate(config: PreprocessConfig, *, only: Only | None = None) -> Estimate:
     encoded = make if only is None else todo if only == "features" else []
     size = job.bytes_per_clip(mean_s or None) * sum(len(plan.slice_clips(index)) for index in encoded)
     tokens = size / max(job.bytes_per_clip(), 1) * config.sampling.total_tokens
-    asked = captions if config.caption.method == "transformers" else 0
+    asked = captions if config.caption.method in ASKED else 0
     reasons: dict[str, int] = {}
     for row in plan.skipped:
         reasons[f"{row.stage}: {row.reason}"] = reasons.get(f"{row.stage}: {row.reason}", 0) + 1
@@ -138,10 +137,10 @@ def _decode(job: Job, sample: list[Any]) -> tuple[float, list[Frames]]:
 
 def _captions(job: Job, clips: list[PlannedClip], mean_s: float) -> int:
     caption, segment = job.config.caption, job.config.segment
-    given = given_captions(job.config)
+    given = given_captions(job.config.caption)
     if given is not None:
         return sum(len(given.entries(clip)) for clip in clips)
-    if caption.method != "transformers":
+    if caption.method not in ASKED:
         return 0
     length_s = segment.window_s if segment.method == "uniform" else SEGMENT_S
     return round(max(mean_s / length_s, 1) * len(clips)) if mean_s else len(clips)

@@ -16,7 +16,7 @@ from taro.core.config import changed_settings
 from taro.core.errors import AnnotationError, ConfigError
 from taro.core.files import file_sha256
 from taro.models.features import EncoderFingerprint
-from taro.preprocess.captioners.base import captioner_facts
+from taro.preprocess.captioners.registry import captioner_facts
 from taro.preprocess.clip import clip_encoder
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.ledger import plan_lock
@@ -90,7 +90,7 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
     encoder, width = encoder_fingerprint(model_folder(config.policy), config.sampling, dtype)
     if not config.annotations.exists() and config.dataset != "hf":  # which may be a hub id
         raise AnnotationError(f"annotations {config.annotations}: no such file; give the annotation file")
-    facts = captioner_facts(config, dtype)
+    facts = captioner_facts(config.caption, config.segment.method == "captioner", dtype)
     clip = None if config.clip_model is None else clip_encoder(config.clip_model)
     shaping: dict[str, Any] = {
         **config.shaping(), "annotations_sha256": _annotations_sha256(config), "captioner": facts,

@@ -34,8 +34,8 @@ class SkippedRow(Config):
 
 class SliceLedger(Config):
     """Of one slice: rows `written`, clips and captions in its shards, clips without any caption, windows clipped to the
-    real length, rows skipped, how the captions that were given ended (given.py), seconds it took. `plan_sha256` says
-    which plan it belongs to."""
+    real length, rows skipped, how the captions that were given ended, seconds it took. `plan_sha256` says which plan it
+    belongs to."""
 
     plan_sha256: str
     written: int

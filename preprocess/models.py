@@ -7,8 +7,6 @@ once per job and only if something needs it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
     from taro.models.policy import Policy
 
-__all__ = ["cpu_threads", "device_of", "dtype_of", "encoder_fingerprint", "folder_sha256", "load_tower_policy",
+__all__ = ["device_of", "dtype_of", "encoder_fingerprint", "folder_sha256", "load_tower_policy",
            "model_folder"]
 
 SANDBOX = "sandbox:"
@@ -61,19 +59,6 @@ def dtype_of(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     return "bfloat16" if device.type == "cuda" else "float32"
-
-
-@contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
-    """torch's CPU threads for the block; None leaves them as they are."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def load_tower_policy(folder: Path, device: torch.device, dtype: str) -> Policy:

@@ -74,6 +74,11 @@ class PlannedClip(Config):
         """The cut as a moment."""
         return None if self.clip_s is None else Moment(*self.clip_s)
 
+    def skipped(self, row: PlannedRow, stage: str, reason: str, detail: str, *, transient: bool = False) -> SkippedRow:
+        """A row of the clip that did not become a query, as the ledger takes it."""
+        return SkippedRow(row_id=row.row_id, line=row.line, video=self.video, key=self.key, stage=stage, reason=reason,
+                          detail=detail[:2000], transient=transient)  # fmt: skip
+
 
 class Plan(Config):
     """plan.json. `slices`: [first, last) of `clips`; `inputs`: annotation rows, skipped ones included."""
@@ -126,7 +131,7 @@ def make_plan(
         shaping: settings and fingerprints that decide the bytes.
         encoder: what makes the features that the set begins with.
         clip_encoder: what makes the CLIP features, None for a set without.
-        captioner: for the manifest, see `taro.preprocess.job.captioner_facts`.
+        captioner: for the manifest, see `taro.preprocess.captioners.registry`.
         bytes_per_clip: most that a clip's features can take, for the slices.
     """
     report = import_annotations(config.annotations, dataset=config.dataset, split=config.split,

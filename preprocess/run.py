@@ -1,4 +1,4 @@
-"""`taro preprocess`, end to end: plan, slices, ledger, manifest.
+"""`taro preprocess`, end to end: plan, engine, ledgers, manifest.
 
 A slice is done when the sidecars of all its shards verify; a rerun makes the others and nothing else. The manifest is
 written last, once every slice is done, whoever did it, so a folder with a manifest is a complete set. Rows add up or
@@ -7,40 +7,31 @@ the job fails: `inputs == written + skipped`.
 
 from __future__ import annotations
 
-import logging
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Literal
 
 from taro.core.errors import ConfigError, ShardError, TaroError
 from taro.core.files import explain_disk_errors
 from taro.models.features import EncoderFingerprint
-from taro.preprocess.additions import add_missing
-from taro.preprocess.captioners.base import TransformersCaptioner
-from taro.preprocess.captioners.imported import given_captions
-from taro.preprocess.clip import ClipModel
+from taro.preprocess.captioners.registry import given_captions
 from taro.preprocess.config import PreprocessConfig
-from taro.preprocess.job import Job, Only, begin, open_job
-from taro.preprocess.ledger import SkippedRow, SliceLedger, read_ledger, slice_lock
-from taro.preprocess.models import cpu_threads, load_tower_policy, model_folder
+from taro.preprocess.engines.base import Engine, SliceResult
+from taro.preprocess.engines.registry import ENGINES
+from taro.preprocess.job import Job, Only, open_job
+from taro.preprocess.ledger import SkippedRow, SliceLedger, read_ledger
 from taro.preprocess.report import PreprocessReport, Progress
-from taro.preprocess.slices import Tools, make_slice
-from taro.preprocess.video.pool import DecodePool
+from taro.preprocess.todo import plan_tasks, withdraw
 from taro.shards.format import MANIFEST, Manifest, Provenance, shard_path, sidecar_path
 from taro.shards.manifest import build_manifest, read_manifest, write_card, write_manifest, write_skipped
 from taro.shards.store_local import LocalStore
-from taro.shards.writer import slice_done
 
-__all__ = ["PreprocessReport", "Progress", "preprocess", "to_make"]
+__all__ = ["PreprocessReport", "Progress", "preprocess"]
 
-log = logging.getLogger(__name__)
-
-AGAIN = ("Make room or fix the disk, then run the same command again: finished slices and every caption in the "
-         "journal are kept")
+AGAIN = ("Make room or fix the disk, then run the same command again: finished slices and every caption are kept")
 VERSIONS = ("av", "decord", "torch", "transformers", "open_clip_torch", "pillow", "numpy")
 
 
@@ -51,6 +42,7 @@ def preprocess(
     partition: tuple[int, int] = (1, 1),
     retry: Literal["transient"] | None = None,
     only: Only | None = None,
+    engine: Engine | None = None,
 ) -> PreprocessReport:
     """Makes, or goes on making, the shard set `config.out`.
 
@@ -60,6 +52,7 @@ def preprocess(
         retry: transient: make slices again in which rows were skipped that may pass now.
         only: features: add this policy's features (and its frame variants, where `variants.count` asks for some) to
             a complete set; variants: add its frame variants alone. Nothing else is touched.
+        engine: runs the slices; None: the one that `config.engine` names.
 
     Raises TaroError: wrong settings, models or files; and, after all that can be written is written, where more than
     `config.max_skipped` of the rows were skipped.
@@ -72,86 +65,18 @@ def preprocess(
         raise ConfigError("--retry makes slices again, --only adds to slices that are made; run one, then the other")
     with explain_disk_errors(config.out, lambda: AGAIN):
         job = open_job(config, only=only)
-        made = _make_missing(job, progress or _silent, partition, retry) if only is None else 0
-        added = add_missing(job, only, progress or _silent, partition)
-        report = _finish(job, made + added.slices, began)
-    added.check(job)
+        tasks = plan_tasks(job, only, partition=partition, retry=retry == "transient")
+        withdraw(job, tasks)
+        results = (engine or ENGINES[config.engine]()).run(job, tasks, progress or _silent) if tasks else []
+        report = _finish(job, sum(result.made for result in results), began)
+    _check_additions(job, results)
     if report.complete:
         _check_share(report, config)
     return report
 
 
-def _load_tools(job: Job) -> Tools:
-    """Every model that the job needs, once."""
-    config, plan = job.config, job.plan
-    captioner = None
-    if config.caption.method == "transformers":
-        captioner = TransformersCaptioner(config.caption, plan.captioner, job.device, job.dtype)
-    clip = None if config.clip_model is None else ClipModel(config.clip_model, job.device)
-    policy = load_tower_policy(model_folder(config.policy), job.device, job.dtype)
-    return Tools(policy, captioner, clip, given_captions(config))
-
-
 def _silent(_: Progress) -> None:
     return None
-
-
-def _make_missing(
-    job: Job, progress: Callable[[Progress], None], partition: tuple[int, int], retry: str | None
-) -> int:
-    """Makes the slices of this partition that are not done; their number."""
-    part, parts = partition
-    mine = range(part - 1, len(job.plan.slices), parts)
-    todo = [index for index in mine if _needed(job, index, retry)]
-    if not todo:
-        return 0
-    # Until the manifest is written anew the folder is no set: its shards are about to change. What it says of encoders
-    # that were added is kept.
-    with suppress(FileNotFoundError):
-        (job.config.out / MANIFEST).replace(job.state / MANIFEST)
-    total = sum(len(job.plan.slice_clips(index)) for index in todo)
-    finished = made = 0
-
-    def tick(note: str) -> None:
-        nonlocal finished
-        finished += 1
-        progress(Progress("clips", finished, total, note))
-
-    progress(Progress("models", 0, total))
-    with cpu_threads(job.config.threads), DecodePool(
-        job.config.workers, deadline_s=job.config.decode.deadline_s
-    ) as pool:
-        pool.warm()
-        tools = _load_tools(job)
-        begin(job)
-        progress(Progress("clips", 0, total))
-        for index in todo:
-            with slice_lock(job.state, index) as held:
-                if not held or not _needed(job, index, retry):
-                    log.info("slice %d is another process's", index)
-                    continue
-                make_slice(job, index, tools, pool, tick)
-                made += 1
-    return made
-
-
-def to_make(job: Job) -> list[int]:
-    """Slices that are not done."""
-    return [index for index in range(len(job.plan.slices)) if not _done(job, index)]
-
-
-def _done(job: Job, index: int) -> bool:
-    ledger = read_ledger(job.state, index)
-    return ledger is not None and ledger.plan_sha256 == job.plan.sha256 and slice_done(job.config.out, index, job.kinds)
-
-
-def _needed(job: Job, index: int, retry: str | None) -> bool:
-    return not _done(job, index) or (retry == "transient" and _may_pass(job, index))
-
-
-def _may_pass(job: Job, index: int) -> bool:
-    ledger = read_ledger(job.state, index)
-    return ledger is not None and any(row.transient for row in ledger.skipped)
 
 
 def _finish(job: Job, made: int, began: float) -> PreprocessReport:
@@ -167,7 +92,7 @@ def _finish(job: Job, made: int, began: float) -> PreprocessReport:
     if complete:
         _write_set(job, skipped, captions)
     given = sum((Counter(ledger.given) for ledger in done), Counter[str]())
-    found = given_captions(job.config)
+    found = given_captions(job.config.caption)
     given += Counter() if found is None else found.unasked(job.plan.clips)
     reasons = Counter(f"{row.stage}: {row.reason}" for row in skipped)
     return PreprocessReport(
@@ -234,16 +159,23 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _check_additions(job: Job, results: Sequence[SliceResult]) -> None:
+    problems = [problem for result in results for problem in result.problems]
+    if problems:
+        raise TaroError(f"{job.config.out}: nothing of {job.encoder.name} added for {len(problems)} clips, so their "
+                        f"slices are not written: {'; '.join(problems[:5])}; restore these videos and run again")
+
+
 def _check_share(report: PreprocessReport, config: PreprocessConfig) -> None:
     share = report.skipped / max(report.inputs, 1)
     why = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())
     hint = " and make those slices again with --retry transient" if report.transient else ""
     if report.written == 0:
-        raise TaroError(f"{config.out}: none of {report.inputs:,} rows became a query ({why}); the set is empty. Mend "
+        raise TaroError(f"{config.out}: none of {report.inputs:,} rows became a query ({why}); the set is empty. Fix "
                         f"the input{hint}, or begin anew in another folder")
     if share > config.max_skipped:
         raise TaroError(
             f"{config.out}: {report.skipped:,} of {report.inputs:,} rows ({share:.1%}) were skipped, more than "
             f"max_skipped = {config.max_skipped:.1%}: {why}. The set is written; skipped.parquet lists them; "
-            f"mend the input{hint}, or allow it with --max-skipped"
+            f"fix the input{hint}, or allow it with --max-skipped"
         )

@@ -1,9 +1,12 @@
-"""One slice of the plan, from files to shards: decode, segment, caption, align, encode, paths, write, commit.
+"""One slice of the plan, from files to shards: decode, describe, encode, write, commit.
+
+One loop does two kinds of work. A slice is made: every shard of it, and a clip that fails is skipped, its rows in the
+ledger with the reason. Or shards are added to a slice that is made (another encoder's features, frame variants): its
+clips are those of the paths shard and must show the very frames that the set was made from, whose digest is in the
+record. Where one does not, nothing is added, since a set must hold every clip for every encoder.
 
 Clips are taken in batches of fixed composition (consecutive clips of the slice), so a batch of the captioner depends
-on the plan alone; CLIP and the vision tower see one clip at a time. Every row of every clip ends in the ledger.
-
-Legend: T sampled frames, D width of CLIP features.
+on the plan alone; CLIP and the vision tower see one clip at a time.
 """
 
 from __future__ import annotations
@@ -12,61 +15,73 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pydantic import ValidationError
-
 from taro.core.errors import VideoError
-from taro.grounding.moment import Moment
-from taro.grounding.records import ClipRecord, DenseCaption, QueryRecord
-from taro.preprocess.captioners.base import Captioner, Request, answer
-from taro.preprocess.captioners.imported import Given
-from taro.preprocess.clip import ClipModel, alignment
-from taro.preprocess.config import PreprocessConfig
+from taro.core.json import parse_model
+from taro.grounding.records import ClipRecord
+from taro.preprocess.drafts import Describer, Draft, record_of
 from taro.preprocess.encode import encode_clip
 from taro.preprocess.job import Job
-from taro.preprocess.journal import Journal
 from taro.preprocess.ledger import SkippedRow, SliceLedger, write_ledger
-from taro.preprocess.paths import candidate_paths
-from taro.preprocess.plan import PlannedClip, PlannedRow
-from taro.preprocess.segment import change_segments, uniform_segments
+from taro.preprocess.plan import PlannedClip
 from taro.preprocess.sheets import contact_sheet
 from taro.preprocess.variants import clip_variants
-from taro.preprocess.video.decode import DecodeJob, Frames
+from taro.preprocess.video.decode import DecodeJob
 from taro.preprocess.video.pool import DecodePool
-from taro.shards.format import sidecar_path
+from taro.shards.format import MAX_JSON_BYTES, shard_path, sidecar_path
+from taro.shards.store import open_file
+from taro.shards.store_local import LocalStore
+from taro.shards.tar import read_tar
 from taro.shards.writer import SliceWriter
 
-__all__ = ["Tools", "decode_jobs", "make_slice", "skip_clip"]
+__all__ = ["Models", "SliceTask", "decode_jobs", "made_records", "run_slice"]
+
+
+@dataclass(frozen=True)
+class SliceTask:
+    """Work on one slice: the kinds of shards to write; `retry`: also where only rows were skipped that may pass now."""
+
+    index: int
+    kinds: tuple[str, ...]
+    retry: bool = False
+
+    @property
+    def makes(self) -> bool:
+        """Whether the slice is made (else the kinds are added to it)."""
+        return "paths" in self.kinds
 
 
 @dataclass
-class Tools:
-    """The models of a job, loaded. `given`: captions of the methods file and annotations."""
+class Models:
+    """What a job has loaded. `describer`: None where slices are only added to."""
 
     policy: Any
-    captioner: Captioner | None = None
-    clip: ClipModel | None = None
-    given: Given | None = None
-
-    def lost(self, clip: PlannedClip) -> Counter[str]:
-        """What becomes of the captions given for a clip that is skipped."""
-        return Counter() if self.given is None else self.given.lost(clip)
+    describer: Describer | None = None
 
 
-@dataclass
-class _Draft:
-    """A clip on its way to its record."""
-
-    planned: PlannedClip
-    frames: Frames
-    clip_TD: np.ndarray | None = None
-    captions: list[DenseCaption] = field(default_factory=list)
-    fates: Counter[str] = field(default_factory=Counter)
-    """of the captions that were given"""
+def run_slice(job: Job, task: SliceTask, models: Models, pool: DecodePool, tick: Callable[[str], None]) -> list[str]:
+    """Writes and commits the shards of a task; `tick` is called once a clip with its file. Returns what is wrong with
+    clips that a made slice holds, in which case nothing is written."""
+    work = _NewSlice(job, task, models.describer) if task.makes else _MadeSlice(job, task)
+    results = pool.map(decode_jobs(job, work.clips), ahead=2 * pool.workers)
+    with SliceWriter(job.config.out, task.index, kinds=task.kinds) as writer:
+        for batch in _batches(work.clips, job.config.caption.batch):
+            drafts = []
+            for clip, frames in zip(batch, itertools.islice(results, len(batch)), strict=True):
+                if isinstance(frames, VideoError):
+                    work.fail(clip, frames)
+                    tick(clip.path)
+                else:
+                    drafts.append(Draft(clip, frames))
+            for draft, record in zip(drafts, work.records(drafts), strict=True):
+                tick(draft.planned.path)
+                if record is not None:
+                    _write(writer, job, task, models.policy, draft, record)
+        work.commit(writer)
+    return work.problems
 
 
 def decode_jobs(job: Job, clips: Sequence[PlannedClip]) -> Iterator[DecodeJob]:
@@ -76,54 +91,105 @@ def decode_jobs(job: Job, clips: Sequence[PlannedClip]) -> Iterator[DecodeJob]:
                         job.config.decode.decoder, clip.size, job.factor, may_be_cut=clip.may_be_cut)  # fmt: skip
 
 
-def make_slice(job: Job, index: int, tools: Tools, pool: DecodePool, tick: Callable[[str], None]) -> SliceLedger:
-    """Makes and commits the shards of a slice; `tick` is called once a clip with its file. Returns the ledger."""
-    began = time.monotonic()
-    clips = job.plan.slice_clips(index)
-    journal = Journal(job.state / "journal", index)
-    results = pool.map(decode_jobs(job, clips), ahead=2 * pool.workers)
-    skipped: list[SkippedRow] = []
-    given: Counter[str] = Counter()
-    written = captions = count = clipped = uncaptioned = 0
-    kinds = _kinds(job)
-    with SliceWriter(job.config.out, index, kinds=kinds) as writer:
-        for batch in _batches(clips, job.config.caption.batch):
-            drafts = []
-            for clip, frames in zip(batch, itertools.islice(results, len(batch)), strict=True):
-                if isinstance(frames, VideoError):
-                    skipped += skip_clip(clip, "decode", frames)
-                    given += tools.lost(clip)
-                    tick(clip.path)
-                else:
-                    drafts.append(_Draft(clip, frames))
-            _describe(drafts, job.config, tools, journal)
-            for draft in drafts:
-                record, lost, cut = _record(draft, job.config)
-                skipped += lost
-                tick(draft.planned.path)
-                given += draft.fates if record is not None else tools.lost(draft.planned)
-                if record is None:
-                    continue
-                features = encode_clip(tools.policy, draft.frames, job.config.sampling)
-                writer.add_clip(record, _sheet(draft, job.config), {job.encoder.name: features}, _clip_part(job, draft),
-                                clip_variants(job, tools.policy, draft.frames, record))  # fmt: skip
-                written, captions, count = written + len(record.queries), captions + len(record.captions), count + 1
-                clipped += cut
-                uncaptioned += not record.captions
-        ledger = SliceLedger(plan_sha256=job.plan.sha256, written=written, clips=count, captions=captions,
-                             uncaptioned=uncaptioned, clipped_windows=clipped, skipped=skipped, given=dict(given),
-                             seconds=time.monotonic() - began)  # fmt: skip
-        rows = sum(len(clip.rows) for clip in clips)
-        assert rows == written + len(skipped), f"slice {index}: {rows} rows, {written} written, {len(skipped)} skipped"
+def made_records(job: Job, index: int) -> dict[str, ClipRecord]:
+    """The clips of a slice that is made, by key, ascending."""
+    store, name = LocalStore(job.config.out), shard_path("paths", index)
+    with open_file(store, name) as file:
+        return {member.key: parse_model(ClipRecord, data, store.describe(name), limit_bytes=MAX_JSON_BYTES)
+                for member, data in read_tar(file, store.describe(name)) if member.ext == "json"}
+
+
+class _NewSlice:
+    """A slice that is made, and its ledger: every row of every clip ends in it."""
+
+    def __init__(self, job: Job, task: SliceTask, describer: Describer | None) -> None:
+        assert describer is not None, "a slice is to be made by what was loaded to add to slices"
+        self.clips, self.problems = job.plan.slice_clips(task.index), list[str]()
+        self._job, self._task, self._describer = job, task, describer
+        self._began, self._count = time.monotonic(), Counter[str]()
+        self._skipped, self._given = list[SkippedRow](), Counter[str]()
+
+    def fail(self, clip: PlannedClip, error: VideoError) -> None:
+        """A clip that cannot be decoded: its rows are skipped."""
+        self._skip(clip, [clip.skipped(row, "decode", error.reason, str(error), transient=error.transient)
+                          for row in clip.rows])
+
+    def records(self, drafts: Sequence[Draft]) -> list[ClipRecord | None]:
+        """What is written of each clip of a batch, None where no row of it is left."""
+        self._describer.describe(drafts, self._task.index)
+        return [self._record(draft) for draft in drafts]
+
+    def commit(self, writer: SliceWriter) -> None:
+        """Makes the shards real, the ledger before their sidecars."""
+        count, job, index = self._count, self._job, self._task.index
+        ledger = SliceLedger(plan_sha256=job.plan.sha256, written=count["written"], clips=count["clips"],
+                             captions=count["captions"], uncaptioned=count["uncaptioned"],
+                             clipped_windows=count["clipped"], skipped=self._skipped, given=dict(self._given),
+                             seconds=time.monotonic() - self._began)  # fmt: skip
+        rows = sum(len(clip.rows) for clip in self.clips)
+        assert rows == ledger.written + len(ledger.skipped), f"slice {index}: {rows} rows, {ledger}"
         writer.finish()
-        _withdraw(job.config.out, index, kinds)
+        _withdraw(job.config.out, index, self._task.kinds)
         write_ledger(job.state, index, ledger)
         writer.commit()
-    return ledger
+
+    def _record(self, draft: Draft) -> ClipRecord | None:
+        clip, failure = draft.planned, draft.failure
+        if failure is not None:
+            self._skip(clip, [clip.skipped(row, "caption", failure.reason, str(failure), transient=failure.transient)
+                              for row in clip.rows])
+            return None
+        record, lost, clipped = record_of(draft, self._job.config.paths)
+        if record is None:
+            self._skip(clip, lost)
+            return None
+        self._skipped += lost
+        self._given += draft.given
+        self._count.update(written=len(record.queries), clips=1, captions=len(record.captions), clipped=clipped,
+                           uncaptioned=not record.captions)
+        return record
+
+    def _skip(self, clip: PlannedClip, rows: Sequence[SkippedRow]) -> None:
+        self._skipped += rows
+        self._given += self._describer.lost(clip)
 
 
-def _kinds(job: Job) -> tuple[str, ...]:
-    return job.kinds if job.variants_kind is None else (*job.kinds, job.variants_kind)
+class _MadeSlice:
+    """A slice to which shards are added: its records stay as they are, and one clip that fails stops it."""
+
+    def __init__(self, job: Job, task: SliceTask) -> None:
+        self._records = made_records(job, task.index)
+        self.clips = [clip for clip in job.plan.slice_clips(task.index) if clip.key in self._records]
+        self.problems: list[str] = []
+
+    def fail(self, clip: PlannedClip, error: VideoError) -> None:
+        """A clip that cannot be decoded any more."""
+        self.problems.append(str(error))
+
+    def records(self, drafts: Sequence[Draft]) -> list[ClipRecord | None]:
+        """The record of each clip of a batch, None where nothing is to be written of it."""
+        for draft in drafts:
+            if self._records[draft.planned.key].video.frames_sha256 != draft.frames.facts.frames_sha256:
+                self.problems.append(f"{draft.planned.path}: its frames are not those that the set was made from")
+        return [None if self.problems else self._records[draft.planned.key] for draft in drafts]
+
+    def commit(self, writer: SliceWriter) -> None:
+        """Makes the shards real, where every clip was as the set has it."""
+        if not self.problems:
+            writer.commit()
+
+
+def _write(writer: SliceWriter, job: Job, task: SliceTask, policy: Any, draft: Draft, record: ClipRecord) -> None:
+    """Encodes a clip for the kinds of a task and adds it to their shards."""
+    import torch
+
+    name, frames, kinds = job.encoder.name, draft.frames, task.kinds
+    features = {name: encode_clip(policy, frames, job.config.sampling)} if f"features/{name}" in kinds else {}
+    clip = {} if draft.clip_TD is None or job.plan.clip_encoder is None else {
+        job.plan.clip_encoder.name: torch.from_numpy(draft.clip_TD)}
+    variants = clip_variants(job, policy, frames, record) if job.variants_kind in kinds else {}
+    sheet = contact_sheet(frames.views) if task.makes and job.config.thumbnails else None
+    writer.add_clip(record, sheet, features, clip, variants)
 
 
 def _withdraw(out: Path, index: int, kinds: Sequence[str]) -> None:
@@ -134,94 +200,6 @@ def _withdraw(out: Path, index: int, kinds: Sequence[str]) -> None:
         Path(out, sidecar_path(kind, index)).unlink(missing_ok=True)
 
 
-def skip_clip(clip: PlannedClip, stage: str, error: VideoError) -> list[SkippedRow]:
-    """Every row of a clip, skipped for one reason."""
-    return [_skipped(clip, row, stage, error.reason, str(error), transient=error.transient) for row in clip.rows]
-
-
-def _skipped(
-    clip: PlannedClip, row: PlannedRow, stage: str, reason: str, detail: str, *, transient: bool = False
-) -> SkippedRow:
-    return SkippedRow(row_id=row.row_id, line=row.line, video=clip.video, key=clip.key, stage=stage, reason=reason,
-                      detail=detail[:2000], transient=transient)  # fmt: skip
-
-
 def _batches(clips: Sequence[PlannedClip], size: int) -> Iterator[Sequence[PlannedClip]]:
     for start in range(0, len(clips), size):
         yield clips[start : start + size]
-
-
-def _describe(drafts: list[_Draft], config: PreprocessConfig, tools: Tools, journal: Journal) -> None:
-    """Fills in CLIP features and captions, alignment included."""
-    for draft in drafts:
-        if tools.clip is not None:
-            draft.clip_TD = tools.clip.frames(draft.frames.views)
-    if tools.captioner is not None:
-        asked = [_requests(draft, config) for draft in drafts]
-        said = iter(answer([r for requests in asked for r in requests], tools.captioner, config, journal))
-        for draft, requests in zip(drafts, asked, strict=True):
-            draft.captions = [caption for _ in requests for caption in next(said)]
-    elif tools.given is not None:
-        for draft in drafts:
-            span = Moment(draft.frames.clip.start_s, draft.frames.clip.end_s)
-            draft.captions, draft.fates = tools.given.fitted(draft.planned, span)
-    for draft in drafts:
-        if tools.clip is not None and draft.clip_TD is not None and draft.captions:
-            values = alignment(tools.clip.texts([c.text for c in draft.captions]), draft.clip_TD, draft.frames.times_s,
-                               [caption.moment for caption in draft.captions])  # fmt: skip
-            draft.captions = [c.model_copy(update={"alignment": value})
-                              for c, value in zip(draft.captions, values, strict=True)]  # fmt: skip
-
-
-def _requests(draft: _Draft, config: PreprocessConfig) -> list[Request]:
-    segment, duration_s = config.segment, draft.frames.duration_s
-    if segment.method == "captioner":
-        return [Request(draft.frames, Moment(0.0, duration_s), whole=True)]
-    if segment.method == "uniform":
-        stretches = uniform_segments(duration_s, window_s=segment.window_s, round_s=segment.round_s)
-    else:
-        assert draft.clip_TD is not None, "segment.method clip without a CLIP model"
-        stretches = change_segments(
-            draft.clip_TD, draft.frames.times_s, duration_s, penalty=segment.penalty, round_s=segment.round_s,
-            min_s=segment.min_s, max_segments=segment.max_segments, kernel=segment.kernel,
-        )  # fmt: skip
-    return [Request(draft.frames, stretch, whole=False) for stretch in stretches]
-
-
-def _record(draft: _Draft, config: PreprocessConfig) -> tuple[ClipRecord | None, list[SkippedRow], int]:
-    """(record, rows that have no place in it, windows that were clipped); None where no row is left."""
-    queries, lost, clipped = [], [], 0
-    frames, planned = draft.frames, draft.planned
-    for row in planned.rows:
-        windows = [Moment(start_s, end_s) for start_s, end_s in row.windows_s]
-        inside = [window.clip(frames.duration_s) for window in windows]
-        kept = [window for window in inside if window.duration_s > 0]
-        if not kept:
-            lost.append(_skipped(planned, row, "windows", "window outside the clip",
-                                 f"every window lies outside of the clip's {frames.duration_s:.2f} s"))  # fmt: skip
-            continue
-        clipped += sum(before != after for before, after in zip(windows, inside, strict=True))
-        paths = candidate_paths(draft.captions, kept, row.query, count=config.paths.count, seed=config.paths.seed,
-                                clip_key=planned.key, query_id=row.row_id)  # fmt: skip
-        try:
-            queries.append(QueryRecord(id=row.row_id, text=row.query, split=row.split, difficulty=row.difficulty,
-                                       windows_s=[(w.start_s, w.end_s) for w in kept], paths=paths))  # fmt: skip
-        except ValidationError as error:
-            lost.append(_skipped(planned, row, "record", "does not fit the format", str(error.errors()[0]["msg"])))
-    if not queries:
-        return None, lost, 0
-    record = ClipRecord(key=planned.key, video=frames.facts, clip=frames.clip, times_s=frames.times_s.tolist(),
-                        captions=draft.captions, queries=queries)  # fmt: skip
-    return record, lost, clipped
-
-
-def _sheet(draft: _Draft, config: PreprocessConfig) -> bytes | None:
-    return contact_sheet(draft.frames.views) if config.thumbnails else None
-
-
-def _clip_part(job: Job, draft: _Draft) -> dict[str, Any]:
-    if draft.clip_TD is None or job.plan.clip_encoder is None:
-        return {}
-    import torch
-
-    return {job.plan.clip_encoder.name: torch.from_numpy(draft.clip_TD)}

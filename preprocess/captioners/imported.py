@@ -9,21 +9,42 @@ Left out: entries that are no captions at all (a time that is no number): readin
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from taro.core.errors import AnnotationError
 from taro.grounding.moment import Moment
 from taro.grounding.records import DenseCaption
-from taro.preprocess.captioners.base import Entry, captions_file
-from taro.preprocess.config import PreprocessConfig
+from taro.preprocess.config import CaptionConfig
 from taro.preprocess.plan import PlannedClip
 
-__all__ = ["Given", "fit", "given_captions"]
+__all__ = ["Entry", "Given", "captions_file", "file_facts", "fit"]
 
 MAX_CAPTIONS = 10_000
-MAX_CHARACTERS = 20_000
+"""of one clip"""
+MAX_CHARACTERS, MAX_TEXT_BYTES = 20_000, 20_000
+"""of one caption, as shards hold it"""
 NO_CLIP = "skipped: no row has its video"
 LOST_CLIP = "skipped: its clip was skipped"
+
+
+class Entry(NamedTuple):
+    """A caption as it was given; seconds."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+def file_facts(config: CaptionConfig, whole: bool, dtype: str) -> dict[str, Any]:
+    """What captions of a file are, for the plan: the file's digest. Raises AnnotationError."""
+    assert config.file is not None
+    return {"sha256": hashlib.sha256(_bytes(config.file)).hexdigest()}
 
 
 class Given:
@@ -31,6 +52,12 @@ class Given:
 
     def __init__(self, by_video: dict[str, list[Entry]] | None) -> None:
         self._by_video = by_video
+
+    @classmethod
+    def of_file(cls, config: CaptionConfig) -> Given:
+        """Those of `caption.file`. Raises AnnotationError."""
+        assert config.file is not None
+        return cls(captions_file(config.file))
 
     def entries(self, clip: PlannedClip) -> list[Entry]:
         """All that is offered to a clip: the file's under each name that the video goes by, or those of the clip's
@@ -55,14 +82,37 @@ class Given:
         return Counter({NO_CLIP: sum(len(found) for name, found in by_video.items() if name not in known)})
 
 
-def given_captions(config: PreprocessConfig) -> Given | None:
-    """What a job takes captions from, None where a model writes them or there are none. Raises AnnotationError."""
-    if config.caption.method == "annotations":
-        return Given(None)
-    if config.caption.method == "file":
-        assert config.caption.file is not None
-        return Given(captions_file(config.caption.file))
-    return None
+def captions_file(path: Path) -> dict[str, list[Entry]]:
+    """Entries by video name from a JSONL file: {"video": ..., "captions": [{"start_s", "end_s", "text"}, ...]}.
+    Raises AnnotationError that names the line."""
+    found: dict[str, list[Entry]] = {}
+    for number, line in enumerate(_bytes(path).decode("utf-8", "replace").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row: Any = json.loads(line)
+            entries = [_entry(caption) for caption in row["captions"]]
+            found.setdefault(str(row["video"]), []).extend(entries)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise AnnotationError(f'{path}, line {number}: expected {{"video": ..., "captions": [{{"start_s", "end_s", '
+                                  f'"text"}}]}}; {type(error).__name__}: {str(error)[:200]}') from None  # fmt: skip
+    return found
+
+
+def _entry(caption: Any) -> Entry:
+    entry = Entry(float(caption["start_s"]), float(caption["end_s"]), caption["text"])
+    finite = math.isfinite(entry.start_s) and math.isfinite(entry.end_s)
+    if not (finite and isinstance(entry.text, str) and len(entry.text.encode()) <= MAX_TEXT_BYTES):  # encodes: is text
+        raise ValueError(f"a caption needs two finite times and a text of at most {MAX_TEXT_BYTES:,} bytes, got "
+                         f"{str(caption)[:100]!a}")
+    return entry
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AnnotationError(f"caption.file {path}: cannot be read ({error.strerror}); expected JSONL") from None
 
 
 def fit(entries: Sequence[Entry], duration_s: float, *, start_s: float = 0.0

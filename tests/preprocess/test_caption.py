@@ -1,4 +1,4 @@
-"""Captions from each source, and the journal between captioner and set."""
+"""Captions from each source, and the cache between captioner and set."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from taro.core.errors import AnnotationError, ConfigError
 from taro.grounding.moment import Moment
 from taro.grounding.records import DenseCaption
 from taro.models.features import FrameSampling
-from taro.preprocess.captioners.base import Request, answer, captions_file, tidy
+from taro.preprocess.captioners.base import Captioner, Request
+from taro.preprocess.captioners.cache import CaptionCache
+from taro.preprocess.captioners.cached import CachedCaptioner, tidy
+from taro.preprocess.captioners.imported import captions_file
 from taro.preprocess.config import PreprocessConfig
-from taro.preprocess.journal import Journal
 from taro.preprocess.run import preprocess
 from taro.preprocess.video.decode import DecodeJob, decode_clip
 from taro.shards.reader import open_shards
@@ -35,25 +37,28 @@ class Counting:
         return [self.text or f" from {r.stretch.start_s}\n to {r.stretch.end_s} " for r in requests]
 
 
-def test_no_question_is_asked_twice(tmp_path: Path, job: Make) -> None:
+def cached(captioner: Captioner, folder: Path, *, batch: int = 16, round_s: float = 0.1) -> CachedCaptioner:
+    return CachedCaptioner(captioner, CaptionCache(folder / "journal"), batch=batch, round_s=round_s)
+
+
+def test_no_question_is_asked_twice(tmp_path: Path) -> None:
     frames = decode_clip(DecodeJob(write_video(tmp_path / "v.mp4", 60), FrameSampling()))
     requests = [Request(frames, Moment(float(i), i + 1.0), whole=False) for i in range(5)]
-    config = job(caption={"method": "transformers", "model": "unused", "batch": 2})
     captioner = Counting()
-    first = answer(requests[:3], captioner, config, Journal(tmp_path / "journal", 0))
+    first = cached(captioner, tmp_path, batch=2).captions(requests[:3], 0)
     assert captioner.batches == [2, 1]
-    again = answer(requests, captioner, config, Journal(tmp_path / "journal", 1))
+    again = cached(captioner, tmp_path, batch=2).captions(requests, 1)
     assert captioner.batches == [2, 1, 2]
     assert again[:3] == first
-    assert [c.text for captions in again for c in captions][1] == "from 1.0 to 2.0"
+    assert [c.text for captions in again if isinstance(captions, list) for c in captions][1] == "from 1.0 to 2.0"
 
 
-def test_a_whole_clip_brings_its_own_times(tmp_path: Path, job: Make) -> None:
+def test_a_whole_clip_brings_its_own_times(tmp_path: Path) -> None:
     frames = decode_clip(DecodeJob(write_video(tmp_path / "v.mp4", 60), FrameSampling()))  # 6 s
     text = ("Sure!\nFrom 4.0s to 9.0s, later.\nFrom 0.26s to 1.6s, first.\nFrom 7.0s to 9.0s, outside.\n"
             "From 4.0s to 9.0s, later.")  # fmt: skip
-    config = job(caption={"method": "transformers", "model": "x"}, segment={"method": "captioner", "round_s": 0.5})
-    (found,) = answer([Request(frames, Moment(0, 6), whole=True)], Counting(text), config, Journal(tmp_path / "j", 0))
+    (found,) = cached(Counting(text), tmp_path, round_s=0.5).captions([Request(frames, Moment(0, 6), whole=True)], 0)
+    assert isinstance(found, list)
     assert [(c.start_s, c.end_s, c.text) for c in found] == [(0.5, 1.5, "first."), (4.0, 6.0, "later.")]
 
 

@@ -1,4 +1,4 @@
-"""What may happen to `taro preprocess` from outside: each ends in a message, and in the same bytes once mended."""
+"""What may happen to `taro preprocess` from outside: each ends in a message, and in the same bytes once fixed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from taro.core.errors import ConfigError, TaroError
+from taro.preprocess.captioners.cache import CaptionCache
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.job import begin, open_job
-from taro.preprocess.journal import Journal
 from taro.preprocess.ledger import slice_lock
 from taro.preprocess.plan import STATE
 from taro.preprocess.run import preprocess
@@ -112,8 +112,8 @@ def test_a_file_system_without_locks_is_warned_of_and_used(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with slice_lock(tmp_path, 0) as held:
         assert held and "slice-000000.lock: no lock" in caplog.text
-    Journal(tmp_path, 0).add([("a", "one")])
-    assert Journal(tmp_path, 0).get("a") == "one"
+    CaptionCache(tmp_path).add(0, [("a", "one")])
+    assert CaptionCache(tmp_path).get("a") == "one"
 
 
 def test_the_plan_of_the_job_that_was_first_counts(job: Make, rows: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -172,34 +172,34 @@ def test_a_damaged_plan_is_named_and_made_again(job: Make) -> None:
 
 
 def test_a_caption_that_the_disk_changed_is_asked_for_again(tmp_path: Path) -> None:
-    Journal(tmp_path, 0).add([("a", "one"), ("b", "two")])
+    CaptionCache(tmp_path).add(0, [("a", "one"), ("b", "two")])
     path = tmp_path / "captions-000000.jsonl"
     whole = path.read_bytes()
     lost = 0
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        journal = Journal(tmp_path, 0)
-        said = {asked: journal.get(asked) for asked in ("a", "b")}
+        cache = CaptionCache(tmp_path)
+        said = {asked: cache.get(asked) for asked in ("a", "b")}
         assert said["a"] in ("one", None) and said["b"] in ("two", None), (place, said)
         lost += None in said.values()
     assert lost > 0.9 * len(whole)
     path.write_text('{"question": "c", "text": "of an older taro"}\n')
-    assert Journal(tmp_path, 0).get("c") == "of an older taro"
+    assert CaptionCache(tmp_path).get("c") == "of an older taro"
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from taro.preprocess.journal import Journal
-journal = Journal(Path(sys.argv[1]), 0)
+from taro.preprocess.captioners.cache import CaptionCache
+cache = CaptionCache(Path(sys.argv[1]))
 for number in range(60):
-    journal.add([(f"{sys.argv[2]}-{number}-{k}", "x" * 4000 + sys.argv[2]) for k in range(8)])
+    cache.add(0, [(f"{sys.argv[2]}-{number}-{k}", "x" * 4000 + sys.argv[2]) for k in range(8)])
 """
 
 
 def test_two_jobs_that_share_a_journal_spoil_no_line(tmp_path: Path) -> None:
     jobs = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], cwd=ROOT) for name in "ab"]
     assert [running.wait() for running in jobs] == [0, 0]
-    journal = Journal(tmp_path, 1)
-    assert len(journal) == 2 * 60 * 8 and journal.get("b-59-7") == "x" * 4000 + "b"
+    cache = CaptionCache(tmp_path)
+    assert len(cache) == 2 * 60 * 8 and cache.get("b-59-7") == "x" * 4000 + "b"
     assert len((tmp_path / "captions-000000.jsonl").read_bytes().splitlines()) == 2 * 60 * 8

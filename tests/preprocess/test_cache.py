@@ -1,11 +1,11 @@
-"""A caption is paid for once, whatever dies in between."""
+"""A caption is asked for once, whatever dies in between."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from taro.grounding.moment import Moment
-from taro.preprocess.journal import Journal, question
+from taro.preprocess.captioners.cache import CaptionCache, question
 
 WHOLE = Moment(0, 2)
 
@@ -15,8 +15,8 @@ def ask(stretch: Moment = WHOLE, video: str = "a" * 64, prompt: str = "p") -> st
 
 
 def test_answers_outlive_the_process_and_the_slice(tmp_path: Path) -> None:
-    Journal(tmp_path, 3).add([(ask(), "a door opens.\nFrom 1"), (ask(Moment(2, 4)), 'says "hi" {x}')])
-    again = Journal(tmp_path, 8)
+    CaptionCache(tmp_path).add(3, [(ask(), "a door opens.\nFrom 1"), (ask(Moment(2, 4)), 'says "hi" {x}')])
+    again = CaptionCache(tmp_path)
     assert again.get(ask()) == "a door opens.\nFrom 1"
     assert again.get(ask(Moment(2, 4))) == 'says "hi" {x}'
     assert again.get(ask(Moment(2, 4.5))) is None
@@ -30,19 +30,19 @@ def test_every_part_of_a_question_counts() -> None:
 
 
 def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, 0)
-    journal.add([(ask(), "one")])
+    cache = CaptionCache(tmp_path)
+    cache.add(0, [(ask(), "one")])
     path = tmp_path / "captions-000000.jsonl"
     for cut in range(1, 60):
         whole = path.read_bytes()
         path.write_bytes(whole + b'{"question": "abc", "text": "half of a sentence that never ended'[:cut])
-        torn = Journal(tmp_path, 0)
+        torn = CaptionCache(tmp_path)
         assert torn.get(ask()) == "one" and torn.get("abc") is None
-        torn.add([(f"new {cut}", "two")])
-        assert Journal(tmp_path, 0).get(f"new {cut}") == "two"
+        torn.add(0, [(f"new {cut}", "two")])
+        assert CaptionCache(tmp_path).get(f"new {cut}") == "two"
         path.write_bytes(whole)
 
 
 def test_an_empty_answer_is_an_answer(tmp_path: Path) -> None:
-    Journal(tmp_path, 0).add([(ask(), "")])
-    assert Journal(tmp_path, 0).get(ask()) == ""
+    CaptionCache(tmp_path).add(0, [(ask(), "")])
+    assert CaptionCache(tmp_path).get(ask()) == ""

@@ -1,0 +1,93 @@
+"""Caption cache: what captioners answered, in append-only files, one a slice, so that nothing is asked twice.
+
+A line is one answer: the question (digest of video, stretch, captioner and prompt), the text, and a check over both.
+Lines are forced to the disk before they are used. A line that was torn by a killed job or damaged by the disk is
+ignored, so its question is asked again. One cache serves a whole job: it reads each file once, and before each slice
+what was appended since, by other jobs too. Jobs that share a folder take turns to write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from taro.core.files import locked
+from taro.grounding.moment import Moment
+
+__all__ = ["CaptionCache", "question"]
+
+
+def question(video_sha256: str, clip: Moment, stretch: Moment, captioner: str, prompt_sha256: str) -> str:
+    """Digest of one request: which stretch (seconds of the clip) of which part of which file, asked whom and how."""
+    parts = [video_sha256, [clip.start_s, clip.end_s], [stretch.start_s, stretch.end_s], captioner, prompt_sha256]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+class CaptionCache:
+    """Answers by question, from every `folder/captions-*.jsonl`."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._answers: dict[str, str] = {}
+        self._known_bytes: dict[Path, int] = {}
+        """of each file: the whole lines that were read"""
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, asked: str) -> str | None:
+        """The answer to a question, None where none is known."""
+        return self._answers.get(asked)
+
+    def refresh(self) -> None:
+        """Reads what was appended to the folder since the last time."""
+        for path in sorted(self._folder.glob("captions-*.jsonl")):
+            known, size = self._known_bytes.get(path, 0), path.stat().st_size
+            if size == known:
+                continue
+            with path.open("rb") as file:
+                at = file.seek(known if size > known else 0)
+                for line in file:
+                    self._take(line)
+                    at += len(line) if line.endswith(b"\n") else 0  # a torn one may have got its end by the next time
+            self._known_bytes[path] = at
+
+    def add(self, index: int, answers: Iterable[tuple[str, str]]) -> None:
+        """Appends (question, answer) pairs to the file of slice `index`, forced to the disk before it returns."""
+        lines = [json.dumps({"question": asked, "text": text, "check": _check(asked, text)}).encode() + b"\n"
+                 for asked, text in answers]
+        if not lines:
+            return
+        path = self._folder / f"captions-{index:06d}.jsonl"
+        with path.open("a+b") as file, locked(file.fileno(), wait=True):
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(end - 1, 0))
+            # A line torn by a killed job gets its end, so that it spoils nothing but itself.
+            data = (b"" if file.read(1) in (b"", b"\n") else b"\n") + b"".join(lines)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if self._known_bytes.get(path, 0) == end:
+            self._known_bytes[path] = end + len(data)
+        for line in lines:
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(row, dict):
+            return
+        asked, text = row.get("question"), row.get("text")
+        if isinstance(asked, str) and isinstance(text, str) and row.get("check") in (None, _check(asked, text)):
+            self._answers[asked] = text  # an older taro wrote no check
+
+
+def _check(asked: str, text: str) -> str:
+    return hashlib.sha256(json.dumps([asked, text]).encode()).hexdigest()[:16]

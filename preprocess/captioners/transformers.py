@@ -1,0 +1,58 @@
+"""A model folder as captioner, in process: its own vision tower, greedy decoding, batched over requests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from taro.grounding.prompts import load_template
+from taro.preprocess.captioners.base import Request
+from taro.preprocess.config import CaptionConfig
+from taro.preprocess.models import folder_sha256, load_tower_policy, model_folder
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TransformersCaptioner", "model_facts"]
+
+
+class TransformersCaptioner:
+    """See `taro.preprocess.captioners.base.Captioner`; `facts`: those of `model_facts`. It never fails."""
+
+    def __init__(self, config: CaptionConfig, facts: dict[str, Any], device: torch.device, dtype: str) -> None:
+        assert config.model is not None
+        self.policy = load_tower_policy(model_folder(config.model), device, dtype)
+        self.prompt, self.fingerprint = str(facts["prompt"]), str(facts["fingerprint"])
+        self._config = config
+
+    def describe(self, requests: Sequence[Request]) -> list[str]:
+        """One text a request, in order."""
+        from taro.models.sampler import Decoding, generate
+
+        prompts = []
+        for request in requests:
+            frames, times_s, duration_s = request.cut()
+            features = self.policy.encode(frames, times_s, self._config.sampling, duration_s=duration_s)
+            prompts.append(self.policy.prompt(features, self.prompt))
+        decoding = Decoding(max_new_tokens=self._config.max_new_tokens, temperature=0.0,
+                            repetition_penalty=self._config.repetition_penalty)  # fmt: skip
+        rollouts = generate(self.policy, prompts, G=1, decoding=decoding)
+        return [self.policy.decode(ids[mask]).strip()
+                for ids, mask in zip(rollouts.ids_BGR[:, 0], rollouts.mask_BGR[:, 0], strict=True)]  # fmt: skip
+
+
+def model_facts(config: CaptionConfig, whole: bool, dtype: str) -> dict[str, Any]:
+    """What makes the captions, from files alone: model, fingerprint (whatever decides what it says), prompt. `whole`:
+    it is asked for whole clips, which takes another prompt."""
+    from taro.models.folder import template_name
+
+    assert config.model is not None
+    folder = model_folder(config.model)
+    template = load_template(config.template or template_name(folder) or "taro")
+    prompt = config.prompt or (template.caption_prompt if whole else template.segment_prompt)
+    said = config.model_dump(mode="json", include={"max_new_tokens", "repetition_penalty", "sampling"})
+    digest = hashlib.sha256(json.dumps([folder_sha256(folder), said, dtype], sort_keys=True).encode()).hexdigest()
+    return {"model": folder.name, "fingerprint": f"transformers:{digest[:32]}", "prompt": prompt,
+            "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()}  # fmt: skip
