@@ -6,13 +6,13 @@ and how much may fail do not shape the output and may change between runs.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from taro.annotations import Policy as LintPolicy
 from taro.core.config import Config
+from taro.core.places import DataName, LocalPath, ModelName, TemplateName
 from taro.models.features import FrameSampling
 from taro.preprocess.video.decode import Decoder
 from taro.shards.variants import MAX_VARIANTS
@@ -60,11 +60,11 @@ class CaptionConfig(Config):
 
     method: CaptionMethod = "transformers"
     """transformers: a model folder, in process; file: JSONL of captions; annotations: those of the annotation rows"""
-    model: str | None = None
-    """model folder (or sandbox:captioner) of the method transformers"""
-    file: Path | None = None
+    model: ModelName | None = None
+    """model folder, sandbox:NAME or hub id, of the method transformers"""
+    file: LocalPath | None = None
     """JSONL of the method file: {"video": ..., "captions": [{"start_s", "end_s", "text"}, ...]}"""
-    template: str | None = None
+    template: TemplateName | None = None
     """prompt template by name or path; null: the one that the model folder names, else taro"""
     prompt: str | None = None
     """replaces the template's prompt (for segments, or for the whole clip where segment.method is captioner)"""
@@ -106,27 +106,27 @@ class PreprocessConfig(Config):
     """Everything that `taro preprocess` takes."""
 
     name: str = "shards"
-    videos: Path
+    videos: LocalPath
     """folder of the video files"""
-    annotations: Path
+    annotations: DataName
     dataset: str
     """format of the annotations: jsonl, charades-sta, activitynet, ... (docs/annotations.md), or hf with `columns`"""
     columns: dict[str, str] = Field(default_factory=dict)
     """of the format hf: which column holds which field, such as {query: sentence}"""
     split: str = "train"
     """of rows that name none"""
-    lengths: Path | None = None
+    lengths: LocalPath | None = None
     lint: LintPolicy = "repair"
-    out: Path
-    policy: str
-    """model folder (or sandbox:policy) whose vision tower makes the features"""
+    out: LocalPath
+    policy: ModelName
+    """model folder, sandbox:NAME or hub id, whose vision tower makes the features"""
     sampling: FrameSampling = FrameSampling()
     decode: DecodeConfig = DecodeConfig()
     segment: SegmentConfig = SegmentConfig()
     caption: CaptionConfig = CaptionConfig()
     paths: PathsConfig = PathsConfig()
     variants: VariantsConfig = VariantsConfig()
-    clip_model: str | None = None
+    clip_model: ModelName | None = None
     """open_clip: a folder, MODEL/PRETRAINED, or sandbox:clip; null: no CLIP features, no alignment"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """of features; auto: bfloat16 on GPUs, float32 on CPUs"""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from taro.core.config import Config
+from taro.core.places import LocalPath, ModelName, SetPlace, TemplateName, Word
 from taro.train.curriculum import Curriculum
 from taro.train.disruption import Kind
 
@@ -56,9 +57,9 @@ class DataConfig(Config):
     """features to read; null: the ones that this policy's tower made"""
     difficulty: Range | None = None
     """keep queries whose difficulty is in [low, high], in the annotations' own unit; null: all"""
-    queries: tuple[str, ...] | None = None
+    queries: tuple[Word, ...] | None = None
     """keep these query ids; "@FILE": one a line; null: all"""
-    keys: tuple[str, ...] | None = None
+    keys: tuple[Word, ...] | None = None
     """keep queries of the clips with these keys; "@FILE": one a line; null: all"""
     text: Regex | None = None
     """keep queries in whose text this regular expression is found, capitals or not; null: all"""
@@ -70,7 +71,7 @@ class ShardSource(Config):
     """One of several shard sets. A filter that is null is that of `data`; a list `["A", "B"]` of paths is enough where
     the sets are alike."""
 
-    path: Path
+    path: SetPlace
     name: str | None = Field(None, pattern=NAME)
     """in metrics, rollouts and messages; null: the folder's name"""
     weight: float = Field(1.0, ge=0)
@@ -78,8 +79,8 @@ class ShardSource(Config):
     split: str | None = None
     encoder: str | None = None
     difficulty: Range | None = None
-    queries: tuple[str, ...] | None = None
-    keys: tuple[str, ...] | None = None
+    queries: tuple[Word, ...] | None = None
+    keys: tuple[Word, ...] | None = None
     text: Regex | None = None
 
     @model_validator(mode="before")
@@ -94,7 +95,8 @@ class ShardSource(Config):
         return self.model_copy(update={"name": self.name or Path(self.path).resolve().name, **inherited})
 
 
-Shards = Annotated[Annotated[Path, Tag("path")] | Annotated[tuple[ShardSource, ...], Field(min_length=1), Tag("sets")],
+Shards = Annotated[Annotated[SetPlace, Tag("path")]
+                   | Annotated[tuple[ShardSource, ...], Field(min_length=1), Tag("sets")],
                    Discriminator(lambda value: "path" if isinstance(value, str | Path) else "sets")]
 """The folder of one set, or a list of several."""
 
@@ -221,13 +223,13 @@ class CheckpointConfig(Config):
 class TrainConfig(Config):
     """A training run: one policy, one folder, one shard set or several."""
 
-    policy: str
-    """model folder, or sandbox:NAME"""
+    policy: ModelName
+    """model folder, sandbox:NAME, or hub id with @REVISION"""
     shards: Shards
     """the folder of a shard set; or a list of several, each with its weight and filters"""
-    out: Path
+    out: LocalPath
     seed: int = Field(0, ge=0)
-    template: str | None = None
+    template: TemplateName | None = None
     """prompt template, by name or file; null: the one that the policy's folder names, else "taro" """
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -23,6 +23,7 @@ from taro.core.config import changed_settings, read_yaml
 from taro.core.errors import ConfigError
 from taro.core.files import explain_disk_errors, locked, remove_temporary, write_atomically
 from taro.core.json import read_json
+from taro.core.places import paths_for, paths_from
 from taro.grounding.prompts import PromptTemplate, load_template
 from taro.models.features import FrameSampling
 from taro.models.folder import pixel_settings
@@ -131,7 +132,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     state.data_sha256 = data_sha256
     with explain_disk_errors(config.out, lambda: AGAIN):
         cut_back(config.out, state.step)
-        settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        settings = yaml.safe_dump(paths_for(config.model_dump(mode="json"), TrainConfig, config.out), sort_keys=False)
         write_atomically(config.out / "config.yaml", settings.encode())
         write_atomically(config.out / "data.json", (json.dumps(data.summary(), indent=1) + "\n").encode())
     return Run(config, policy, _reference(config, folder, device), template, data, optimizer, state,
@@ -183,7 +184,7 @@ def _settings(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not the YAML that a run wrote ({error}); start a new run") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected the settings of a run, got a {type(data).__name__}; start a new run")
-    return data
+    return dict(paths_from(data, TrainConfig, path.parent))
 
 
 def _reference(config: TrainConfig, folder: Path, device: torch.device) -> Policy | None:

@@ -6,7 +6,6 @@ Thin: the work is `taro.train.loop.train`. Left out: everything about many GPUs.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -69,7 +68,7 @@ def _describe(line: dict[str, Any]) -> str:
     return f"{line['phase']} " + " ".join(f"{label} {line[key]:.2f}" for key, label in SHOWN)
 
 
-def _summary(report: Any, shards: Path, *, export: str) -> None:
+def _summary(report: Any, shards: str, *, export: str) -> None:
     say(f"{report.steps} steps in {report.seconds:.0f} s; metrics: {report.run / 'metrics.jsonl'}")
     if report.skipped:
         say(f"{report.skipped} updates skipped: loss or gradient not finite")

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taro.core.errors import ConfigError
+from taro.core.places import paths_from
 
 __all__ = ["Config", "changed_settings", "digest", "load_config", "parse_yaml", "read_yaml", "recipe_names"]
 
@@ -26,6 +27,7 @@ MAX_YAML_BYTES = 1 << 17
 MAX_YAML_VALUES = 50_000
 """values of a document, each alias counted as often as it is written out"""
 SHOWN = 8
+RECIPE_ENDS = {".yaml", ".yml"}
 
 _LET_THROUGH = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """what PyYAML's constructors raise beside YAMLError: `!!int ""`, thousands of digits, nesting"""
@@ -102,11 +104,14 @@ def _written_out(node: Any, known: dict[int, int]) -> int:
 def load_config(
     model: type[ConfigT], source: str | Path | None, overrides: Sequence[str] = (), *, package: str
 ) -> ConfigT:
-    """Reads a recipe (a path, or a name in `package`; None: all defaults), applies `key.sub=value`, validates.
+    """Reads a recipe (a path, or a name in `package`; None: all defaults), applies `key.sub=value`, validates. Relative
+    paths in a recipe file count from its folder, those of `overrides` from where one stands (`taro.core.places`).
 
     Raises ConfigError that names the file, the key, what was expected and what was got.
     """
     data = _read(source, package) if source is not None else {}
+    if Path(source or "").suffix in RECIPE_ENDS:
+        data = paths_from(data, model, Path(source or "").parent)
     for override in overrides:
         _apply(data, override)
     try:
@@ -141,7 +146,7 @@ def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _read(source: str | Path, package: str) -> dict[str, Any]:
     path = Path(source)
-    if path.suffix in {".yaml", ".yml"}:
+    if path.suffix in RECIPE_ENDS:
         if not path.is_file():
             raise ConfigError(f"{path}: no such recipe file; shipped recipes: {', '.join(recipe_names(package))}")
         data = read_yaml(path)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from taro.core.errors import ConfigError, ModelError
 from taro.core.files import file_sha256
+from taro.core.places import hub_id
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,6 @@ SHIPPED = ("policy", "policy-qwen3-vl", "captioner", "clip")
 """models of taro.sandbox that are named sandbox:NAME"""
 
 SANDBOX = "sandbox:"
-HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """config, weights, tokenizer, processor and templates; pickles and code stay where they are"""
 DEVICE = re.compile(r"cpu|cuda(?::[0-9]{1,3})?")
@@ -42,7 +42,7 @@ def resolve_model(name: str | Path) -> Path:
     folder = Path(text).expanduser()
     if text and folder.is_dir():
         return folder
-    hub = None if text.endswith((".json", ".safetensors", ".yaml")) else HUB_ID.fullmatch(text)
+    hub = hub_id(text)
     if hub is None:
         raise ModelError(f"{text}: no such model folder; expected a folder with config.json and *.safetensors, "
                          "sandbox:NAME, or a hub id OWNER/NAME[@REVISION]")

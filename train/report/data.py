@@ -23,8 +23,10 @@ from taro.core import draws
 from taro.core.config import read_yaml
 from taro.core.errors import ConfigError
 from taro.core.json import read_json
+from taro.core.places import paths_from
 from taro.grounding.moment import Moment
 from taro.metrics.scores import PROTOCOLS, Scores
+from taro.train.config import TrainConfig
 from taro.train.evaluate import EvalRow, score_rows
 from taro.train.report.rows import AnswerLine, RolloutLine, checked, eval_line, step_line
 from taro.train.trackers import read_jsonl
@@ -156,7 +158,8 @@ def read_run(folder: str | Path) -> Run:
     except ConfigError as error:
         raise ConfigError(f"{config}: expected the YAML that a run wrote, got what cannot be read as such ({error}); "
                           "restore the file") from None
-    return Run(folder, data if isinstance(data, dict) else {}, config.read_text(encoding="utf-8"),
+    settings = paths_from(data, TrainConfig, folder) if isinstance(data, dict) else {}
+    return Run(folder, settings, config.read_text(encoding="utf-8"),
                [step_line(line, metrics) for line in lines if "reward" in line],
                [eval_line(line, metrics) for line in lines if "eval" in line])
 

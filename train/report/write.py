@@ -110,7 +110,7 @@ def _public(run: Run) -> Run:
 def _last_part(value: Any) -> Any:
     if not isinstance(value, str) or (value.startswith("sandbox:") and "/" not in value):
         return value
-    return Path(value).name
+    return Path(value).name or value
 
 
 def _facts(run: Run, sets: Mapping[str, ShardSet]) -> dict[str, str]:
