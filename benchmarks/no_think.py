@@ -26,16 +26,17 @@ import torch
 from taro.core import draws
 from taro.core.config import load_config
 from taro.grounding.moment import Moment
-from taro.grounding.prompts import load_template
+from taro.grounding.prompts import Asking, load_template
+from taro.models.asking import asking_of
 from taro.models.logprobs import score
 from taro.models.policy import Policy, export_checkpoint, load_policy
 from taro.models.sampler import Decoding
 from taro.sandbox.tasks import response
 from taro.shards.reader import QueryRef, ShardSet
 from taro.train.config import TrainConfig
-from taro.train.evaluate import evaluate_policy, score_rows
+from taro.train.evaluate import Questions, evaluate_policy, score_rows
 from taro.train.loop import train
-from taro.train.run_dir import open_encoded_shards, policy_folder, policy_template
+from taro.train.run_dir import open_encoded_shards, policy_folder
 
 TEACH_BATCH, TEACH_LR = 16, 3e-4
 SHIFT, WRONG = 3, 0.3
@@ -58,7 +59,7 @@ def weak_text(query: str, windows: list[Moment], own: int, duration_s: float, st
 
 def teach(policy: Policy, shard_set: ShardSet, steps: int) -> float:
     """Teaches both forms, half a batch each; the last loss."""
-    template, refs = policy_template(policy), shard_set.queries()
+    template, refs = asking_of(policy.folder).template, shard_set.queries()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=TEACH_LR, weight_decay=0.0)
     last = 0.0
     for step in range(steps):
@@ -97,8 +98,9 @@ def answers(folder: Path, shards: Path, seed: int) -> list[dict[str, Any]]:
     shard_set, found = open_encoded_shards(shards, policy), []
     for no_think in (False, True):
         for temperature in (0.0, 1.0):
-            rows = evaluate_policy(policy, shard_set, template=load_template("sandbox"), no_think=no_think, seed=seed,
-                                   decoding=Decoding(96, temperature=temperature), batch_prompts=32)
+            rows = evaluate_policy(policy, shard_set, Asking(load_template("sandbox"), no_think),
+                                   Decoding(96, temperature=temperature), questions=Questions(seed=seed),
+                                   batch_prompts=32)
             scores = score_rows(rows, bootstrap_seed=seed).as_dict()
             found.append({"asked": "no think" if no_think else "think", "sampled": temperature > 0,
                           "tokens": sum(row.tokens for row in rows) / len(rows), "queries": scores["queries"],

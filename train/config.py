@@ -1,4 +1,4 @@
-"""Settings of `taro train`: one frozen model per concept, every field with its unit and its default from METHOD 3.
+"""Settings of `taro train`: one frozen model per concept, every field with its unit; defaults are the paper's.
 
 Left out: anything that a shard set or a model folder already says (sampling, template, encoder).
 """
@@ -13,11 +13,14 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from taro.core.config import Config
 from taro.core.places import LocalPath, ModelName, SetPlace, TemplateName, Word
+from taro.train.algorithms import ALGORITHMS
+from taro.train.algorithms.cloning import OffPolicy
 from taro.train.curriculum import Curriculum
 from taro.train.disruption import Kind
+from taro.train.prefixes import PathSource
 
-__all__ = ["CheckpointConfig", "DataConfig", "Length", "LossConfig", "OptimizerConfig", "RewardConfig",
-           "RolloutConfig", "ShardSource", "TrainConfig", "ValidationConfig"]
+__all__ = ["CheckpointConfig", "Control", "DataConfig", "Gate", "Length", "LossConfig", "OptimizerConfig",
+           "RewardConfig", "RolloutConfig", "ShardSource", "TrainConfig", "ValidationConfig"]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 """names of sets; without the characters that part a draw's name"""
@@ -37,8 +40,16 @@ def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
     return ends
 
 
+def _algorithm(name: str) -> str:
+    if name not in ALGORITHMS:
+        raise ValueError(f"expected an algorithm: {', '.join(ALGORITHMS)}")
+    return name
+
+
 Regex = Annotated[str, AfterValidator(_regex)]
 Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
+Gate = Literal[">=", ">"]
+Control = Literal["none", "permute-rewards"]
 
 
 class Length(Config):
@@ -112,7 +123,7 @@ class RolloutConfig(Config):
     """longest response, the guided prefix counted in"""
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    paths: Literal["random", "overlap", "online"] = "random"
+    paths: PathSource = "random"
     """candidate paths of guided rollouts: the paper's, those with the ground truth's captions, or drawn anew"""
     min_free_tokens: int = Field(48, ge=1)
     """tokens that a guided prefix must leave free for the rest; longer paths lose captions from their end"""
@@ -121,18 +132,18 @@ class RolloutConfig(Config):
 
 
 class RewardConfig(Config):
-    """The reward of METHOD 2."""
+    """The reward (docs/method.md)."""
 
     alpha: float = Field(0.3, ge=0)
     """size of the temporal-sensitivity bonus; 0 switches it off"""
     tau: float = Field(0.7, ge=0, le=1)
-    gate: Literal[">=", ">"] = ">="
-    """IoU gate of the bonus: the released code's ">=" or the paper's ">" (METHOD 4, row 3)"""
+    gate: Gate = ">="
+    """IoU gate of the bonus: the released code's ">=" or the paper's ">" (docs/method.md, difference 3)"""
     margin: float = Field(0.0, ge=0)
     dt_s: float = Field(3.0, gt=0)
     """patches within this many seconds of a boundary are disrupted"""
     drop_over: Literal["reasoning", "response"] = "reasoning"
-    """tokens whose log-probability drop counts (METHOD 4, row 2)"""
+    """tokens whose log-probability drop counts (docs/method.md, difference 2)"""
     disruption: Kind = "patch"
     """what is done to the video; all but patch (the method's) are for comparison, see train/disruption.py; frame needs
     the shard set's frame variants, made with the same dt_s"""
@@ -142,7 +153,7 @@ class RewardConfig(Config):
     """how answers are read and compared; taro: the first window, against the best of the ground truth; multi-window:
     all of an answer's windows against all of the ground truth's (docs/evaluation.md); ask for them: template taro-multi
     """
-    control: Literal["none", "permute-rewards"] = "none"
+    control: Control = "none"
     """permute-rewards: an honesty control, totals are permuted inside each group, so a free rollout can
     learn nothing from them (guided ones still imitate prefixes, with advantages that mean nothing)"""
 
@@ -155,11 +166,11 @@ class RewardConfig(Config):
 
 
 class LossConfig(Config):
-    """The loss of METHOD 3."""
+    """The loss (docs/method.md)."""
 
-    kind: Literal["grpo", "dr_grpo"] = "grpo"
+    kind: Annotated[str, AfterValidator(_algorithm)] = "grpo"
     """grpo: advantages over std, token mean; dr_grpo: neither, a constant denominator"""
-    off_policy: Literal["mask", "clone", "awr", "raft"] = "mask"
+    off_policy: OffPolicy = "mask"
     awr_beta: float = Field(1.0, gt=0)
     kl: float = Field(0.01, ge=0)
     """weight of the k3 KL to the start policy; 0 keeps no reference policy at all"""

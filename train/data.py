@@ -1,4 +1,4 @@
-"""What a run is trained on: one shard set or several, each filtered and held against the policy on its own, mixed.
+"""What a run is trained on: one shard set or several, each filtered on its own, then mixed.
 
 A step's samples are a function of (seed, step) alone (`taro.shards.mix`), whatever the number of sets or ranks. Where
 there are several sets every sample carries its set's name: two sets may hold the same key, and their draws, dumps and
@@ -24,11 +24,19 @@ from taro.core.text import visible
 from taro.shards.mix import MixedOrder
 from taro.shards.ops.filter import Selection, named
 from taro.shards.reader import QueryRef, Sample, ShardSet
-from taro.train.config import ShardSource, TrainConfig
+from taro.train.config import ShardSource, ValidationConfig
+from taro.train.prefixes import PathSource
 
-__all__ = ["TrainingData", "TrainingSet", "data_lines", "select"]
+__all__ = ["TrainingData", "TrainingSet", "data_lines", "sample_name", "select"]
 
 log = logging.getLogger(__name__)
+
+
+def sample_name(sample: Sample) -> str:
+    """Names a query of a clip in every draw: of several sets with its set's name, and apart from itself where a step
+    holds it again."""
+    place = f"{sample.from_set}{f'#{sample.repeat}' if sample.repeat else ''}"
+    return f"{f'{place}:' if place else ''}{sample.clip.key}/{sample.query.id}"
 
 
 @dataclass(frozen=True)
@@ -79,24 +87,27 @@ def select(source: ShardSource, shard_set: ShardSet) -> TrainingSet:
 class TrainingData:
     """All sets of a run and the order in which their queries come."""
 
-    def __init__(self, sets: Sequence[TrainingSet], config: TrainConfig) -> None:
-        """Raises ConfigError where a set has no query left, an epoch no whole step, or no set the validation split."""
+    def __init__(self, sets: Sequence[TrainingSet], *, prompts: int, seed: int = 0, draws: int | None = None,
+                 validation: ValidationConfig | None = None) -> None:
+        """Args: prompts: of a step; draws: of an epoch, None: every selected query once.
+
+        Raises ConfigError where a set has no query left, an epoch no whole step, or no set the validation split."""
         self.sets = tuple(sets)
         self.drawn = tuple(one for one in self.sets if one.source.weight)
-        self._prompts = config.rollout.prompts
+        self._prompts = prompts
         for one in self.drawn if len(self.sets) > 1 else ():
             if not one.refs:
                 raise ConfigError(f"{one.source.path} ({one.name}): its filters leave none of its {one.held:,} queries "
                                   f"({_left_out_text(one)}); change them, or leave the set out")
         found = sum(len(one.refs) for one in self.drawn)
-        if (config.data.draws or found) < self._prompts or not found:
-            raise ConfigError(self._too_few(config, found))
+        if (draws or found) < prompts or not found:
+            raise ConfigError(self._too_few(draws, found))
         self.order = MixedOrder([len(one.refs) for one in self.drawn], [one.source.weight for one in self.drawn],
-                                seed=config.seed, draws=config.data.draws, names=[one.name for one in self.drawn])
-        self.validated = self._validated(config)
-        self._tell_unknown()
+                                seed=seed, draws=draws, names=[one.name for one in self.drawn])
+        self.validated = self._validated(validation)
+        self._warn_unknown_names()
 
-    def _tell_unknown(self) -> None:
+    def _warn_unknown_names(self) -> None:
         """Warns of names that a filter asks for and none of its sets holds: they choose nothing."""
         for field in ("queries", "keys"):
             for asked in dict.fromkeys(getattr(one.source, field) for one in self.sets):
@@ -108,10 +119,10 @@ class TrainingData:
                         visible(name[:80]) for name in lost[:5]), f" and {len(lost) - 5:,} more" * (len(lost) > 5),
                         field)
 
-    def _too_few(self, config: TrainConfig, found: int) -> str:
-        if len(self.sets) > 1 or config.data.draws is not None:
+    def _too_few(self, draws: int | None, found: int) -> str:
+        if len(self.sets) > 1 or draws is not None:
             return (f"{', '.join(str(one.source.path) for one in self.drawn)}: an epoch draws "
-                    f"{config.data.draws or found} of {found} queries, a step takes rollout.prompts={self._prompts}; "
+                    f"{draws or found} of {found} queries, a step takes rollout.prompts={self._prompts}; "
                     "raise data.draws, choose other queries or fewer prompts")
         source = self.sets[0].source
         wanted = f"split {source.split!r}"
@@ -121,9 +132,8 @@ class TrainingData:
         return (f"{source.path}: {wanted} has {found} queries, a step takes rollout.prompts={self._prompts}; choose "
                 "other queries or fewer prompts")
 
-    def _validated(self, config: TrainConfig) -> tuple[TrainingSet, ...]:
-        knobs = config.validation
-        if knobs.split is None:
+    def _validated(self, knobs: ValidationConfig | None) -> tuple[TrainingSet, ...]:
+        if knobs is None or knobs.split is None:
             return ()
         asked = [one for one in self.sets if knobs.sets is None or one.name in knobs.sets]
         found = tuple(one for one in asked if one.shard_set.queries(split=knobs.split))
@@ -169,10 +179,10 @@ class TrainingData:
             "draws_per_epoch": self.order.n, "steps_per_epoch": self.steps_per_epoch, "prompts": self._prompts,
             "left_over_per_epoch": self.order.left_out(self._prompts)}
 
-    def tell_unguided(self, config: TrainConfig) -> None:
-        """Warns, once a set, of queries that have nothing to guide a rollout with: theirs will all be free."""
-        source = config.rollout.paths
-        for one in self.drawn if config.curriculum.schedule != "off" else ():
+    def warn_missing_captions(self, source: PathSource) -> None:
+        """Warns, once a set, of queries that have nothing to guide a rollout with (`rollout.paths`): theirs will all be
+        free."""
+        for one in self.drawn:
             refs = one.refs
             if source == "online":
                 bare = len(refs) - sum(bool(one.shard_set.clip(ref.key).captions) for ref in refs)

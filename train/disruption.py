@@ -1,9 +1,9 @@
-"""Where a video's order is broken for the log-probability drop: METHOD 5's `patch`, and what to hold it against.
+"""Where a video's order is broken for the log-probability drop: the method's `patch`, and kinds to compare it with.
 
 A temporal patch is encoded on its own by the frozen tower, so moving features equals moving pixels and no video is
 needed. Every kind but `frame` is an order [S] for `VideoFeatures.permuted`: patch i gets the content of patch order[i].
 
-- `patch`: the patches within `dt_s` of each boundary are permuted. The method's own.
+- `patch`: the patches within `dt_s` of each boundary are permuted. The method's own (TaRO, section 3.2).
 - `reverse`: they stand in reverse order. Nothing is drawn; neighbours stay neighbours, only the arrow of time turns.
 - `elsewhere`: stretches of the same numbers of patches away from every boundary are permuted. The control: what drops
   here too is not about the boundaries.
@@ -14,13 +14,14 @@ needed. Every kind but `frame` is an order [S] for `VideoFeatures.permuted`: pat
   which is no order of features: the shard set holds variants encoded offline, one of which is drawn.
 
 One disruption per (seed, epoch, sample), shared by the group; never the identity. None, which callers count, where a
-video has no room for it, or no variant.
+video cannot be disrupted or has no variant.
 Legend: S temporal patches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
     from taro.models.features import VideoFeatures
     from taro.shards.variants import FrameVariants
 
-__all__ = ["KINDS", "Kind", "Order", "disrupted", "disruption", "frame_disruption"]
+__all__ = ["KINDS", "Disruption", "Kind"]
 
-Order = Literal["patch", "reverse", "elsewhere", "noise"]
 Kind = Literal["patch", "reverse", "elsewhere", "noise", "frame"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -43,66 +43,71 @@ PLACING_TRIES = 32
 """random placements of `elsewhere` before its stretches are packed to the left"""
 
 
-def frame_disruption(features: VideoFeatures, variants: FrameVariants | None, *, seed: int, epoch: int,
-                     sample: str) -> VideoFeatures | None:
-    """`features` with one of the query's variants put over them, drawn uniformly; None where it has none."""
-    if variants is None:
-        return None
-    drawn = draws.rng("disruption", "frame", seed, epoch, sample).integers(variants.settings.count)
-    return variants.spliced(features, int(drawn))
+@dataclass(frozen=True)
+class Disruption:
+    """One way to break the order of a video: patches within `dt_s` seconds of both boundaries, or of one alone."""
 
+    kind: Kind
+    dt_s: float = 3.0
+    boundary: Boundary = "both"
 
-def disrupted(kind: Kind, features: VideoFeatures, windows: Sequence[Moment], *, variants: FrameVariants | None,
-              seed: int, epoch: int, sample: str, dt_s: float = 3.0,
-              boundary: Boundary = "both") -> VideoFeatures | None:
-    """`features` under a disruption of any kind; `variants`: the query's, for `frame`. None where there is none."""
-    if kind == "frame":
-        assert boundary == "both", "variants shuffle both boundaries"
-        return frame_disruption(features, variants, seed=seed, epoch=epoch, sample=sample)
-    order_S = disruption(kind, features.times_S, windows, seed=seed, epoch=epoch, sample=sample, dt_s=dt_s,
-                         boundary=boundary)
-    return None if order_S is None else features.permuted(order_S)
+    @property
+    def name(self) -> str:
+        """As tables write it."""
+        return f"{self.kind} {self.dt_s:g} s {self.boundary}"
 
+    def apply(self, features: VideoFeatures, windows: Sequence[Moment], *, variants: FrameVariants | None, seed: int,
+              epoch: int, sample: str) -> VideoFeatures | None:
+        """Disrupted features. Of `frame`, one of the query's `variants`, drawn uniformly, is put over them. None where
+        the video has no such disruption, or the query no variant."""
+        if self.kind == "frame":
+            assert self.boundary == "both", "variants shuffle both boundaries"
+            if variants is None:
+                return None
+            drawn = draws.rng("disruption", "frame", seed, epoch, sample).integers(variants.settings.count)
+            return variants.spliced(features, int(drawn))
+        order_S = self.order(features.times_S, windows, seed=seed, epoch=epoch, sample=sample)
+        return None if order_S is None else features.permuted(order_S)
 
-def disruption(kind: Order, times_S: np.ndarray, windows: Sequence[Moment], *, seed: int, epoch: int, sample: str,
-               dt_s: float = 3.0, boundary: Boundary = "both") -> np.ndarray | None:
-    """Order [S] of a disruption of any kind but `frame`; see the module for what each does.
+    def order(self, times_S: np.ndarray, windows: Sequence[Moment], *, seed: int, epoch: int,
+              sample: str) -> np.ndarray | None:
+        """Order [S] of a disruption of any kind but `frame`; see the module for what each does.
 
-    None for all kinds where the video has fewer than 2 patches or the query no window; for `elsewhere` where its
-    stretches do not fit between the boundaries'; for `noise` where every patch is near a boundary. Both keep away from
-    all boundaries, whichever of them `boundary` names.
+        None for all kinds where the video has fewer than 2 patches or the query no window; for `elsewhere` where its
+        stretches do not fit between the boundaries'; for `noise` where every patch is near a boundary. Both keep away
+        from all boundaries, whichever of them `boundary` names.
 
-    >>> where = {"seed": 0, "epoch": 0, "sample": "v:1", "dt_s": 1.0}
-    >>> disruption("patch", np.arange(8.0), [Moment(0, 7)], **where).tolist()
-    [1, 0, 2, 3, 4, 5, 7, 6]
-    >>> disruption("reverse", np.arange(8.0), [Moment(1, 6)], **where).tolist()
-    [2, 1, 0, 3, 4, 7, 6, 5]
-    >>> disruption("elsewhere", np.arange(8.0), [Moment(0, 7)], **where).tolist()
-    [0, 1, 3, 2, 5, 4, 6, 7]
-    >>> disruption("noise", np.arange(5.0), [Moment(0, 4)], **where).tolist()
-    [2, 2, 2, 2, 2]
-    """
-    stretches = boundary_windows(times_S, windows, dt_s=dt_s, boundary=boundary)
-    if not stretches:
-        return None
-    order_S = np.arange(len(times_S))
-    if kind == "reverse":
-        for stretch in stretches:
-            order_S[stretch] = stretch[::-1]
-        return order_S
-    if kind == "patch":
-        return _permute(order_S, stretches, draws.rng("disruption", seed, epoch, sample))
-    generator = draws.rng("disruption", kind, seed, epoch, sample)
-    away_S = np.ones(len(times_S), dtype=bool)
-    away_S[np.concatenate(boundary_windows(times_S, windows, dt_s=dt_s))] = False
-    if kind == "noise":
-        near = np.concatenate(stretches)
-        if not away_S.any():
+        >>> name = {"seed": 0, "epoch": 0, "sample": "v:1"}
+        >>> Disruption("patch", 1.0).order(np.arange(8.0), [Moment(0, 7)], **name).tolist()
+        [1, 0, 2, 3, 4, 5, 7, 6]
+        >>> Disruption("reverse", 1.0).order(np.arange(8.0), [Moment(1, 6)], **name).tolist()
+        [2, 1, 0, 3, 4, 7, 6, 5]
+        >>> Disruption("elsewhere", 1.0).order(np.arange(8.0), [Moment(0, 7)], **name).tolist()
+        [0, 1, 3, 2, 5, 4, 6, 7]
+        >>> Disruption("noise", 1.0).order(np.arange(5.0), [Moment(0, 4)], **name).tolist()
+        [2, 2, 2, 2, 2]
+        """
+        stretches = boundary_windows(times_S, windows, dt_s=self.dt_s, boundary=self.boundary)
+        if not stretches:
             return None
-        order_S[near] = generator.choice(np.flatnonzero(away_S), size=len(near))
-        return order_S
-    placed = _place([len(stretch) for stretch in stretches], away_S, generator)
-    return None if placed is None else _permute(order_S, placed, generator)
+        order_S = np.arange(len(times_S))
+        if self.kind == "reverse":
+            for stretch in stretches:
+                order_S[stretch] = stretch[::-1]
+            return order_S
+        if self.kind == "patch":
+            return _permute(order_S, stretches, draws.rng("disruption", seed, epoch, sample))
+        generator = draws.rng("disruption", self.kind, seed, epoch, sample)
+        away_S = np.ones(len(times_S), dtype=bool)
+        away_S[np.concatenate(boundary_windows(times_S, windows, dt_s=self.dt_s))] = False
+        if self.kind == "noise":
+            near = np.concatenate(stretches)
+            if not away_S.any():
+                return None
+            order_S[near] = generator.choice(np.flatnonzero(away_S), size=len(near))
+            return order_S
+        placed = _place([len(stretch) for stretch in stretches], away_S, generator)
+        return None if placed is None else _permute(order_S, placed, generator)
 
 
 def _permute(order_S: np.ndarray, stretches: Sequence[np.ndarray], generator: np.random.Generator) -> np.ndarray:

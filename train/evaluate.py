@@ -1,8 +1,9 @@
-"""Evaluation of a policy on a shard set: greedy (METHOD 3) or sampled, every query answered or counted as a miss.
+"""Evaluation of a policy on a shard set: greedy or sampled, every query answered or counted as a miss.
 
 Responses come from `taro.models.sampler`, scores from `taro.metrics.scores`; this module only joins them, so that a
 score of `taro eval`, of validation during training and of the quickstart is one and the same number. Queries whose
-video never reached the shards stay in the denominator, as misses (METHOD 4, row 9). Legend: B prompts decoded at once.
+video never reached the shards stay in the denominator, as misses (docs/method.md, difference 9). Legend: B prompts
+decoded at once.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from taro.metrics.ranked import RankedPrediction, RankedScores, as_written, eval
 from taro.metrics.scores import Prediction, Scores, evaluate_predictions
 
 if TYPE_CHECKING:
-    from taro.grounding.prompts import PromptTemplate
+    from taro.grounding.prompts import Asking
     from taro.models.policy import Policy
     from taro.models.sampler import Decoding
     from taro.shards.reader import QueryRef, Sample, ShardSet
 
-__all__ = ["EvalRow", "evaluate_policy", "evaluation_queries", "missing_predictions", "predictions", "rank_rows",
-           "score_rows", "write_predictions"]
+__all__ = ["EvalRow", "Questions", "evaluate_policy", "missing_predictions", "predictions", "rank_rows", "score_rows",
+           "write_predictions"]
 
 ANNOTATION_STAGES = {"annotations", "windows"}
 """stages of skipped.parquet that say nothing about a video"""
@@ -55,46 +56,52 @@ class EvalRow:
     answers: tuple[Moment, ...] = ()
 
 
-def evaluation_queries(shard_set: ShardSet, *, split: str | None = None, limit: int | None = None,
-                       seed: int = 0) -> list[QueryRef]:
-    """References of the queries to answer: all of a split, or `limit` of them drawn once by the seed, in set order."""
-    refs = shard_set.queries(split=split)
-    if limit is None or limit >= len(refs):
-        return list(refs)
-    chosen = draws.rng("evaluation-subset", seed, len(refs)).permutation(len(refs))[:limit]
-    return [refs[index] for index in sorted(chosen.tolist())]
+@dataclass(frozen=True)
+class Questions:
+    """Which queries of a set are asked: all of a split, or `limit` of them drawn once by the seed. `seed`: also of
+    sampled answers."""
+
+    split: str | None = None
+    limit: int | None = None
+    seed: int = 0
+
+    def of(self, shard_set: ShardSet) -> list[QueryRef]:
+        """References of the queries, in set order."""
+        refs = shard_set.queries(split=self.split)
+        if self.limit is None or self.limit >= len(refs):
+            return list(refs)
+        chosen = draws.rng("evaluation-subset", self.seed, len(refs)).permutation(len(refs))[: self.limit]
+        return [refs[index] for index in sorted(chosen.tolist())]
 
 
-def evaluate_policy(policy: Policy, shard_set: ShardSet, *, split: str | None = None, template: PromptTemplate,
-                    decoding: Decoding, limit: int | None = None, seed: int = 0, batch_prompts: int = 16,
-                    protocol: str = "taro", no_think: bool = False, bf16: bool | None = None,
+def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decoding: Decoding, *,
+                    questions: Questions | None = None, batch_prompts: int = 16, bf16: bool | None = None,
                     progress: Callable[[int, int], None] | None = None) -> list[EvalRow]:
-    """Answers every query of a split, once each.
+    """Answers every query that is asked, once each.
 
-    Args: decoding: temperature 0 is greedy; sampled draws depend on (seed, clip, query) alone; bf16: compute under
-    autocast, None: on cuda; progress: called with (answered, all).
+    Args: decoding: temperature 0 is greedy; sampled draws depend on (seed, clip, query) alone; questions: None: all of
+    the set; bf16: compute under autocast, None: on cuda; progress: called with (answered, all).
     """
     import torch
 
     from taro.models.sampler import generate
 
-    refs = evaluation_queries(shard_set, split=split, limit=limit, seed=seed)
+    questions = questions or Questions()
+    refs = questions.of(shard_set)
     shard_set = shard_set.reading(shard_set.encoder)  # without the frame variants that a run may read
-    if bf16 is None:
-        bf16 = policy.device.type == "cuda"
+    bf16 = policy.device.type == "cuda" if bf16 is None else bf16
     rows: list[EvalRow] = []
     for start in range(0, len(refs), batch_prompts):
         samples = [shard_set.sample(ref) for ref in refs[start : start + batch_prompts]]
-        prompts = [policy.prompt(sample.features, template.user_text(sample.query.text, no_think=no_think))
-                   for sample in samples]
+        prompts = [policy.prompt(sample.features, asking.text(sample.query.text)) for sample in samples]
         uniforms_BGR = None if decoding.temperature == 0 else np.stack([
-            draws.uniforms(decoding.max_new_tokens, "evaluation", seed, sample.clip.key, sample.query.id)[None]
-            for sample in samples])
+            draws.uniforms(decoding.max_new_tokens, "evaluation", questions.seed, sample.clip.key,
+                           sample.query.id)[None] for sample in samples])
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16):
             drawn = generate(policy, prompts, G=1, decoding=decoding, uniforms_BGR=uniforms_BGR)
         for sample, ids_GR, mask_GR, finished_G in zip(samples, drawn.ids_BGR.cpu(), drawn.mask_BGR.cpu(),
                                                        drawn.finished_BG.cpu(), strict=True):
-            rows.append(_row(policy, sample, ids_GR[0][mask_GR[0]], bool(finished_G[0]), protocol))
+            rows.append(_row(policy, sample, ids_GR[0][mask_GR[0]], bool(finished_G[0]), asking.protocol))
         if progress is not None:
             progress(len(rows), len(refs))
     return rows
@@ -108,7 +115,7 @@ def _row(policy: Policy, sample: Sample, ids: Any, finished: bool, protocol: str
 
 
 def missing_predictions(shard_set: ShardSet, split: str | None) -> list[Prediction]:
-    """Queries of the annotations whose video never became features, as misses (METHOD 4, row 9).
+    """Queries of the annotations whose video never became features, as misses.
 
     The ledger of a set does not hold a row's split, so they are counted where the whole set is asked for or `split` is
     the one that the set was made with. Rows that the linter dropped were no queries and are left out.

@@ -1,4 +1,4 @@
-"""The loop of stage 2 (METHOD 1 to 3): guided, then free, group-relative policy optimisation on precomputed features.
+"""The loop of stage 2: guided, then free, policy optimisation on precomputed features.
 
 A step is a paragraph: samples, rollouts, scores (current, reference, disrupted), rewards, advantages, update, log;
 then, when due, validation and a checkpoint. A run killed at any moment goes on from its newest checkpoint as if
@@ -20,28 +20,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
-from taro.core import draws
 from taro.core.errors import TaroError
 from taro.core.files import explain_disk_errors, fsync, write_atomically
 from taro.metrics.scores import METRICS
 from taro.models.policy import export_checkpoint
 from taro.models.sampler import Decoding
-from taro.train.algorithms.advantages import group_advantages
+from taro.train.algorithms.base import make_algorithm
 from taro.train.checkpoint import DamagedError, load_checkpoint, prune_checkpoints, save_checkpoint
 from taro.train.config import TrainConfig
 from taro.train.curriculum import guide_probability
-from taro.train.evaluate import evaluate_policy, score_rows
+from taro.train.evaluate import Questions, evaluate_policy, score_rows
 from taro.train.measures import dump_rollouts, step_measures
-from taro.train.rewards import Rewards, log_prob_drop, rewards
-from taro.train.rollouts import RolloutBatch, Scores, roll_out, sample_name, score_batch, uses_bf16
+from taro.train.rewards import compute_rewards, control_totals
+from taro.train.rollouts import StepName, roll_out, score_batch
 from taro.train.run_dir import OnStep, Run, open_run
 from taro.train.update import update_policy
 
-__all__ = ["TrainReport", "control_totals", "export_run", "is_due", "judge", "keep", "train", "train_step", "validate"]
+__all__ = ["TrainReport", "export_run", "is_due", "save_and_prune", "train", "train_step", "validate"]
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +77,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
             if is_due(run, config.validation.every):
                 validate(run)
             if is_due(run, config.checkpoint.every) and (not run.state.nonfinite_streak or run.state.step == run.steps):
-                keep(run)
+                save_and_prune(run)
         export = export_run(run)
     state = run.state
     return TrainReport(run.folder, export, state.step, state.skipped, state.best_step, state.best_score,
@@ -90,17 +88,20 @@ def train_step(run: Run) -> dict[str, Any]:
     """One step: returns its line of metrics.jsonl."""
     started, config, step = time.monotonic(), run.config, run.state.step
     epoch, samples = run.samples(step)
-    probability = guide_probability(config.curriculum, step=step, epoch=epoch, steps_per_epoch=run.steps_per_epoch)
-    batch = roll_out(run.policy, run.template, samples, config, step=step, epoch=epoch, probability=probability)
-    scores = score_batch(run.policy, run.reference, batch, config)
-    parts = judge(batch, scores, config)
-    totals_BG = control_totals(parts, batch, config)
-    advantages_BG = group_advantages(totals_BG, scale="std" if config.loss.kind == "grpo" else "none")
+    guide = guide_probability(config.curriculum, step=step, epoch=epoch, steps_per_epoch=run.steps_per_epoch)
+    batch = roll_out(run.policy, run.asking, samples, config.rollout, StepName(config.seed, epoch, step), guide=guide,
+                     bf16=run.bf16)
+    scores = score_batch(run.policy, run.reference, batch, config.reward, bf16=run.bf16)
+    parts = compute_rewards(batch, scores, config.reward)
+    totals_BG = control_totals(parts, batch, config.reward.control)
+    advantages_BG = make_algorithm(config.loss).advantages(totals_BG)
     dump = run.folder / "rollouts" / f"step-{step:06d}.jsonl"
     if config.checkpoint.dump_rollouts:  # before the update: what it learns from is on the disk, whatever it does
         dump_rollouts(dump, batch, parts, advantages_BG)
-    update = update_policy(run.policy, run.optimizer, batch, scores, advantages_BG, config)
-    values = step_measures(batch, scores, parts, totals_BG, update, config, seconds=time.monotonic() - started)
+    update = update_policy(run.policy, run.optimizer, batch, scores, advantages_BG, config.loss, config.optimizer,
+                           bf16=run.bf16)
+    values = step_measures(batch, scores, parts, totals_BG, update, margin=config.reward.margin,
+                           seconds=time.monotonic() - started)
     if update.skipped and not config.checkpoint.dump_rollouts:
         dump_rollouts(dump, batch, parts, advantages_BG)
     run.log(step, values)
@@ -112,26 +113,6 @@ def train_step(run: Run) -> dict[str, Any]:
                         f"step {step}); the run stopped. Its rollouts are in rollouts/step-{step:06d}.jsonl; lower "
                         "optimizer.lr, or resume from the newest checkpoint with other settings in a new run")
     return values
-
-
-def judge(batch: RolloutBatch, scores: Scores, config: TrainConfig) -> Rewards:
-    """The rewards of a batch, every rollout with its own log-probability drop."""
-    knobs = config.reward
-    drop_BG = log_prob_drop(scores.old_BGR.numpy(), scores.disrupted_BGR.numpy(), scores.over_BGR)
-    drop_BG = np.where(scores.disrupted_B[:, None], drop_BG, np.nan)
-    return rewards(batch.texts_BG, [sample.query.windows for sample in batch.samples],
-                   [sample.clip.duration_s for sample in batch.samples], drop_BG, alpha=knobs.alpha, tau=knobs.tau,
-                   margin=knobs.margin, gate=knobs.gate, no_think=knobs.no_think, protocol=knobs.protocol)
-
-
-def control_totals(parts: Rewards, batch: RolloutBatch, config: TrainConfig) -> np.ndarray:
-    """Total rewards [B, G]; for the honesty control, permuted inside each group."""
-    totals_BG = parts.total_BG
-    if config.reward.control == "none":
-        return totals_BG
-    return np.stack([
-        draws.rng("control", config.seed, batch.epoch, batch.step, sample_name(sample)).permutation(totals_G)
-        for sample, totals_G in zip(batch.samples, totals_BG, strict=True)])
 
 
 def is_due(run: Run, every: int) -> bool:
@@ -147,12 +128,9 @@ def validate(run: Run) -> None:
         return
     started = time.monotonic()
     decoding = Decoding(knobs.max_new_tokens, temperature=0.0, repetition_penalty=knobs.repetition_penalty)
-    rows = {one.name: evaluate_policy(
-        run.policy, one.shard_set, split=knobs.split, template=run.template, decoding=decoding, limit=knobs.limit,
-        seed=run.config.seed, batch_prompts=knobs.batch_prompts, no_think=run.config.reward.no_think,
-        protocol=run.config.reward.protocol, bf16=uses_bf16(run.config, run.policy.device))
-        for one in run.data.validated}
-    protocol = run.config.reward.protocol
+    questions, protocol = Questions(knobs.split, knobs.limit, run.config.seed), run.asking.protocol
+    rows = {one.name: evaluate_policy(run.policy, one.shard_set, run.asking, decoding, questions=questions,
+                                      batch_prompts=knobs.batch_prompts, bf16=run.bf16) for one in run.data.validated}
     scores = score_rows([row for some in rows.values() for row in some], protocol=protocol).as_dict()
     if len(run.data.sets) > 1:
         each = {name: score_rows(some, protocol=protocol).as_dict() for name, some in rows.items()}
@@ -162,11 +140,11 @@ def validate(run: Run) -> None:
     if run.state.step and not run.state.nonfinite_streak and (
             run.state.best_score is None or score > run.state.best_score):
         run.state.best_step, run.state.best_score = run.state.step, score
-        keep(run)
+        save_and_prune(run)
 
 
-def keep(run: Run) -> None:
-    """A checkpoint of now; older ones are pruned."""
+def save_and_prune(run: Run) -> None:
+    """Saves a checkpoint and prunes older ones."""
     folder = run.folder / "checkpoints"
     if (folder / f"step-{run.state.step:06d}").exists():  # validation kept it a moment ago
         return
@@ -184,7 +162,7 @@ def export_run(run: Run) -> Path:
     try:
         dtype = torch.float32 if run.config.checkpoint.export_dtype == "float32" else None
         export_checkpoint(run.policy, run.policy.folder, temporary, dtype=dtype)
-        template = run.template
+        template = run.asking.template
         write_atomically(temporary / "template.yaml",
                          yaml.safe_dump(template.model_dump(mode="json"), sort_keys=False).encode())
         write_atomically(temporary / "taro.json", json.dumps(

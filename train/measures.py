@@ -1,4 +1,4 @@
-"""What a step says about itself: its line of metrics.jsonl, and its rollouts as rows to look at.
+"""Metrics of a step: its line of metrics.jsonl, and its rollouts as rows to look at.
 
 Everything is a mean over the step's rollouts unless its name says otherwise; nan becomes null in the file.
 Legend: B prompts, G rollouts of a group, R response tokens.
@@ -21,17 +21,16 @@ from taro.grounding.answers import parse_reasoning
 from taro.grounding.moment import Moment
 from taro.metrics.scores import first_span_hit
 from taro.train.algorithms.advantages import zero_variance
-from taro.train.config import TrainConfig
 from taro.train.rewards import Rewards
 from taro.train.rollouts import RolloutBatch, Scores
-from taro.train.update import Update, learning_rate
+from taro.train.update import Update
 
 __all__ = ["dump_rollouts", "memory_gib", "step_measures"]
 
 
-def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG: np.ndarray, update: Update,
-                  config: TrainConfig, *, seconds: float) -> dict[str, Any]:
-    """The numbers of one step."""
+def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG: np.ndarray, update: Update, *,
+                  margin: float, seconds: float) -> dict[str, Any]:
+    """The numbers of one step. `margin`: of the bonus; `seconds`: that the step took."""
     known_BG = np.isfinite(parts.drop_BG)
     drops = parts.drop_BG[known_BG]
     lengths_BG = batch.mask_BGR.sum(-1)
@@ -39,12 +38,12 @@ def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG
     hits_BG = [[_reasoning(text, sample.query.windows, sample.clip.duration_s) for text in texts_G]
                for texts_G, sample in zip(batch.texts_BG, batch.samples, strict=True)]
     return {
-        "epoch": batch.epoch, "phase": "guided" if batch.guided_BG.any() else "free",
+        "epoch": batch.at.epoch, "phase": "guided" if batch.guided_BG.any() else "free",
         "reward": float(parts.total_BG.mean()), "format": float(parts.format_BG.mean()),
         "tiou": float(parts.tiou_BG.mean()), "iou": float(parts.iou_BG.mean()), "bonus": float(parts.bonus_BG.mean()),
         "drop_mean": float(drops.mean()) if len(drops) else math.nan,
         "drop_std": float(drops.std()) if len(drops) else math.nan,
-        "drop_above": _share_above(parts.drop_BG, config.reward.margin),
+        "drop_above": _share_above(parts.drop_BG, margin),
         "no_drop": int((~known_BG).sum()),
         "timestamps": float(np.mean([[hit[0] for hit in row] for row in hits_BG])),
         "first_span": float(np.mean([[hit[1] for hit in row] for row in hits_BG])),
@@ -53,7 +52,7 @@ def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG
         "kl": update.kl, "clip_fraction": update.clip_fraction, "length": float(lengths_BG.float().mean()),
         "truncated": float((~batch.finished_BG).float().mean()), "logprob_gap": _gap(batch, scores),
         "loss": update.loss, "grad_norm": update.grad_norm, "skipped": update.skipped,
-        "lr": learning_rate(config.optimizer, batch.step), "tokens_per_s": tokens / max(seconds, 1e-9),
+        "lr": update.lr, "tokens_per_s": tokens / max(seconds, 1e-9),
         "memory_gib": memory_gib(), "seconds": seconds,
         **_by_set(batch, parts),
     }
@@ -107,7 +106,7 @@ def dump_rollouts(path: Path, batch: RolloutBatch, parts: Rewards, advantages_BG
             answers = parts.answers_BG[b][g] if parts.answers_BG else ()
             several = {"answers": [[window.start_s, window.end_s] for window in answers]} if len(answers) > 1 else {}
             lines.append(json.dumps({
-                "step": batch.step, "key": sample.clip.key, "query_id": sample.query.id, "query": sample.query.text,
+                "step": batch.at.step, "key": sample.clip.key, "query_id": sample.query.id, "query": sample.query.text,
                 "g": g, "guided": bool(batch.guided_BG[b, g]), "text": text,
                 "forced_tokens": int(batch.forced_BG[b, g]), "reward": float(parts.total_BG[b, g]),
                 "format": float(parts.format_BG[b, g]), "tiou": float(parts.tiou_BG[b, g]),

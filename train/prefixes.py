@@ -1,4 +1,4 @@
-"""Guided prefixes (METHOD 1): which captions open a rollout's reasoning, and the tokens that say so.
+"""Guided prefixes: which captions open a rollout's reasoning, and the tokens that say so.
 
 A guided rollout takes one of the query's candidate paths, never one that another rollout of its group took; `online`
 draws fresh subsets instead. Where the paths run out, or the clip has no captions, the rollout is free, and counted as
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from taro.grounding.prompts import PromptTemplate
     from taro.models.policy import Policy
 
-__all__ = ["draw_paths", "plain_ids", "prefix_ids"]
+__all__ = ["PathSource", "draw_paths", "plain_ids", "prefix_ids"]
 
-Source = Literal["random", "overlap", "online"]
+PathSource = Literal["random", "overlap", "online"]
 
 ONLINE_TRIES = 64
 """fresh subsets drawn before a rollout gives up finding one that its group does not have yet"""
 
 
-def draw_paths(clip: ClipRecord, query: QueryRecord, guided_G: np.ndarray, *, source: Source, seed: int, epoch: int,
+def draw_paths(clip: ClipRecord, query: QueryRecord, guided_G: np.ndarray, *, source: PathSource, seed: int, epoch: int,
                sample: str) -> list[tuple[int, ...] | None]:
     """For each of the G rollouts the caption indices of its prefix in chronological order, or None for a free one.
 
@@ -75,7 +75,7 @@ def prefix_ids(policy: Policy, template: PromptTemplate, query: str, captions: S
 
 
 def plain_ids(policy: Policy, text: str) -> list[int]:
-    """Token ids of text that strangers wrote: a special token spelt in a caption or query stays plain text."""
+    """Token ids of untrusted text: a special token spelt in a caption or query stays plain text."""
     if any(token in text for token in policy.tokenizer.all_special_tokens):
         return list(policy.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     return policy.encode_text(text)

@@ -1,4 +1,4 @@
-"""The rewards of METHOD 2 as pure functions: format, timestamp-aware IoU, temporal-sensitivity bonus, and their sum.
+"""The rewards as pure functions: format, timestamp-aware IoU, temporal-sensitivity bonus, and their sum.
 
 Why numpy: a reward is a handful of numbers per rollout, and float64 on the CPU is exact enough to reason about by
 hand. Left out: parsing (`taro.grounding.answers`), log-probabilities (`taro.models`), advantages
@@ -11,22 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from taro.core import draws
 from taro.grounding.answers import format_ok, parse_answer, parse_answers
 from taro.grounding.moment import Moment, best_iou, iou
 from taro.grounding.protocols import merged, set_iou
+from taro.train.config import Control, Gate, RewardConfig
+from taro.train.data import sample_name
 
-__all__ = ["Rewards", "format_reward", "log_prob_drop", "rewards", "sensitivity_bonus", "timestamp_aware_iou",
-           "timestamp_aware_set_iou"]
+if TYPE_CHECKING:
+    from taro.train.rollouts import RolloutBatch, Scores
 
-Gate = Literal[">=", ">"]
+__all__ = ["Rewards", "compute_rewards", "control_totals", "format_reward", "log_prob_drop", "rewards",
+           "sensitivity_bonus", "timestamp_aware_iou", "timestamp_aware_set_iou"]
 
 
 def format_reward(text: str, *, no_think: bool = False) -> float:
-    """1 where the response is `<think>...</think> <answer>...</answer>` with each tag exactly once, else 0 (METHOD 2).
+    """1 where the response is `<think>...</think> <answer>...</answer>` with each tag exactly once, else 0.
 
     Args: text: the whole response, the guided prefix included. no_think: accept `<answer>...</answer>` alone.
 
@@ -39,7 +43,7 @@ def format_reward(text: str, *, no_think: bool = False) -> float:
 
 
 def timestamp_aware_iou(predicted: Moment | None, windows: Sequence[Moment], duration_s: float) -> float:
-    """`IoU * max(0, 1 - |s' - s| / D) * max(0, 1 - |e' - e| / D)` of the best window (METHOD 2; TaRO section 3.2).
+    """`IoU * max(0, 1 - |s' - s| / D) * max(0, 1 - |e' - e| / D)` of the best window (TaRO, section 3.2).
 
     The ground truth is clipped to [0, D]. Each factor is clamped at 0: the released code does not clamp, and pays
     -0.155 for an answer of 5 to 500 s in a 30 s video.
@@ -98,9 +102,10 @@ def log_prob_drop(logprobs_BGR: np.ndarray, disrupted_BGR: np.ndarray, over_BGR:
 
 def sensitivity_bonus(drop_BG: np.ndarray, iou_BG: np.ndarray, *, alpha: float = 0.3, tau: float = 0.7,
                       margin: float = 0.0, gate: Gate = ">=") -> np.ndarray:
-    """Bonus [B, G]: `alpha` where `d_i > mean_j d_j + margin` and IoU passes the gate tau, else 0 (METHOD 2).
+    """Bonus [B, G]: `alpha` where `d_i > mean_j d_j + margin` and IoU passes the gate tau, else 0.
 
-    Each rollout has its own d (METHOD 4, row 1). A rollout without d (nan) leaves the group's mean and gets nothing.
+    Each rollout has its own d (docs/method.md, difference 1). One without d (nan) leaves the group's mean and gets
+    nothing.
 
     >>> sensitivity_bonus(np.array([[.4, .0, np.nan]]), np.array([[.9, .9, .9]])).tolist()
     [[0.3, 0.0, 0.0]]
@@ -149,27 +154,27 @@ class Rewards:
 
 
 def rewards(texts_BG: Sequence[Sequence[str]], windows_B: Sequence[Sequence[Moment]], durations_B: Sequence[float],
-            drop_BG: np.ndarray, *, alpha: float = 0.3, tau: float = 0.7, margin: float = 0.0, gate: Gate = ">=",
-            no_think: bool = False, protocol: str = "taro") -> Rewards:
-    """All parts of the reward of B groups (METHOD 2).
+            drop_BG: np.ndarray, config: RewardConfig | None = None) -> Rewards:
+    """All parts of the reward of B groups.
 
-    Args: texts_BG: whole responses; windows_B, durations_B: each prompt's ground truth and length in seconds;
-    drop_BG: from `log_prob_drop`; protocol: how the answer is read (`taro.grounding.answers.parse_answer`); under
-    `multi-window` all windows of an answer count against all of the ground truth.
+    Args: texts_BG: whole responses; windows_B, durations_B: each prompt's ground truth and length in seconds; drop_BG:
+    from `log_prob_drop`; config: None: all defaults. Under its protocol `multi-window` all windows of an answer count
+    against all of the ground truth.
 
     >>> answer = "<think>\\nFrom 2.0s to 6.0s, it blinks.\\n</think>\\n<answer>2.0s to 6.0s</answer>"
     >>> parts = rewards([[answer, "no idea"]], [[Moment(2, 6)]], [10.0], np.array([[.2, .1]]))
     >>> parts.total_BG.tolist()
     [[2.3, 0.0]]
     """
+    config = RewardConfig() if config is None else config
     predicted_BG, format_BG, tiou_BG, iou_BG, answers_BG = [], [], [], [], []
     for texts_G, windows, duration_s in zip(texts_BG, windows_B, durations_B, strict=True):
         clipped = [window.clip(duration_s) for window in windows]
-        predicted_G = tuple(parse_answer(text, protocol=protocol) for text in texts_G)
+        predicted_G = tuple(parse_answer(text, protocol=config.protocol) for text in texts_G)
         predicted_BG.append(predicted_G)
-        format_BG.append([format_reward(text, no_think=no_think) for text in texts_G])
-        if protocol == "multi-window":
-            answers_G = tuple(parse_answers(text, protocol=protocol) for text in texts_G)
+        format_BG.append([format_reward(text, no_think=config.no_think) for text in texts_G])
+        if config.protocol == "multi-window":
+            answers_G = tuple(parse_answers(text, protocol=config.protocol) for text in texts_G)
             answers_BG.append(answers_G)
             tiou_BG.append([timestamp_aware_set_iou(answers, windows, duration_s) for answers in answers_G])
             iou_BG.append([set_iou(answers, clipped) for answers in answers_G])
@@ -177,6 +182,24 @@ def rewards(texts_BG: Sequence[Sequence[str]], windows_B: Sequence[Sequence[Mome
         tiou_BG.append([timestamp_aware_iou(predicted, windows, duration_s) for predicted in predicted_G])
         iou_BG.append([0.0 if predicted is None else best_iou(predicted, clipped) for predicted in predicted_G])
     iou_array = np.array(iou_BG, dtype=np.float64)
-    bonus_BG = sensitivity_bonus(drop_BG, iou_array, alpha=alpha, tau=tau, margin=margin, gate=gate)
+    bonus_BG = sensitivity_bonus(drop_BG, iou_array, alpha=config.alpha, tau=config.tau, margin=config.margin,
+                                 gate=config.gate)
     return Rewards(np.array(format_BG), np.array(tiou_BG), bonus_BG, iou_array, drop_BG, tuple(predicted_BG),
                    tuple(answers_BG))
+
+
+def compute_rewards(batch: RolloutBatch, scores: Scores, config: RewardConfig) -> Rewards:
+    """The rewards of a step's rollouts, each with its own log-probability drop."""
+    drop_BG = log_prob_drop(scores.old_BGR.numpy(), scores.disrupted_BGR.numpy(), scores.over_BGR)
+    drop_BG = np.where(scores.disrupted_B[:, None], drop_BG, np.nan)
+    return rewards(batch.texts_BG, [sample.query.windows for sample in batch.samples],
+                   [sample.clip.duration_s for sample in batch.samples], drop_BG, config)
+
+
+def control_totals(parts: Rewards, batch: RolloutBatch, control: Control) -> np.ndarray:
+    """Total rewards [B, G]; for the honesty control, permuted inside each group."""
+    if control == "none":
+        return parts.total_BG
+    at = batch.at
+    return np.stack([draws.rng("control", at.seed, at.epoch, at.step, sample_name(sample)).permutation(totals_G)
+                     for sample, totals_G in zip(batch.samples, parts.total_BG, strict=True)])

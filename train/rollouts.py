@@ -1,46 +1,54 @@
 """A step's rollouts: drawn from the policy, scored under it, under the start policy, and under a disrupted video.
 
-Everything that later parts of the step need stands in one frozen `RolloutBatch` whose leading dimensions are checked.
-The scoring pass gives the old log-probs, so that several mini-batches and inner epochs work (METHOD 4, row 11); every
-pass packs a group into one row of its own, so old, reference and current passes have the same shapes (METHOD 6).
+Everything that later parts of the step need is in one frozen `RolloutBatch` whose leading dimensions are checked. The
+scoring pass gives the old log-probs, so several mini-batches and inner epochs work (docs/method.md, difference 11);
+every pass packs a group into one row of its own, so old, reference and current passes have the same shapes.
 Legend: B prompts, G rollouts of a group, P prompt tokens, R response tokens, S temporal patches.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from taro.core import draws
-from taro.grounding.boundaries import Boundary
+from taro.grounding.prompts import Asking
 from taro.models.features import VideoFeatures
 from taro.models.logprobs import score
 from taro.models.policy import Policy, Prompt
 from taro.models.sampler import Decoding, generate
-from taro.train.config import TrainConfig
+from taro.train.config import RewardConfig, RolloutConfig
 from taro.train.curriculum import guided_rollouts
-from taro.train.disruption import disrupted
+from taro.train.data import sample_name
+from taro.train.disruption import Disruption
 from taro.train.prefixes import draw_paths, prefix_ids
 
 if TYPE_CHECKING:
-    from taro.grounding.prompts import PromptTemplate
     from taro.shards.reader import Sample
 
-__all__ = ["RolloutBatch", "Scores", "autocast", "counted_tokens", "disrupt", "roll_out", "sample_name",
-           "score_batch", "score_prompts", "uses_bf16"]
+__all__ = ["RolloutBatch", "Scores", "StepName", "counted_tokens", "disrupt", "roll_out", "score_batch",
+           "score_prompts"]
+
+
+@dataclass(frozen=True)
+class StepName:
+    """What names every draw of a step, besides its sample and rollout."""
+
+    seed: int
+    epoch: int
+    step: int
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Responses of B prompts, G each, of one step."""
+    """Responses to B prompts, G each, of one step."""
 
-    step: int
-    epoch: int
+    at: StepName
+    decoding: Decoding
     samples: tuple[Sample, ...]
     prompts: tuple[Prompt, ...]
     ids_BGR: torch.Tensor
@@ -66,7 +74,7 @@ class RolloutBatch:
 @dataclass(frozen=True)
 class Scores:
     """Log-probs [B, G, R] of one batch. old: under the policy that drew it; reference: None where kl is 0; disrupted:
-    None where no drop is asked for; disrupted_B: which videos could be disrupted; over_BGR: tokens the drop counts."""
+    under the disrupted videos; disrupted_B: which videos could be disrupted; over_BGR: tokens the drop counts."""
 
     old_BGR: torch.Tensor
     reference_BGR: torch.Tensor | None
@@ -75,50 +83,36 @@ class Scores:
     over_BGR: np.ndarray
 
 
-def sample_name(sample: Sample) -> str:
-    """Names a query of a clip in every draw: of several sets with its set's name, and apart from itself where a step
-    holds it again."""
-    place = f"{sample.from_set}{f'#{sample.repeat}' if sample.repeat else ''}"
-    return f"{f'{place}:' if place else ''}{sample.clip.key}/{sample.query.id}"
-
-
-def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether a run computes in bfloat16 (auto: on cuda)."""
-    return config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
-
-
-def autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """bfloat16 computation over float32 weights where the configuration asks for it (auto: on cuda)."""
-    if uses_bf16(config, device):
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-def roll_out(policy: Policy, template: PromptTemplate, samples: Sequence[Sample], config: TrainConfig, *, step: int,
-             epoch: int, probability: float) -> RolloutBatch:
+def roll_out(policy: Policy, asking: Asking, samples: Sequence[Sample], config: RolloutConfig, at: StepName, *,
+             guide: float = 0.0, bf16: bool = False) -> RolloutBatch:
     """Draws G responses to each sample, guided ones with their prefix forced.
 
-    Args: probability: that a rollout is guided at this step (`taro.train.curriculum`).
+    Args: guide: probability that a rollout is guided at this step (`taro.train.curriculum`); bf16: compute under
+    autocast.
     """
-    G, knobs = config.rollout.group, config.rollout
-    asks = [template.user_text(sample.query.text, no_think=config.reward.no_think) for sample in samples]
-    prompts = [policy.prompt(_on(sample.features, policy.device), ask)
-               for sample, ask in zip(samples, asks, strict=True)]
+    prompts = [policy.prompt(_on(sample.features, policy.device), asking.text(sample.query.text)) for sample in samples]
     forced_BG, fallbacks = [], 0
     for sample in samples:
         name = sample_name(sample)
-        wanted_G = guided_rollouts(probability, G, seed=config.seed, epoch=epoch, step=step, sample=name)
-        paths = draw_paths(sample.clip, sample.query, wanted_G, source=knobs.paths, seed=config.seed, epoch=epoch,
+        wanted_G = guided_rollouts(guide, config.group, seed=at.seed, epoch=at.epoch, step=at.step, sample=name)
+        paths = draw_paths(sample.clip, sample.query, wanted_G, source=config.paths, seed=at.seed, epoch=at.epoch,
                            sample=name)
-        forced_G = [prefix_ids(policy, template, sample.query.text, [sample.clip.captions[i] for i in path or ()],
-                               limit=knobs.max_new_tokens - knobs.min_free_tokens) for path in paths]
+        forced_G = [prefix_ids(policy, asking.template, sample.query.text,
+                               [sample.clip.captions[i] for i in path or ()],
+                               limit=config.max_new_tokens - config.min_free_tokens) for path in paths]
         fallbacks += int(wanted_G.sum()) - sum(bool(ids) for ids in forced_G)
         forced_BG.append(forced_G)
-    ids_BGR, mask_BGR, sampled_BGR, finished_BG = _decode(policy, prompts, forced_BG, samples, config, step, epoch)
+    decoding = Decoding(config.max_new_tokens, temperature=config.temperature, top_p=config.top_p)
+    ids_BGR, mask_BGR, sampled_BGR, finished_BG = (torch.cat(parts) for parts in zip(*(
+        _decode(policy, prompts[part], forced_BG[part], _uniforms(samples[part], config, at), decoding, bf16=bf16)
+        for part in (slice(start, start + config.batch_prompts)
+                     for start in range(0, len(prompts), config.batch_prompts))), strict=True))
+    R = max(int(mask_BGR.sum(-1).max()), 1)
+    ids_BGR, mask_BGR, sampled_BGR = ids_BGR[..., :R], mask_BGR[..., :R], sampled_BGR[..., :R]
     texts_BG = tuple(tuple(policy.decode(ids[mask]) for ids, mask in zip(ids_GR, mask_GR, strict=True))
                      for ids_GR, mask_GR in zip(ids_BGR, mask_BGR, strict=True))
     lengths_BG = torch.tensor([[len(ids) for ids in forced_G] for forced_G in forced_BG])
-    return RolloutBatch(step, epoch, tuple(samples), tuple(prompts), ids_BGR, mask_BGR, sampled_BGR, lengths_BG,
+    return RolloutBatch(at, decoding, tuple(samples), tuple(prompts), ids_BGR, mask_BGR, sampled_BGR, lengths_BG,
                         finished_BG, lengths_BG.numpy() > 0, fallbacks, texts_BG)
 
 
@@ -127,60 +121,57 @@ def _on(features: VideoFeatures, device: torch.device) -> VideoFeatures:
                    deepstack_LSND=tuple(level.to(device) for level in features.deepstack_LSND))
 
 
-def _decode(policy: Policy, prompts: list[Prompt], forced_BG: list[list[list[int]]], samples: Sequence[Sample],
-            config: TrainConfig, step: int, epoch: int) -> tuple[torch.Tensor, ...]:
-    """ids, mask, log-probs [B, G, R] and finished [B, G], on the CPU, decoded `batch_prompts` prompts at a time and
-    cut to the longest response."""
-    knobs, parts = config.rollout, []
-    decoding = Decoding(knobs.max_new_tokens, temperature=knobs.temperature, top_p=knobs.top_p)
-    for start in range(0, len(prompts), knobs.batch_prompts):
-        part = slice(start, start + knobs.batch_prompts)
-        uniforms_BGR = np.stack([
-            np.stack([draws.uniforms(knobs.max_new_tokens, "rollout", config.seed, epoch, step, sample_name(sample), g)
-                      for g in range(knobs.group)]) for sample in samples[part]])
-        with autocast(config, policy.device):
-            drawn = generate(policy, prompts[part], G=knobs.group, decoding=decoding, forced=forced_BG[part],
-                             uniforms_BGR=uniforms_BGR)
-        parts.append((drawn.ids_BGR, drawn.mask_BGR, drawn.logprobs_BGR, drawn.finished_BG))
-    ids, mask, logprobs, finished = (torch.cat(group).cpu() for group in zip(*parts, strict=True))
-    R = max(int(mask.sum(-1).max()), 1)
-    return ids[..., :R], mask[..., :R], logprobs[..., :R], finished
+def _uniforms(samples: Sequence[Sample], config: RolloutConfig, at: StepName) -> np.ndarray:
+    """One number in [0, 1) a token [B, G, max_new_tokens], a function of its names alone."""
+    return np.stack([
+        np.stack([draws.uniforms(config.max_new_tokens, "rollout", at.seed, at.epoch, at.step, sample_name(sample), g)
+                  for g in range(config.group)]) for sample in samples])
 
 
-def disrupt(batch: RolloutBatch, config: TrainConfig, *,
-            boundary: Boundary = "both") -> tuple[list[Prompt], np.ndarray]:
-    """The same prompts over features disrupted by `reward.disruption`, and which of them [B] could be."""
+def _decode(policy: Policy, prompts: list[Prompt], forced_BG: list[list[list[int]]], uniforms_BGR: np.ndarray,
+            decoding: Decoding, *, bf16: bool) -> tuple[torch.Tensor, ...]:
+    """ids, mask, log-probs [B, G, max_new_tokens] and finished [B, G], on the CPU."""
+    with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16):
+        drawn = generate(policy, prompts, G=uniforms_BGR.shape[1], decoding=decoding, forced=forced_BG,
+                         uniforms_BGR=uniforms_BGR)
+    return tuple(x.cpu() for x in (drawn.ids_BGR, drawn.mask_BGR, drawn.logprobs_BGR, drawn.finished_BG))
+
+
+def disrupt(batch: RolloutBatch, disruption: Disruption) -> tuple[list[Prompt], np.ndarray]:
+    """The same prompts over disrupted features, and which of them [B] could be disrupted."""
     prompts, changed = [], []
     for sample, prompt in zip(batch.samples, batch.prompts, strict=True):
         windows = [window.clip(sample.clip.duration_s) for window in sample.query.windows]
-        features = disrupted(config.reward.disruption, prompt.features, windows, variants=sample.variants,
-                             seed=config.seed, epoch=batch.epoch, sample=sample_name(sample), dt_s=config.reward.dt_s,
-                             boundary=boundary)
+        features = disruption.apply(prompt.features, windows, variants=sample.variants, seed=batch.at.seed,
+                                    epoch=batch.at.epoch, sample=sample_name(sample))
         changed.append(features is not None)
         prompts.append(prompt if features is None else prompt.with_features(features))
     return prompts, np.array(changed)
 
 
 @torch.no_grad()
-def score_prompts(policy: Policy, prompts: Sequence[Prompt], batch: RolloutBatch, config: TrainConfig) -> torch.Tensor:
+def score_prompts(policy: Policy, prompts: Sequence[Prompt], batch: RolloutBatch, *,
+                  bf16: bool = False) -> torch.Tensor:
     """Log-probs [B, G, R] of a batch's responses under a policy, after these prompts, on the CPU."""
-    with autocast(config, policy.device):
-        return score(policy, prompts, batch.ids_BGR, batch.mask_BGR, temperature=config.rollout.temperature).cpu()
+    with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16):
+        return score(policy, prompts, batch.ids_BGR, batch.mask_BGR, temperature=batch.decoding.temperature).cpu()
 
 
-def counted_tokens(policy: Policy, batch: RolloutBatch, config: TrainConfig) -> np.ndarray:
+def counted_tokens(policy: Policy, batch: RolloutBatch, over: Literal["reasoning", "response"]) -> np.ndarray:
     """bool [B, G, R]: tokens over which the drop is a mean (`reward.drop_over`)."""
     over_BGR = batch.mask_BGR.clone()
-    if config.reward.drop_over == "reasoning":
+    if over == "reasoning":
         over_BGR = torch.stack([torch.stack([policy.reasoning_mask(ids) for ids in ids_GR])
                                 for ids_GR in batch.ids_BGR]) & batch.mask_BGR
     return np.asarray(over_BGR.numpy())
 
 
-def score_batch(policy: Policy, reference: Policy | None, batch: RolloutBatch, config: TrainConfig) -> Scores:
+def score_batch(policy: Policy, reference: Policy | None, batch: RolloutBatch, config: RewardConfig, *,
+                bf16: bool = False) -> Scores:
     """Scores a batch under the current policy, the reference, and the disrupted videos."""
-    disrupted, changed_B = disrupt(batch, config)
-    return Scores(old_BGR=score_prompts(policy, batch.prompts, batch, config),
-                  reference_BGR=None if reference is None else score_prompts(reference, batch.prompts, batch, config),
-                  disrupted_BGR=score_prompts(policy, disrupted, batch, config), disrupted_B=changed_B,
-                  over_BGR=counted_tokens(policy, batch, config))
+    disrupted, changed_B = disrupt(batch, Disruption(config.disruption, config.dt_s))
+    return Scores(old_BGR=score_prompts(policy, batch.prompts, batch, bf16=bf16),
+                  reference_BGR=(None if reference is None else
+                                 score_prompts(reference, batch.prompts, batch, bf16=bf16)),
+                  disrupted_BGR=score_prompts(policy, disrupted, batch, bf16=bf16), disrupted_B=changed_B,
+                  over_BGR=counted_tokens(policy, batch, config.drop_over))

@@ -22,23 +22,22 @@ from pydantic import ValidationError
 from taro.core.config import changed_settings, read_yaml
 from taro.core.errors import ConfigError
 from taro.core.files import explain_disk_errors, locked, remove_temporary, write_atomically
-from taro.core.json import read_json
 from taro.core.places import paths_for, paths_from
-from taro.grounding.prompts import PromptTemplate, load_template
+from taro.grounding.prompts import Asking
+from taro.models.asking import asking_of
 from taro.models.features import FrameSampling
 from taro.models.folder import pixel_settings
 from taro.models.policy import Policy, load_policy
 from taro.shards.reader import Sample, ShardSet, check_encoder, open_shards
 from taro.shards.variants import VariantSettings
 from taro.train.checkpoint import RunState, checkpoints, resume_checkpoint
-from taro.train.config import ShardSource, TrainConfig
+from taro.train.config import RewardConfig, ShardSource, TrainConfig
 from taro.train.data import TrainingData, TrainingSet, select
-from taro.train.rollouts import uses_bf16
 from taro.train.trackers import Tracker, check_trackers, cut_back, open_trackers
 from taro.train.update import make_optimizer
 
 __all__ = ["Run", "compute_device", "load_frozen", "open_encoded_shards", "open_policy", "open_run", "policy_folder",
-           "policy_name", "policy_no_think", "policy_template", "with_variants"]
+           "policy_name", "with_variants"]
 
 RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "device"}
 """settings that a resumed run may change: none of them reaches the numbers of a step that both runs have"""
@@ -55,7 +54,7 @@ class Run:
     config: TrainConfig
     policy: Policy
     reference: Policy | None
-    template: PromptTemplate
+    asking: Asking
     data: TrainingData
     optimizer: torch.optim.Optimizer
     state: RunState
@@ -69,6 +68,11 @@ class Run:
     def folder(self) -> Path:
         """The run folder."""
         return self.config.out
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the run computes in bfloat16 (auto: on cuda)."""
+        return _computes_in_bf16(self.config.dtype, self.policy.device)
 
     @property
     def steps(self) -> int:
@@ -114,10 +118,14 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     folder, device = policy_folder(config.policy), compute_device(config.device)
     policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
     pixel_settings(folder)  # training needs no processor, but whoever loads the export does
-    data = TrainingData([_open_set(source, policy, config) for source in config.sources], config)
-    data.tell_unguided(config)
-    template = policy_template(policy, config.template)
-    template.user_text("", no_think=config.reward.no_think)  # or it is told here: the folder is not begun yet
+    data = TrainingData([_open_set(source, policy, config.reward) for source in config.sources],
+                        prompts=config.rollout.prompts, seed=config.seed, draws=config.data.draws,
+                        validation=config.validation)
+    if config.curriculum.schedule != "off":
+        data.warn_missing_captions(config.rollout.paths)
+    asking = asking_of(folder, template=config.template, no_think=config.reward.no_think,
+                       protocol=config.reward.protocol)
+    asking.text("")  # raises where the template has no such mode, before the folder is begun
     with explain_disk_errors(config.out, lambda: AGAIN):
         lock = _lock(config, resume=resume)
         for name in ("checkpoints", "rollouts"):
@@ -135,15 +143,15 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
         settings = yaml.safe_dump(paths_for(config.model_dump(mode="json"), TrainConfig, config.out), sort_keys=False)
         write_atomically(config.out / "config.yaml", settings.encode())
         write_atomically(config.out / "data.json", (json.dumps(data.summary(), indent=1) + "\n").encode())
-    return Run(config, policy, _reference(config, folder, device), template, data, optimizer, state,
+    return Run(config, policy, _reference(config, folder, device), asking, data, optimizer, state,
                open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
                lock, on_step, None if found is None else state.step)
 
 
-def _open_set(source: ShardSource, policy: Policy, config: TrainConfig) -> TrainingSet:
+def _open_set(source: ShardSource, policy: Policy, reward: RewardConfig) -> TrainingSet:
     shard_set = open_encoded_shards(source.path, policy, encoder=source.encoder)
-    if config.reward.disruption == "frame" and source.weight:
-        shard_set, _ = with_variants(shard_set, dt_s=config.reward.dt_s)
+    if reward.disruption == "frame" and source.weight:
+        shard_set, _ = with_variants(shard_set, dt_s=reward.dt_s)
     return select(source, shard_set)
 
 
@@ -187,10 +195,14 @@ def _settings(path: Path) -> dict[str, Any]:
     return dict(paths_from(data, TrainConfig, path.parent))
 
 
+def _computes_in_bf16(dtype: str, device: torch.device) -> bool:
+    return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+
+
 def _reference(config: TrainConfig, folder: Path, device: torch.device) -> Policy | None:
     if config.loss.kl == 0:
         return None
-    return load_frozen(folder, device, bf16=uses_bf16(config, device))
+    return load_frozen(folder, device, bf16=_computes_in_bf16(config.dtype, device))
 
 
 def load_frozen(folder: Path, device: torch.device, *, bf16: bool) -> Policy:
@@ -236,20 +248,6 @@ def policy_name(folder: Path) -> str:
 
     shipped = folder.name in MODELS and folder == Path(weights_folder(folder.name))
     return f"sandbox:{folder.name}" if shipped else str(folder)
-
-
-def policy_template(policy: Policy, name: str | None = None) -> PromptTemplate:
-    """The prompt template asked for; else the one that the policy's folder names; else "taro"."""
-    return load_template(name or policy.template_name or "taro")
-
-
-def policy_no_think(policy: Policy, asked: bool | None = None) -> bool:
-    """Whether a policy is asked for the answer alone: as `asked`, else as its folder says that it was trained. Raises
-    ConfigError where the folder says neither true nor false."""
-    trained = read_json(policy.folder / "taro.json").get("no_think", False)
-    if not isinstance(trained, bool):
-        raise ConfigError(f"{policy.folder / 'taro.json'}: no_think is {str(trained)[:40]!r}; expected true or false")
-    return trained if asked is None else asked
 
 
 def open_encoded_shards(path: str | Path, policy: Policy, *, encoder: str | None = None) -> ShardSet:

@@ -7,9 +7,9 @@ Thin: answers come from `taro.train.evaluate`, scores from `taro.metrics.scores`
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ from taro.cli.options import (
     takes_options,
 )
 from taro.cli.output import say, say_json
+
+if TYPE_CHECKING:
+    from taro.grounding.prompts import Asking
 
 __all__ = ["EvalOptions", "evaluate"]
 
@@ -157,12 +160,14 @@ def _score_file(options: EvalOptions, predictions: Path) -> None:
 
 def _score_policy(options: EvalOptions, shards: Path) -> None:
     from taro.core.errors import ConfigError
+    from taro.models.asking import asking_of
     from taro.train.evaluate import missing_predictions, write_predictions
-    from taro.train.run_dir import open_encoded_shards, open_policy, policy_no_think
+    from taro.train.run_dir import open_encoded_shards, open_policy
 
     assert options.policy is not None
     policy = open_policy(options.policy, options.device)
-    modes = [False, True] if options.both else [policy_no_think(policy, options.no_think)]
+    asking = asking_of(policy.folder, template=options.template, no_think=options.no_think, protocol=options.protocol)
+    modes = [False, True] if options.both else [asking.no_think]
     shard_set = open_encoded_shards(shards, policy)
     missing = missing_predictions(shard_set, options.split) if options.limit is None else []
     if not missing and not shard_set.queries(split=options.split):
@@ -171,7 +176,7 @@ def _score_policy(options: EvalOptions, shards: Path) -> None:
     decoding, found = "sampled" if options.sampled else "greedy", dict[str, tuple[Any, float]]()
     rows: list[Any] = []
     for no_think in modes:
-        rows, scores = _answer(options, policy, shard_set, missing, no_think=no_think)
+        rows, scores = _answer(options, policy, shard_set, missing, replace(asking, no_think=no_think))
         found["no think" if no_think else "think"] = scores, sum(row.tokens for row in rows) / max(len(rows), 1)
         if not options.as_json:
             say(f"{decoding} decoding{', no reasoning asked for' if no_think else ''}\n{scores.table()}")
@@ -187,20 +192,18 @@ def _score_policy(options: EvalOptions, shards: Path) -> None:
         say(_both_table(found))
 
 
-def _answer(options: EvalOptions, policy: Any, shard_set: Any, missing: list[Any], *,
-            no_think: bool) -> tuple[list[Any], Any]:
+def _answer(options: EvalOptions, policy: Any, shard_set: Any, missing: list[Any],
+            asking: Asking) -> tuple[list[Any], Any]:
     """The answers of one mode and their scores."""
     from taro.cli.progress import progress
     from taro.models.sampler import Decoding
-    from taro.train.evaluate import evaluate_policy, rank_rows, score_rows
-    from taro.train.run_dir import policy_template
+    from taro.train.evaluate import Questions, evaluate_policy, rank_rows, score_rows
 
     decoding = Decoding(options.max_new_tokens, temperature=1.0 if options.sampled else 0.0,
                         repetition_penalty=1.0 if options.sampled else options.repetition_penalty)
-    with progress("answering, no reasoning" if no_think else "answering", quiet=options.as_json) as shown:
+    with progress("answering, no reasoning" if asking.no_think else "answering", quiet=options.as_json) as shown:
         rows = evaluate_policy(
-            policy, shard_set, split=options.split, limit=options.limit, seed=options.seed, decoding=decoding,
-            template=policy_template(policy, options.template), no_think=no_think, protocol=options.protocol,
+            policy, shard_set, asking, decoding, questions=Questions(options.split, options.limit, options.seed),
             batch_prompts=options.batch, progress=shown.update)
     if options.protocol == "moment-detr":
         return rows, rank_rows(rows, missing=missing, bootstrap_seed=options.seed)

@@ -90,15 +90,15 @@ def _encode(options: GroundOptions, folder: Path) -> Path:
 
 
 def _answer(options: GroundOptions, shards: Path) -> Any:
+    from taro.models.asking import asking_of
     from taro.models.sampler import Decoding
     from taro.train.evaluate import evaluate_policy
-    from taro.train.run_dir import open_encoded_shards, open_policy, policy_no_think, policy_template
+    from taro.train.run_dir import open_encoded_shards, open_policy
 
     policy = open_policy(options.policy, options.device)
     decoding = Decoding(options.max_new_tokens, temperature=0.0, repetition_penalty=options.repetition_penalty)
-    return evaluate_policy(policy, open_encoded_shards(shards, policy), decoding=decoding, protocol="multi-window",
-                           template=policy_template(policy, options.template),
-                           no_think=policy_no_think(policy, options.no_think))[0]
+    asking = asking_of(policy.folder, template=options.template, no_think=options.no_think, protocol="multi-window")
+    return evaluate_policy(policy, open_encoded_shards(shards, policy), asking, decoding)[0]
 
 
 def _show(options: GroundOptions, row: Any, *, encode_s: float, answer_s: float) -> None:

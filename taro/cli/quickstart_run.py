@@ -187,11 +187,12 @@ def _part(show: Show, name: str, done: int, total: int) -> Callable[[Progress], 
 
 def _answers(settings: Quickstart, shards: Path, policy_name: str, when: str, show: Show) -> dict[str, list[Any]]:
     """Rows by decoding; read back where an earlier run of this folder wrote them."""
+    from taro.models.asking import asking_of
     from taro.models.policy import load_policy
     from taro.models.sampler import Decoding
-    from taro.train.evaluate import evaluate_policy, write_predictions
+    from taro.train.evaluate import Questions, evaluate_policy, write_predictions
     from taro.train.report.data import read_predictions
-    from taro.train.run_dir import open_encoded_shards, policy_folder, policy_template
+    from taro.train.run_dir import open_encoded_shards, policy_folder
 
     show.begin(when)
     decodings = {"greedy": Decoding(96, temperature=0.0), SAMPLED: Decoding(96, temperature=1.0)}
@@ -200,14 +201,14 @@ def _answers(settings: Quickstart, shards: Path, policy_name: str, when: str, sh
     missing = [name for name in decodings if name not in answers]
     if missing:
         policy = load_policy(policy_folder(policy_name))
-        shard_set, template = open_encoded_shards(shards, policy), policy_template(policy)
+        shard_set, asking = open_encoded_shards(shards, policy), asking_of(policy.folder)
     for index, name in enumerate(missing):
 
         def progress(done: int, total: int, index: int = index) -> None:
             show.step(when, index * total + done, len(missing) * total)
 
-        answers[name] = evaluate_policy(policy, shard_set, template=template, decoding=decodings[name],
-                                        seed=settings.seed, batch_prompts=32, progress=progress)
+        answers[name] = evaluate_policy(policy, shard_set, asking, decodings[name], batch_prompts=32, progress=progress,
+                                        questions=Questions(seed=settings.seed))
         part = files[name].with_suffix(".part")
         write_predictions(answers[name], part)
         part.rename(files[name])

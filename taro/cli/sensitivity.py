@@ -9,12 +9,15 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from taro.cli.options import Device, Json, NoThink, Policy, Template, takes_options
 from taro.cli.output import say, say_json
+
+if TYPE_CHECKING:
+    from taro.grounding.prompts import Asking
 
 __all__ = ["SensitivityOptions", "sensitivity"]
 
@@ -49,9 +52,10 @@ class SensitivityOptions:
 def sensitivity(options: SensitivityOptions) -> None:
     """Measure the log-probability drop of a policy's sampled reasonings under broken videos."""
     from taro.core.errors import ConfigError
+    from taro.models.asking import asking_of
     from taro.pages.render import write_page
     from taro.shards.reader import open_shards
-    from taro.train.run_dir import open_policy, policy_no_think
+    from taro.train.run_dir import open_policy
     from taro.train.sensitivity.measure import conditions
     from taro.train.sensitivity.report import sensitivity_page, sensitivity_table, summarise
 
@@ -60,11 +64,11 @@ def sensitivity(options: SensitivityOptions) -> None:
     # A wrong word is an error before anything is loaded.
     conditions(_words(options.kinds), _seconds(options.radius), _words(options.boundary))
     policy = open_policy(options.policy, options.device)
-    no_think = policy_no_think(policy, options.no_think)
-    over: Over = "response" if options.over == "response" or (no_think and options.over is None) else "reasoning"
-    found = _measure(options, policy, over=over, no_think=no_think)
+    asking = asking_of(policy.folder, template=options.template, no_think=options.no_think)
+    over: Over = "response" if options.over == "response" or (asking.no_think and options.over is None) else "reasoning"
+    found = _measure(options, policy, asking, over=over)
     summary = {"policy": options.policy, "shards": str(options.shards), "split": options.split, "seed": options.seed,
-               "group": options.group, "over": over, "no_think": no_think, **summarise(found, seed=options.seed)}
+               "group": options.group, "over": over, "no_think": asking.no_think, **summarise(found, seed=options.seed)}
     if options.out is not None:
         write_page(options.out, sensitivity_page(
             found, summary, title=f"Sensitivity of {options.policy}", made_by=_command(options, summary),
@@ -72,10 +76,12 @@ def sensitivity(options: SensitivityOptions) -> None:
     say_json(summary) if options.as_json else say(sensitivity_table(summary))
 
 
-def _measure(options: SensitivityOptions, policy: Any, *, over: Over, no_think: bool) -> Any:
+def _measure(options: SensitivityOptions, policy: Any, asking: Asking, *, over: Over) -> Any:
     from taro.cli.progress import progress
-    from taro.train.run_dir import open_encoded_shards, policy_template, with_variants
-    from taro.train.sensitivity.measure import conditions, probe_policy
+    from taro.train.config import RolloutConfig
+    from taro.train.evaluate import Questions
+    from taro.train.run_dir import open_encoded_shards, with_variants
+    from taro.train.sensitivity.measure import conditions, measure_sensitivity
 
     shard_set, frame_s = open_encoded_shards(options.shards, policy), None
     if "frame" in _words(options.kinds):
@@ -83,10 +89,11 @@ def _measure(options: SensitivityOptions, policy: Any, *, over: Over, no_think: 
         frame_s = settings.dt_s
     under = conditions(_words(options.kinds), _seconds(options.radius), _words(options.boundary), frame_s=frame_s)
     with progress("measuring", quiet=options.as_json) as shown:
-        return probe_policy(
-            policy, shard_set, template=policy_template(policy, options.template), asked=under, split=options.split,
-            limit=options.limit, group=options.group, seed=options.seed, over=over, no_think=no_think,
-            max_new_tokens=options.max_new_tokens, batch_prompts=options.batch, progress=shown.update)
+        return measure_sensitivity(
+            policy, shard_set, asking, under, questions=Questions(options.split, options.limit, options.seed),
+            over=over, progress=shown.update,
+            rollout=RolloutConfig(group=options.group, max_new_tokens=options.max_new_tokens,
+                                  batch_prompts=options.batch))
 
 
 def _command(options: SensitivityOptions, summary: dict[str, Any]) -> str:

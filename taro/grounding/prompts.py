@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -21,8 +22,8 @@ from taro.core.config import Config, digest, load_config, recipe_names
 from taro.core.errors import ConfigError
 from taro.grounding.records import DenseCaption
 
-__all__ = ["NUMBER", "TAGS", "PromptTemplate", "caption_line", "load_template", "normalise_query", "parse_captions",
-           "template_names"]
+__all__ = ["NUMBER", "TAGS", "Asking", "PromptTemplate", "caption_line", "load_template", "normalise_query",
+           "parse_captions", "template_names"]
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 NUMBER = r"\d{1,9}(?:\.\d{0,9})?"
@@ -103,6 +104,20 @@ class PromptTemplate(Config):
         final newline. The policy goes on from there."""
         opening = self.reasoning_opening.replace("{query}", _without_tags(normalise_query(query)))
         return "\n".join(["<think>", opening, *map(caption_line, captions)]) + "\n"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How queries are put to a policy, and how its answers are read. no_think: the answer alone is asked for; protocol:
+    a name of `taro.grounding.protocols.PROTOCOLS`."""
+
+    template: PromptTemplate
+    no_think: bool = False
+    protocol: str = "taro"
+
+    def text(self, query: str) -> str:
+        """The text of the user's turn, after the video."""
+        return self.template.user_text(query, no_think=self.no_think)
 
 
 def template_names() -> list[str]:

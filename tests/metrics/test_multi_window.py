@@ -19,6 +19,7 @@ from taro.metrics.examples import Example
 from taro.metrics.predictions import evaluate_file
 from taro.metrics.scores import Prediction, evaluate_predictions
 from taro.pages.answers import answers_page
+from taro.train.config import RewardConfig
 from taro.train.evaluate import EvalRow, predictions, score_rows, write_predictions
 from taro.train.report.data import read_predictions, row_iou
 from taro.train.rewards import rewards, timestamp_aware_iou, timestamp_aware_set_iou
@@ -86,11 +87,12 @@ def test_rewards_under_both_protocols() -> None:
 
     text = f"<think>\nso\n</think>\n{TWO}"
     truth = [[Moment(2, 5.5), Moment(8, 9)]]
-    several = rewards([[text]], truth, [10.0], np.array([[0.1]]), protocol="multi-window")
+    several_windows = RewardConfig(protocol="multi-window")
+    several = rewards([[text]], truth, [10.0], np.array([[0.1]]), several_windows)
     single = rewards([[text]], truth, [10.0], np.array([[0.1]]))
     assert several.total_BG.tolist() == single.total_BG.tolist() == [[2.0]]
     assert several.answers_BG == (((Moment(2, 5.5), Moment(8, 9)),),) and single.answers_BG == ()
-    half = rewards([["<answer>2.0s to 5.5s</answer>"]], truth, [10.0], np.array([[0.1]]), protocol="multi-window")
+    half = rewards([["<answer>2.0s to 5.5s</answer>"]], truth, [10.0], np.array([[0.1]]), several_windows)
     assert half.iou_BG[0, 0] == pytest.approx(3.5 / 4.5)
 
 

@@ -26,9 +26,10 @@ from taro.shards.format import ClipEncoder
 from taro.shards.manifest import build_manifest, write_manifest, write_skipped
 from taro.shards.view import view
 from taro.shards.writer import SliceWriter
+from taro.train.disruption import Disruption
 from taro.train.report.data import Evaluation
 from taro.train.report.write import render_report
-from taro.train.sensitivity.measure import Condition, Probe, Probed
+from taro.train.sensitivity.measure import MeasuredRollout, Sensitivity
 from taro.train.sensitivity.report import sensitivity_page, summarise
 from tests.report.synthetic import clip_record, eval_rows, run_folder
 
@@ -105,11 +106,11 @@ def answers_page(_: Path) -> str:
 
 
 def probed_page(_: Path) -> str:
-    rollouts = tuple(Probed(EVIL, text, text, EVIL, text, Moment(1, 2), (Moment(1, 3),), 9.0, 0.5 * (index % 2),
-                            tuple(PAYLOADS), (0.5,) * len(PAYLOADS), (Moment(0, 1),))
+    rollouts = tuple(MeasuredRollout(EVIL, text, text, EVIL, text, Moment(1, 2), (Moment(1, 3),), 9.0,
+                                     0.5 * (index % 2), tuple(PAYLOADS), (0.5,) * len(PAYLOADS), (Moment(0, 1),))
                      for index, text in enumerate([EVIL, *PAYLOADS[:3]]))  # fmt: skip
     drops = np.array([[0.4, 0.2, 0.3, 0.1]])
-    probe = Probe((Condition("patch", 3.0, "both"),), rollouts, drops, np.ones((1, 4), bool),
+    probe = Sensitivity((Disruption("patch", 3.0, "both"),), rollouts, drops, np.ones((1, 4), bool),
                   np.repeat(drops[..., None], 10, axis=2))  # fmt: skip
     return sensitivity_page(probe, summarise(probe), title=EVIL, made_by=EVIL)
 

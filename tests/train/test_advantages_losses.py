@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taro.train.algorithms.advantages import group_advantages, zero_variance
-from taro.train.algorithms.losses import clipped_surrogate, cloning_weights, k3_kl, policy_loss
+from taro.train.algorithms.base import Tokens, make_algorithm
+from taro.train.algorithms.cloning import cloning_weights
+from taro.train.algorithms.losses import LossParts, clipped_surrogate, k3_kl, policy_loss
+from taro.train.config import LossConfig
 
 GROUP = st.lists(st.floats(0, 2.3), min_size=2, max_size=8)
 
@@ -50,9 +53,15 @@ def batch(R: int = 4) -> dict[str, torch.Tensor]:
     }
 
 
+def loss_of(data: dict[str, torch.Tensor], logprobs_BGR: torch.Tensor, **knobs: float) -> LossParts:
+    tokens = Tokens(logprobs_BGR, data["old_BGR"], data["mask_BGR"], data["advantages_BG"])
+    return policy_loss(make_algorithm(LossConfig()), tokens, data["guided_BG"], data["cloning_BG"],
+                       data["reference_BGR"], **{"denominator": 12.0, **knobs})
+
+
 def grad(data: dict[str, torch.Tensor], **knobs: float) -> tuple[float, torch.Tensor]:
     lp = data["logprobs_BGR"].clone().requires_grad_()
-    parts = policy_loss(lp, *(data[k] for k in data if k != "logprobs_BGR"), **{"denominator": 12.0, **knobs})
+    parts = loss_of(data, lp, **knobs)
     parts.loss.backward()
     assert lp.grad is not None
     return parts.loss.item(), lp.grad
@@ -154,8 +163,16 @@ def test_off_policy_modes_by_hand() -> None:
 
 def test_guided_tokens_never_count_as_clipped_and_free_ones_do() -> None:
     data = batch(R=4)
-    data["logprobs_BGR"] = data["old_BGR"] + 1.0
-    knobs = (data[k] for k in data)
-    parts = policy_loss(*knobs, denominator=1.0)
+    parts = loss_of(data, data["old_BGR"] + 1.0, denominator=1.0)
     # Of the free rollouts only those with A > 0 gain from a ratio of e: both have one valid token.
     assert parts.clipped_sum == 2.0
+
+
+def test_denominators_by_hand() -> None:
+    mask_BGR = batch()["mask_BGR"]
+    grpo, dr_grpo = (make_algorithm(LossConfig(kind=kind)) for kind in ("grpo", "dr_grpo"))
+    assert (grpo.denominator(mask_BGR, max_new_tokens=50), grpo.denominator(mask_BGR[:0], max_new_tokens=50)) == (12, 1)
+    assert dr_grpo.denominator(mask_BGR, max_new_tokens=50) == 2 * 3 * 50
+    rewards_BG = np.array([[1.0, 2.0, 4.5]])
+    assert dr_grpo.advantages(rewards_BG).tolist() == [[-1.5, -0.5, 2.0]]
+    np.testing.assert_array_equal(grpo.advantages(rewards_BG), group_advantages(rewards_BG))

@@ -15,11 +15,10 @@ from taro.core.config import load_config
 from taro.core.errors import ConfigError, ShardError
 from taro.models.policy import load_policy
 from taro.train.config import TrainConfig
-from taro.train.data import data_lines
+from taro.train.data import data_lines, sample_name
 from taro.train.loop import train
 from taro.train.report.data import last_rollouts, read_run, training_groups
 from taro.train.report.write import render_report
-from taro.train.rollouts import sample_name
 from taro.train.run_dir import open_run
 from taro.train.trackers import read_jsonl
 from tests.helpers_models import tiny_qwen2_5_vl

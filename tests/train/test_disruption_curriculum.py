@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from taro.grounding.boundaries import boundary_windows
 from taro.grounding.moment import Moment
 from taro.train.curriculum import Curriculum, guide_probability, guided_rollouts
-from taro.train.disruption import disruption
+from taro.train.disruption import Disruption
 
 MOMENTS = st.lists(st.tuples(st.floats(0, 40), st.floats(0, 40)).map(lambda t: Moment(min(t), max(t))), min_size=1,
                    max_size=4)
@@ -19,7 +19,7 @@ MOMENTS = st.lists(st.tuples(st.floats(0, 40), st.floats(0, 40)).map(lambda t: M
 def test_a_disruption_always_changes_something_and_only_near_boundaries(
         S: int, windows: list[Moment], dt_s: float, seed: int) -> None:
     times_S = np.arange(S) + 0.5
-    order = disruption("patch", times_S, windows, seed=seed, epoch=0, sample="v:q", dt_s=dt_s)
+    order = Disruption("patch", dt_s).order(times_S, windows, seed=seed, epoch=0, sample="v:q")
     assert order is not None
     assert sorted(order.tolist()) == list(range(S))
     moved = np.flatnonzero(order != np.arange(S))
@@ -47,16 +47,16 @@ def test_a_boundary_with_one_patch_or_none_is_widened_to_two() -> None:
 
 def test_the_draw_depends_on_seed_epoch_and_sample_alone() -> None:
     times_S, windows = np.arange(20.0), [Moment(4, 15)]
-    base = disruption("patch", times_S, windows, seed=1, epoch=2, sample="a")
-    np.testing.assert_array_equal(base, disruption("patch", times_S, windows, seed=1, epoch=2, sample="a"))
-    others = [disruption("patch", times_S, windows, seed=s, epoch=e, sample=n)
+    base = Disruption("patch").order(times_S, windows, seed=1, epoch=2, sample="a")
+    np.testing.assert_array_equal(base, Disruption("patch").order(times_S, windows, seed=1, epoch=2, sample="a"))
+    others = [Disruption("patch").order(times_S, windows, seed=s, epoch=e, sample=n)
               for s, e, n in [(2, 2, "a"), (1, 3, "a"), (1, 2, "b")]]
     assert all(not np.array_equal(base, other) for other in others)
 
 
 def test_one_patch_or_no_window_means_no_disruption() -> None:
-    assert disruption("patch", np.array([0.5]), [Moment(0, 1)], seed=0, epoch=0, sample="a") is None
-    assert disruption("patch", np.arange(9.0), [], seed=0, epoch=0, sample="a") is None
+    assert Disruption("patch").order(np.array([0.5]), [Moment(0, 1)], seed=0, epoch=0, sample="a") is None
+    assert Disruption("patch").order(np.arange(9.0), [], seed=0, epoch=0, sample="a") is None
 
 
 def test_hard_switch_by_epochs_follows_the_epoch_of_the_data_order() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from taro.grounding.boundaries import BOUNDARIES, Boundary, boundary_windows
 from taro.grounding.moment import Moment
 from taro.train.config import RewardConfig
-from taro.train.disruption import KINDS, Kind, disruption
+from taro.train.disruption import KINDS, Disruption, Kind
 
 MOMENTS = st.lists(st.tuples(st.floats(0, 40), st.floats(0, 40)).map(lambda t: Moment(min(t), max(t))), min_size=1,
                    max_size=3)
@@ -18,7 +18,7 @@ CASES = (st.integers(2, 40), MOMENTS, st.floats(0.1, 5), st.integers(0, 9), st.s
 
 
 def drawn(kind: Kind, S: int, windows: list[Moment], dt_s: float, seed: int, boundary: Boundary) -> np.ndarray | None:
-    return disruption(kind, np.arange(S) + 0.5, windows, seed=seed, epoch=0, sample="v:q", dt_s=dt_s, boundary=boundary)
+    return Disruption(kind, dt_s, boundary).order(np.arange(S) + 0.5, windows, seed=seed, epoch=0, sample="v:q")
 
 
 def near(S: int, windows: list[Moment], dt_s: float, boundary: Boundary) -> set[int]:
@@ -65,7 +65,7 @@ def test_noise_leaves_nothing_of_a_boundary_and_touches_nothing_else(
 @pytest.mark.parametrize("kind", ["elsewhere", "noise"])
 def test_draws_depend_on_seed_epoch_and_sample_alone(kind: Kind) -> None:
     def order(seed: int, epoch: int, sample: str) -> list[int]:
-        found = disruption(kind, np.arange(40.0), [Moment(10, 16)], seed=seed, epoch=epoch, sample=sample, dt_s=2)
+        found = Disruption(kind, 2.0).order(np.arange(40.0), [Moment(10, 16)], seed=seed, epoch=epoch, sample=sample)
         assert found is not None
         return [int(i) for i in found]
 

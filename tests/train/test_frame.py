@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from taro.core.errors import ConfigError
-from taro.models.policy import load_policy
+from taro.models.asking import asking_of
+from taro.models.policy import Policy, load_policy
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.run import preprocess
 from taro.shards.reader import ShardSet, open_shards
-from taro.train.config import TrainConfig
-from taro.train.disruption import frame_disruption
-from taro.train.rollouts import RolloutBatch, disrupt, roll_out, score_batch
-from taro.train.run_dir import open_encoded_shards, open_run, policy_template, with_variants
-from taro.train.sensitivity.measure import conditions, probe_policy
+from taro.train.config import RewardConfig, RolloutConfig, TrainConfig
+from taro.train.disruption import Disruption
+from taro.train.rollouts import RolloutBatch, StepName, disrupt, roll_out, score_batch
+from taro.train.run_dir import open_encoded_shards, open_run, with_variants
+from taro.train.sensitivity.measure import conditions, measure_sensitivity
 from taro.train.sensitivity.report import sensitivity_table, summarise
 from tests.helpers_models import TINY
 from tests.helpers_video import write_video
@@ -52,8 +53,8 @@ def settings(folder: Path, policy: Path, kind: str, **reward: object) -> TrainCo
         "reward": {"disruption": kind, "dt_s": 0.8, "drop_over": "response", **reward}})
 
 
-def drop(batch: RolloutBatch, policy: object, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    scores = score_batch(policy, None, batch, config)  # type: ignore[arg-type]
+def drop(batch: RolloutBatch, policy: Policy, reward: RewardConfig) -> tuple[np.ndarray, np.ndarray]:
+    scores = score_batch(policy, None, batch, reward)
     gap_BGR = (scores.old_BGR - scores.disrupted_BGR).masked_fill(~batch.mask_BGR, 0.0)
     return gap_BGR.sum(-1).numpy(), scores.disrupted_B
 
@@ -70,26 +71,26 @@ def test_the_drop_of_frame_is_that_of_spliced_variants_and_not_of_patches(tmp_pa
     assert made.count == 4 and isinstance(shard_set, ShardSet)
     frame, patch = (settings(tmp_path, folder, kind) for kind in ("frame", "patch"))
     samples = [shard_set.sample(ref) for ref in shard_set.queries()]
-    batch = roll_out(policy, policy_template(policy), samples, frame, step=0, epoch=0, probability=0.0)
-    (of_frame, changed_B), (of_patch, _) = (drop(batch, policy, config) for config in (frame, patch))
+    asking, at = asking_of(folder), StepName(0, 0, 0)
+    batch = roll_out(policy, asking, samples, frame.rollout, at)
+    (of_frame, changed_B), (of_patch, _) = (drop(batch, policy, one.reward) for one in (frame, patch))
     still = [sample.clip.video.path_hint == "still.mp4" for sample in samples]
     assert changed_B.tolist() == [not one for one in still], "a clip without a variant is counted, not disrupted"
     moved = ~np.array(still)
     assert (np.abs(of_frame[moved]) > 1e-5).all() and (np.abs(of_frame - of_patch)[moved] > 1e-5).all()
     assert (of_frame[~moved] == 0).all()
-    prompts, _ = disrupt(batch, frame)
+    disruption = Disruption("frame", 0.8)
+    prompts, _ = disrupt(batch, disruption)
     for sample, old, new in zip(samples, batch.prompts, prompts, strict=True):
         assert torch.equal(old.positions_3P, new.positions_3P) and torch.equal(old.ids_P, new.ids_P)
         found = [sample.variants is not None and torch.equal(
             sample.variants.spliced(sample.features, k).main_SND, new.features.main_SND) for k in range(4)]
         assert any(found) == (sample.variants is not None), "one of the four, the same for the group"
     without = [plain.sample(ref) for ref in plain.queries()]
-    assert not disrupt(roll_out(policy, policy_template(policy), without, frame, step=0, epoch=0, probability=0.0),
-                       frame)[1].any()
-    probe = probe_policy(policy, shard_set, template=policy_template(policy), over="response", group=2,
-                         asked=conditions(["patch", "frame"], [0.8, 3.0], ["both", "start"], frame_s=made.dt_s),
-                         max_new_tokens=12)
-    summary = summarise(probe)
+    assert not disrupt(roll_out(policy, asking, without, frame.rollout, at), disruption)[1].any()
+    asked = conditions(["patch", "frame"], [0.8, 3.0], ["both", "start"], frame_s=made.dt_s)
+    summary = summarise(measure_sensitivity(policy, shard_set, asking, asked, over="response",
+                                            rollout=RolloutConfig(group=2, max_new_tokens=12)))
     assert [(one["radius_s"], one["boundary"]) for one in summary["conditions"] if one["kind"] == "frame"] == [
         (0.8, "both")]
     (pair,) = (one for one in summary["rank_correlations"] if set(one["kinds"]) == {"patch", "frame"})
@@ -104,7 +105,8 @@ def test_the_variant_is_a_draw_of_seed_epoch_and_sample(tmp_path: Path) -> None:
     sample = shard_set.reading(shard_set.encoder, variants=True).sample(shard_set.queries()[0])
 
     def which(seed: int, epoch: int, name: str) -> int:
-        found = frame_disruption(sample.features, sample.variants, seed=seed, epoch=epoch, sample=name)
+        found = Disruption("frame").apply(sample.features, [], variants=sample.variants, seed=seed, epoch=epoch,
+                                          sample=name)
         assert found is not None and sample.variants is not None
         return next(k for k in range(4) if torch.equal(sample.variants.spliced(sample.features, k).main_SND,
                                                        found.main_SND))

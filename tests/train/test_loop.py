@@ -16,13 +16,14 @@ import yaml
 from safetensors.torch import load_file
 
 from taro.core.errors import ConfigError, ModelError, ShardError, TaroError
+from taro.models.asking import asking_of
 from taro.models.policy import load_policy
 from taro.models.sampler import Decoding
 from taro.train.checkpoint import checkpoints, read_state
 from taro.train.config import TrainConfig
-from taro.train.evaluate import evaluate_policy, missing_predictions, score_rows, write_predictions
+from taro.train.evaluate import Questions, evaluate_policy, missing_predictions, score_rows, write_predictions
 from taro.train.loop import train
-from taro.train.run_dir import open_encoded_shards, open_run, policy_template
+from taro.train.run_dir import open_encoded_shards, open_run
 from taro.train.trackers import read_jsonl
 from tests.helpers_models import tiny_qwen2_5_vl
 from tests.train.conftest import Tiny
@@ -93,14 +94,15 @@ def test_the_export_answers_as_the_trained_policy(make_config: Callable[..., Tra
     evaluated = [row for row in read_jsonl(config.out / "metrics.jsonl") if "eval" in row]
     assert [row["step"] for row in evaluated] == [0, 2]
     exported = load_policy(report.export)
-    template = policy_template(exported)
+    asking = asking_of(report.export)
+    template = asking.template
     assert template.name == "tiny" and template.text == "{query}?"
     shard_set = open_encoded_shards(config.shards, exported)
     decoding = Decoding(96, temperature=0.0)
-    rows = evaluate_policy(exported, shard_set, split="val", template=template, decoding=decoding)
+    rows = evaluate_policy(exported, shard_set, asking, decoding, questions=Questions("val"))
     scores = score_rows(rows).as_dict()
     assert scores["queries"] == 2 and scores["miou"] == evaluated[-1]["eval"]["miou"]
-    single = evaluate_policy(exported, shard_set, split="val", template=template, decoding=decoding, batch_prompts=1)
+    single = evaluate_policy(exported, shard_set, asking, decoding, questions=Questions("val"), batch_prompts=1)
     assert [row.text for row in single] == [row.text for row in rows]
     write_predictions(rows, tmp_path / "out" / "predictions.jsonl")
     written = read_jsonl(tmp_path / "out" / "predictions.jsonl")
@@ -112,7 +114,7 @@ def test_sampled_evaluation_repeats_by_seed_and_differs_between_seeds(tiny: Tiny
     shard_set = open_encoded_shards(tiny.shards, policy)
 
     def texts(seed: int, batch_prompts: int) -> list[str]:
-        rows = evaluate_policy(policy, shard_set, template=policy_template(policy), decoding=Decoding(96), seed=seed,
+        rows = evaluate_policy(policy, shard_set, asking_of(tiny.policy), Decoding(96), questions=Questions(seed=seed),
                                batch_prompts=batch_prompts)
         return [row.text for row in rows]
 
@@ -123,8 +125,8 @@ def test_sampled_evaluation_repeats_by_seed_and_differs_between_seeds(tiny: Tiny
 def test_a_limit_draws_the_same_queries_each_time(tiny: Tiny) -> None:
     policy = load_policy(tiny.policy)
     shard_set = open_encoded_shards(tiny.shards, policy)
-    rows = [evaluate_policy(policy, shard_set, template=policy_template(policy), limit=3, seed=seed,
-                            decoding=Decoding(8, temperature=0.0)) for seed in (0, 0, 1)]
+    rows = [evaluate_policy(policy, shard_set, asking_of(tiny.policy), Decoding(8, temperature=0.0),
+                            questions=Questions(limit=3, seed=seed)) for seed in (0, 0, 1)]
     keys = [[row.key for row in each] for each in rows]
     assert keys[0] == keys[1] != keys[2] and len(keys[0]) == 3
 

@@ -13,11 +13,12 @@ from taro.core import draws
 from taro.core.config import load_config
 from taro.core.errors import ConfigError
 from taro.grounding.answers import format_ok
+from taro.models.asking import asking_of
 from taro.models.logprobs import score
 from taro.models.policy import export_checkpoint, load_policy
 from taro.train.config import TrainConfig
 from taro.train.loop import train
-from taro.train.run_dir import open_run, policy_no_think
+from taro.train.run_dir import open_run
 from taro.train.trackers import read_jsonl
 from tests.train.conftest import Tiny
 from tests.train.tiny import CLIPS, TEMPLATE, clip_record, response
@@ -70,8 +71,8 @@ def test_trained_recorded_asked_and_compared(both_forms: Path, tiny: Tiny, tmp_p
         assert row["format"] == float(format_ok(row["text"], no_think=True)) and not row["guided"]
         assert row["drop"] is not None  # over the response
     exported = json.loads((report.export / "taro.json").read_text())
-    assert exported["no_think"] is True and policy_no_think(load_policy(report.export))
-    assert not policy_no_think(load_policy(both_forms)) and policy_no_think(load_policy(both_forms), True)
+    assert exported["no_think"] is True and asking_of(report.export).no_think
+    assert not asking_of(both_forms).no_think and asking_of(both_forms, no_think=True).no_think
 
     ask = ["eval", "--policy", str(report.export), "--shards", str(tiny.shards), "--max-new-tokens", "64",
            "--device", "cpu", "--json"]
@@ -90,7 +91,7 @@ def test_trained_recorded_asked_and_compared(both_forms: Path, tiny: Tiny, tmp_p
     assert f"{100 * alone['miou']:.1f}" in table[2]
 
 
-def test_probe_counts_over_what_there_is(both_forms: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drops_count_over_what_there_is(both_forms: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     ask = ["sensitivity", "--policy", str(both_forms), "--shards", str(tiny.shards), "--limit", "1", "--group", "2",
            "--kinds", "patch", "--radius", "3", "--boundary", "both", "--max-new-tokens", "48", "--device", "cpu",
            "--no-think", "--json"]
@@ -101,13 +102,12 @@ def test_probe_counts_over_what_there_is(both_forms: Path, tiny: Tiny, capsys: p
 
 
 def test_what_says_neither_yes_nor_no_is_refused(both_forms: Path) -> None:
-    policy = load_policy(both_forms)
-    said = policy.folder / "taro.json"
+    said = both_forms / "taro.json"
     kept = said.read_text()
     said.write_text('{"template": "template.yaml", "no_think": "maybe"}')
     try:
         with pytest.raises(ConfigError, match="'maybe'; expected true or false"):
-            policy_no_think(policy)
+            asking_of(both_forms)
     finally:
         said.write_text(kept)
 

@@ -1,4 +1,4 @@
-"""Rewards of METHOD 2: cases computed by hand, bounds and symmetries over many draws."""
+"""Rewards: cases computed by hand, bounds and symmetries over many draws."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taro.grounding.moment import Moment
+from taro.train.config import RewardConfig
 from taro.train.rewards import format_reward, log_prob_drop, rewards, sensitivity_bonus, timestamp_aware_iou
 
 SECONDS = st.floats(0, 100)
@@ -75,7 +76,7 @@ def test_drop_is_zero_where_nothing_is_disrupted_and_nan_without_tokens() -> Non
 
 
 def test_two_rollouts_of_one_group_get_different_bonuses() -> None:
-    """METHOD 4, row 1: the released code gives the bonus to all passing rollouts of a group or to none."""
+    """docs/method.md, difference 1: the released code gives the bonus to all passing rollouts of a group or to none."""
     p = np.log(np.array([[[0.9, 0.9], [0.9, 0.9], [0.9, 0.9]]]))
     q = np.log(np.array([[[0.1, 0.1], [0.8, 0.8], [0.05, 0.05]]]))
     over = np.ones((1, 3, 2), dtype=bool)
@@ -111,5 +112,5 @@ def test_parts_sum_to_the_total_and_no_think_accepts_an_answer_alone() -> None:
     text = "<answer>2.00s to 6.00s</answer>"
     drop = np.array([[0.0]])
     assert rewards([[text]], [[Moment(2, 6)]], [10.0], drop).total_BG.tolist() == [[1.0]]
-    parts = rewards([[text]], [[Moment(2, 6)]], [10.0], drop, no_think=True)
+    parts = rewards([[text]], [[Moment(2, 6)]], [10.0], drop, RewardConfig(no_think=True, drop_over="response"))
     assert parts.total_BG.tolist() == (parts.format_BG + parts.tiou_BG + parts.bonus_BG).tolist() == [[2.0]]

@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from taro.cli.app import main
 from taro.core.errors import ConfigError
 from taro.grounding.moment import Moment
+from taro.models.asking import asking_of
 from taro.models.policy import load_policy
+from taro.train.config import RolloutConfig
+from taro.train.disruption import Disruption
+from taro.train.evaluate import Questions
 from taro.train.rewards import log_prob_drop
-from taro.train.rollouts import roll_out, score_batch
-from taro.train.run_dir import open_encoded_shards, policy_template
-from taro.train.sensitivity.measure import Condition, Probe, Probed, conditions, probe_policy
+from taro.train.rollouts import StepName, roll_out, score_batch
+from taro.train.run_dir import open_encoded_shards
+from taro.train.sensitivity.measure import MeasuredRollout, Sensitivity, conditions, measure_sensitivity
 from taro.train.sensitivity.report import sensitivity_page, sensitivity_table, summarise
 from taro.train.sensitivity.stats import (
     auc,
@@ -92,7 +96,7 @@ def test_an_interval_draws_videos_and_one_video_has_none() -> None:
 
 def test_conditions_lead_with_the_first_kind_at_the_methods_radius() -> None:
     found = conditions(["noise", "patch"], [1.0, 3.0], ["start", "both"])
-    assert len(found) == len(set(found)) == 8 and found[0] == Condition("noise", 3.0, "both")
+    assert len(found) == len(set(found)) == 8 and found[0] == Disruption("noise", 3.0, "both")
     for kinds, radii, boundaries in (
             (["shuffle"], [1.0], ["both"]), (["patch"], [0.0], ["both"]), (["patch"], [float("nan")], ["both"]),
             (["patch"], [1.0], ["middle"]), ([], [1.0], ["both"]), (["frame"], [1.0], ["start", "end"])):
@@ -100,18 +104,19 @@ def test_conditions_lead_with_the_first_kind_at_the_methods_radius() -> None:
             conditions(kinds, radii, boundaries)
 
 
-def test_a_probes_drop_is_the_rewards_drop_whatever_the_batch(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_measured_drop_is_the_rewards_drop_whatever_the_batch(tiny: Tiny, tmp_path: Path) -> None:
     policy = load_policy(tiny.policy)
-    shard_set, template = open_encoded_shards(tiny.shards, policy), policy_template(policy)
+    shard_set, asking = open_encoded_shards(tiny.shards, policy), asking_of(tiny.policy)
     asked = conditions(["patch", "reverse", "elsewhere"], [3.0], ["both", "end"])
-    one, many = (probe_policy(policy, shard_set, template=template, asked=asked, split="train", group=4,
-                              max_new_tokens=96, batch_prompts=size) for size in (1, 4))
+    one, many = (measure_sensitivity(policy, shard_set, asking, asked, questions=Questions("train"),
+                                     rollout=RolloutConfig(group=4, max_new_tokens=96, batch_prompts=size))
+                 for size in (1, 4))
     np.testing.assert_allclose(one.drops_CN, many.drops_CN, atol=1e-5)
     assert [r.text for r in one.rollouts] == [r.text for r in many.rollouts]
     config = tiny.config(tmp_path / "run")
     samples = [shard_set.sample(ref) for ref in shard_set.queries(split="train")]
-    batch = roll_out(policy, template, samples, config, step=0, epoch=0, probability=0.0)
-    scores = score_batch(policy, None, batch, config)
+    batch = roll_out(policy, asking, samples, config.rollout, StepName(0, 0, 0))
+    scores = score_batch(policy, None, batch, config.reward)
     drop_BG = log_prob_drop(scores.old_BGR.numpy(), scores.disrupted_BGR.numpy(), scores.over_BGR)
     np.testing.assert_allclose(many.drops_CN[0], drop_BG.reshape(-1), atol=1e-5)
     assert np.abs(drop_BG[np.isfinite(drop_BG)]).max() > 1e-4
@@ -125,14 +130,15 @@ def test_a_probes_drop_is_the_rewards_drop_whatever_the_batch(tiny: Tiny, tmp_pa
     json.dumps(summary, allow_nan=False)
 
 
-def hand_made(query: str = "ab") -> Probe:
+def hand_made(query: str = "ab") -> Sensitivity:
     """Four rollouts of two queries in two videos under patch and elsewhere; the third has no reasoning."""
     drops = np.array([[.4, .2, np.nan, .1], [.1, .1, np.nan, .1]])
-    rollouts = tuple(Probed(key, "q", query, key, "text", Moment(1, 2), (Moment(1, 3),), 9.0, iou, pieces, gaps, ())
+    rollouts = tuple(MeasuredRollout(key, "q", query, key, "text", Moment(1, 2), (Moment(1, 3),), 9.0, iou, pieces,
+                                     gaps, ())
                      for key, iou, pieces, gaps in (("a", .9, ("x",), (.4,)), ("a", .1, ("x",), (.2,)),
                                                     ("b", .9, (), ()), ("b", .2, ("<b>",), (.1,))))
     positions = np.repeat(drops[..., None], 10, axis=2)
-    return Probe((Condition("patch", 3.0, "both"), Condition("elsewhere", 3.0, "both")), rollouts, drops,
+    return Sensitivity((Disruption("patch", 3.0, "both"), Disruption("elsewhere", 3.0, "both")), rollouts, drops,
                  np.ones((2, 4), bool), positions)
 
 

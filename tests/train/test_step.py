@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from taro.grounding.prompts import Asking
 from taro.models.logprobs import score
 from taro.models.policy import Policy, load_policy
 from taro.shards.reader import open_shards
 from taro.train.algorithms.advantages import group_advantages
 from taro.train.config import TrainConfig
-from taro.train.loop import control_totals, judge
-from taro.train.rollouts import RolloutBatch, Scores, disrupt, roll_out, score_batch
+from taro.train.disruption import Disruption
+from taro.train.rewards import compute_rewards, control_totals
+from taro.train.rollouts import RolloutBatch, Scores, StepName, disrupt, roll_out, score_batch
 from taro.train.run_dir import open_encoded_shards
 from taro.train.update import update_policy
 from tests.train.conftest import Tiny
@@ -35,7 +37,8 @@ def config(make_config: Any) -> TrainConfig:
 def drawn(policy: Policy, tiny: Tiny, config: TrainConfig, *, probability: float = 0.0, step: int = 5) -> RolloutBatch:
     shard_set = open_encoded_shards(tiny.shards, policy)
     samples = [shard_set.sample(ref) for ref in shard_set.queries(split="train")[: config.rollout.prompts]]
-    return roll_out(policy, TEMPLATE, samples, config, step=step, epoch=1, probability=probability)
+    return roll_out(policy, Asking(TEMPLATE), samples, config.rollout, StepName(config.seed, 1, step),
+                    guide=probability)
 
 
 def moved(tiny: Tiny, batch: RolloutBatch, scores: Scores, advantages_BG: np.ndarray,
@@ -44,8 +47,8 @@ def moved(tiny: Tiny, batch: RolloutBatch, scores: Scores, advantages_BG: np.nda
     fresh = load_policy(tiny.policy, trainable=True)
     before = [parameter.detach().clone() for parameter in fresh.parameters()]
     optimizer = torch.optim.SGD(fresh.parameters(), lr=1.0)
-    update_policy(fresh, optimizer, batch, scores, advantages_BG,
-                  config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": 1.0})}))
+    update_policy(fresh, optimizer, batch, scores, advantages_BG, config.loss,
+                  config.optimizer.model_copy(update={"lr": 1.0}))
     return [parameter.detach() - old for parameter, old in zip(fresh.parameters(), before, strict=True)]
 
 
@@ -73,20 +76,20 @@ def test_guided_rollouts_open_with_distinct_captions_and_free_ones_do_not(
 def test_sampling_and_scoring_agree_and_shuffling_nothing_gives_drop_zero(
         policy: Policy, tiny: Tiny, config: TrainConfig) -> None:
     batch = drawn(policy, tiny, config, probability=0.5)
-    scores = score_batch(policy, None, batch, config)
+    scores = score_batch(policy, None, batch, config.reward)
     torch.testing.assert_close(scores.old_BGR, batch.sampled_BGR, atol=1e-4, rtol=0)
     same = [prompt.with_features(prompt.features.permuted(np.arange(4))) for prompt in batch.prompts]
     with torch.no_grad():
         assert torch.equal(score(policy, same, batch.ids_BGR, batch.mask_BGR), scores.old_BGR)
     assert not torch.equal(scores.disrupted_BGR, scores.old_BGR)
-    drops = judge(batch, scores, config).drop_BG
+    drops = compute_rewards(batch, scores, config.reward).drop_BG
     assert len(np.unique(drops[np.isfinite(drops)])) > 3, "every rollout has a drop of its own"
 
 
 def test_disruption_is_shared_by_the_group_and_moves_content_not_time(
         policy: Policy, tiny: Tiny, config: TrainConfig) -> None:
     batch = drawn(policy, tiny, config)
-    prompts, changed_B = disrupt(batch, config)
+    prompts, changed_B = disrupt(batch, Disruption("patch"))
     assert changed_B.all()
     for old, new in zip(batch.prompts, prompts, strict=True):
         assert torch.equal(old.positions_3P, new.positions_3P) and torch.equal(old.ids_P, new.ids_P)
@@ -98,7 +101,7 @@ def test_disruption_is_shared_by_the_group_and_moves_content_not_time(
 
 def test_the_gradient_does_not_depend_on_micro_batch_size(policy: Policy, tiny: Tiny, config: TrainConfig) -> None:
     batch = drawn(policy, tiny, config, probability=0.5)
-    scores = score_batch(policy, policy, batch, config)
+    scores = score_batch(policy, policy, batch, config.reward)
     advantages = np.random.default_rng(0).standard_normal((3, 4))
     with_kl = config.model_copy(update={"loss": config.loss.model_copy(update={"kl": 0.1})})
     whole, single = (moved(tiny, batch, scores, advantages, with_kl.model_copy(update={
@@ -114,27 +117,27 @@ def test_more_padding_changes_nothing(policy: Policy, tiny: Tiny, config: TrainC
     padded = replace(batch, ids_BGR=pad(batch.ids_BGR, 3), mask_BGR=pad(batch.mask_BGR, False),
                      sampled_BGR=pad(batch.sampled_BGR, 0.0))
     advantages = np.random.default_rng(0).standard_normal((3, 4))
-    changes = [moved(tiny, x, score_batch(policy, None, x, config), advantages, config) for x in (batch, padded)]
+    changes = [moved(tiny, x, score_batch(policy, None, x, config.reward), advantages, config) for x in (batch, padded)]
     for a, b in zip(*changes, strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
 
 
 def test_groups_of_equal_reward_move_nothing(policy: Policy, tiny: Tiny, config: TrainConfig) -> None:
     batch = drawn(policy, tiny, config, probability=0.5)
-    scores = score_batch(policy, None, batch, config)
+    scores = score_batch(policy, None, batch, config.reward)
     changes = moved(tiny, batch, scores, group_advantages(np.full((3, 4), 1.3)), config)
     assert all((change == 0).all() for change in changes)
 
 
 def test_a_rewarded_rollout_becomes_more_likely(policy: Policy, tiny: Tiny, config: TrainConfig) -> None:
     batch = drawn(policy, tiny, config)
-    scores = score_batch(policy, None, batch, config)
+    scores = score_batch(policy, None, batch, config.reward)
     trained = load_policy(tiny.policy, trainable=True)
     rewards_BG = np.zeros((3, 4))
     rewards_BG[:, 0] = 1.0
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.05)
-    update_policy(trained, optimizer, batch, scores, group_advantages(rewards_BG), config.model_copy(update={
-        "optimizer": config.optimizer.model_copy(update={"lr": 0.05})}))
+    update_policy(trained, optimizer, batch, scores, group_advantages(rewards_BG), config.loss,
+                  config.optimizer.model_copy(update={"lr": 0.05}))
     with torch.no_grad():
         gained = (score(trained, batch.prompts, batch.ids_BGR, batch.mask_BGR) - scores.old_BGR).sum(-1)
     assert (gained[:, 0] > 0).all() and (gained[:, 0] > gained[:, 1:].max(-1).values).all()
@@ -142,7 +145,7 @@ def test_a_rewarded_rollout_becomes_more_likely(policy: Policy, tiny: Tiny, conf
 
 def test_a_non_finite_loss_leaves_the_weights_alone(policy: Policy, tiny: Tiny, config: TrainConfig) -> None:
     batch = drawn(policy, tiny, config)
-    scores = score_batch(policy, None, batch, config)
+    scores = score_batch(policy, None, batch, config.reward)
     broken = replace(scores, old_BGR=torch.where(batch.mask_BGR, torch.nan, 0.0))
     changes = moved(tiny, batch, broken, np.random.default_rng(0).standard_normal((3, 4)), config)
     assert all((change == 0).all() for change in changes)
@@ -151,24 +154,22 @@ def test_a_non_finite_loss_leaves_the_weights_alone(policy: Policy, tiny: Tiny, 
 def test_several_mini_batches_and_epochs_make_the_clip_act(
         policy: Policy, tiny: Tiny, config: TrainConfig) -> None:
     batch = drawn(policy, tiny, config)
-    scores = score_batch(policy, None, batch, config)
+    scores = score_batch(policy, None, batch, config.reward)
     advantages = np.random.default_rng(0).standard_normal((3, 4))
     for inner, acts in ((1, False), (3, True)):
         fresh = load_policy(tiny.policy, trainable=True)
         optimizer = torch.optim.SGD(fresh.parameters(), lr=1.0)
         knobs = config.optimizer.model_copy(update={"lr": 1.0, "inner_epochs": inner})
-        update = update_policy(fresh, optimizer, batch, scores, advantages, config.model_copy(update={
-            "optimizer": knobs}))
+        update = update_policy(fresh, optimizer, batch, scores, advantages, config.loss, knobs)
         assert (update.clip_fraction > 0) == acts
         assert update.skipped == 0
 
 
 def test_the_control_permutes_totals_inside_groups_only(policy: Policy, tiny: Tiny, config: TrainConfig) -> None:
     batch = drawn(policy, tiny, config)
-    parts = judge(batch, score_batch(policy, None, batch, config), config)
+    parts = compute_rewards(batch, score_batch(policy, None, batch, config.reward), config.reward)
     parts = replace(parts, tiou_BG=np.arange(12.0).reshape(3, 4))
-    control = config.model_copy(update={"reward": config.reward.model_copy(update={"control": "permute-rewards"})})
-    permuted = control_totals(parts, batch, control)
+    permuted = control_totals(parts, batch, "permute-rewards")
     assert not np.array_equal(permuted, parts.total_BG)
     np.testing.assert_array_equal(np.sort(permuted, axis=1), np.sort(parts.total_BG, axis=1))
 

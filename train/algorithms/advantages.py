@@ -1,4 +1,4 @@
-"""Advantages: a rollout against the other rollouts of its group (METHOD 3).
+"""Advantages: a rollout against the other rollouts of its group.
 
 Guided and free rollouts of one group share mean and spread. Left out: any value function, any normalisation across
 groups. Legend: B prompts, G rollouts of a group.

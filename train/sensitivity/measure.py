@@ -1,10 +1,10 @@
-"""A policy probed: how much less likely its reasonings become when a video's order is broken, and in which ways.
+"""The sensitivity of a policy: how much less likely its reasonings become when a video's order is broken, and how.
 
 Rollouts are sampled and scored by the code of training (`taro.train.rollouts`), so a drop here is the drop of the
-reward; then each is scored again under every condition: a kind of disruption, a radius, and both boundaries or one
-alone. Responses are the policy's own, none is guided; every draw is a function of (seed, clip, query, rollout), of step
-0 and epoch 0. `frame` is of the one radius that the set's variants were made with, and of both boundaries. Left out:
-what the numbers say (`taro.train.sensitivity.report`).
+reward; then each is scored again under every condition: a disruption of one kind and radius, at both boundaries or at
+one. Responses are the policy's own, none is guided; every draw is a function of (seed, clip, query, rollout), of step 0
+and epoch 0. `frame` is of the one radius that the set's variants were made with, and of both boundaries. Left out: what
+the numbers say (`taro.train.sensitivity.report`).
 Legend: B prompts, G rollouts of a group, R response tokens, C conditions, N rollouts, K bins of relative position.
 """
 
@@ -17,46 +17,31 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from taro.core.errors import ConfigError
-from taro.grounding.boundaries import BOUNDARIES, Boundary, boundary_windows
+from taro.grounding.boundaries import BOUNDARIES, boundary_windows
 from taro.grounding.moment import Moment
-from taro.train.config import TrainConfig
-from taro.train.disruption import KINDS, Kind
-from taro.train.evaluate import evaluation_queries
+from taro.train.config import RolloutConfig
+from taro.train.data import sample_name
+from taro.train.disruption import KINDS, Disruption
+from taro.train.evaluate import Questions
 from taro.train.rewards import log_prob_drop, rewards
-from taro.train.rollouts import RolloutBatch, counted_tokens, disrupt, roll_out, sample_name, score_prompts
+from taro.train.rollouts import RolloutBatch, StepName, counted_tokens, disrupt, roll_out, score_prompts
 from taro.train.sensitivity.stats import means_by_position
 
 if TYPE_CHECKING:
     import torch
 
-    from taro.grounding.prompts import PromptTemplate
+    from taro.grounding.prompts import Asking
     from taro.models.policy import Policy
     from taro.shards.reader import ShardSet
 
-__all__ = ["POSITIONS", "Condition", "Probe", "Probed", "conditions", "probe_policy"]
+__all__ = ["POSITIONS", "MeasuredRollout", "Sensitivity", "conditions", "measure_sensitivity"]
 
 POSITIONS = 10
 """bins of relative position in a reasoning"""
 
-STEP = 0
-
 
 @dataclass(frozen=True)
-class Condition:
-    """One way to break the order of a video."""
-
-    kind: Kind
-    radius_s: float
-    boundary: Boundary
-
-    @property
-    def name(self) -> str:
-        """As tables write it."""
-        return f"{self.kind} {self.radius_s:g} s {self.boundary}"
-
-
-@dataclass(frozen=True)
-class Probed:
+class MeasuredRollout:
     """A sampled rollout. `pieces`: the texts of the tokens that its drop counts; `gaps`: log-prob lost by each under
     the lead condition, empty where the video had no such disruption; `stretches`: what that condition is about."""
 
@@ -80,12 +65,12 @@ class Probed:
 
 
 @dataclass(frozen=True)
-class Probe:
+class Sensitivity:
     """All rollouts under all conditions. drops_CN: nan where a rollout has no counted token or its video no such
     disruption; disrupted_CN: which had one; positions_CNK: mean drop by relative position in the counted tokens."""
 
-    conditions: tuple[Condition, ...]
-    rollouts: tuple[Probed, ...]
+    conditions: tuple[Disruption, ...]
+    rollouts: tuple[MeasuredRollout, ...]
     drops_CN: np.ndarray
     disrupted_CN: np.ndarray
     positions_CNK: np.ndarray
@@ -97,7 +82,7 @@ class Probe:
 
 
 def conditions(kinds: Sequence[str], radii_s: Sequence[float], boundaries: Sequence[str], *,
-               frame_s: float | None = None) -> tuple[Condition, ...]:
+               frame_s: float | None = None) -> tuple[Disruption, ...]:
     """All combinations, of `frame` the one that exists. The first is the lead: the first kind at 3 s, the method's
     radius, with both boundaries where those are asked for.
 
@@ -113,7 +98,7 @@ def conditions(kinds: Sequence[str], radii_s: Sequence[float], boundaries: Seque
     for radius_s in radii_s:
         if not 0 < radius_s < float("inf"):
             raise ConfigError(f"radius {radius_s:g}: expected seconds above 0")
-    found = [Condition(kind, radius_s, boundary)  # type: ignore[arg-type]  # checked above
+    found = [Disruption(kind, radius_s, boundary)  # type: ignore[arg-type]  # checked above
              for kind in dict.fromkeys(kinds) for radius_s in dict.fromkeys(radii_s)
              for boundary in dict.fromkeys(boundaries)
              if kind != "frame" or (boundary == "both" and frame_s in (None, radius_s))]
@@ -121,53 +106,49 @@ def conditions(kinds: Sequence[str], radii_s: Sequence[float], boundaries: Seque
         where = "at one radius" if frame_s is None else f"here within {frame_s:g} s"
         raise ConfigError(f"frame: variants shuffle both boundaries, {where}; expected that radius and the boundary "
                           "both among those asked for")
-    lead = next((c for c in found if (c.kind, c.radius_s, c.boundary) == (kinds[0], 3.0, "both")), found[0])
+    lead = next((c for c in found if (c.kind, c.dt_s, c.boundary) == (kinds[0], 3.0, "both")), found[0])
     return (lead, *(condition for condition in found if condition is not lead))
 
 
-def probe_policy(policy: Policy, shard_set: ShardSet, *, template: PromptTemplate, asked: Sequence[Condition],
-                 split: str | None = None, limit: int | None = None, group: int = 8, seed: int = 0,
-                 over: Literal["reasoning", "response"] = "reasoning", no_think: bool = False,
-                 max_new_tokens: int = 1024, batch_prompts: int = 16,
-                 progress: Callable[[int, int], None] | None = None) -> Probe:
-    """Samples `group` responses to each query and scores them under every condition that is asked for.
+def measure_sensitivity(policy: Policy, shard_set: ShardSet, asking: Asking, asked: Sequence[Disruption], *,
+                        questions: Questions | None = None, rollout: RolloutConfig | None = None,
+                        over: Literal["reasoning", "response"] = "reasoning",
+                        progress: Callable[[int, int], None] | None = None) -> Sensitivity:
+    """Samples a group of responses to each query and scores them under every condition that is asked for.
 
-    Args: limit: queries, drawn once by the seed; over: tokens whose drop counts; no_think: ask for answers alone, which
-    have only the response to count over; progress: called with (probed, all).
+    Args: questions: None: all queries of the set; rollout: size of a group, of a batch and of a response; over: tokens
+    whose drop counts (answers alone have only the response); progress: called with (measured, all).
     """
-    if no_think and over == "reasoning":
+    if asking.no_think and over == "reasoning":
         raise ConfigError("answers alone have no reasoning whose drop could be measured; measure it over the response")
-    config = TrainConfig.model_validate({
-        "policy": str(policy.folder), "shards": shard_set.place, "out": "nothing-is-written", "seed": seed,
-        "curriculum": {"schedule": "off"}, "loss": {"kl": 0.0}, "reward": {"drop_over": over, "no_think": no_think},
-        "rollout": {"group": group, "max_new_tokens": max_new_tokens, "batch_prompts": batch_prompts}})
-    refs = evaluation_queries(shard_set, split=split, limit=limit, seed=seed)
+    questions, rollout = questions or Questions(), rollout or RolloutConfig()
+    refs, bf16 = questions.of(shard_set), policy.device.type == "cuda"
     if not refs:
         splits = ", ".join(sorted({ref.query.split for ref in shard_set.queries()}))
-        raise ConfigError(f"{shard_set.place}: no query of split {split!r}; the set has {splits or 'no query'}")
-    rollouts: list[Probed] = []
+        raise ConfigError(f"{shard_set.place}: no query of split {questions.split!r}; the set has "
+                          f"{splits or 'no query'}")
+    rollouts: list[MeasuredRollout] = []
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for start in range(0, len(refs), batch_prompts):
-        samples = [shard_set.sample(ref) for ref in refs[start : start + batch_prompts]]
-        batch = roll_out(policy, template, samples, config, step=STEP, epoch=0, probability=0.0)
-        old_BGR, over_BGR = score_prompts(policy, batch.prompts, batch, config), counted_tokens(policy, batch, config)
-        found = [_under(policy, batch, old_BGR, over_BGR, config, condition) for condition in asked]
+    for start in range(0, len(refs), rollout.batch_prompts):
+        samples = [shard_set.sample(ref) for ref in refs[start : start + rollout.batch_prompts]]
+        batch = roll_out(policy, asking, samples, rollout, StepName(questions.seed, 0, 0), bf16=bf16)
+        old_BGR, over_BGR = score_prompts(policy, batch.prompts, batch, bf16=bf16), counted_tokens(policy, batch, over)
+        found = [_under(policy, batch, old_BGR, over_BGR, condition, bf16=bf16) for condition in asked]
         rollouts += _rows(policy, batch, over_BGR, found[0][3], found[0][1], asked[0])
         drops, disrupted, positions = (np.stack([row[i] for row in found]) for i in range(3))
         parts.append((drops.reshape(len(asked), -1), disrupted.reshape(len(asked), -1),
                       positions.reshape(len(asked), -1, POSITIONS)))
         if progress is not None:
-            progress(min(start + batch_prompts, len(refs)), len(refs))
+            progress(min(start + rollout.batch_prompts, len(refs)), len(refs))
     drops_CN, disrupted_CN, positions_CNK = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
-    return Probe(tuple(asked), tuple(rollouts), drops_CN, disrupted_CN, positions_CNK)
+    return Sensitivity(tuple(asked), tuple(rollouts), drops_CN, disrupted_CN, positions_CNK)
 
 
-def _under(policy: Policy, batch: RolloutBatch, old_BGR: torch.Tensor, over_BGR: np.ndarray, config: TrainConfig,
-           condition: Condition) -> tuple[np.ndarray, ...]:
+def _under(policy: Policy, batch: RolloutBatch, old_BGR: torch.Tensor, over_BGR: np.ndarray, condition: Disruption, *,
+           bf16: bool) -> tuple[np.ndarray, ...]:
     """drop [B, G], disrupted [B, G], means by position [B, G, K] and gaps [B, G, R] under one condition."""
-    reward = config.reward.model_copy(update={"disruption": condition.kind, "dt_s": condition.radius_s})
-    prompts, changed_B = disrupt(batch, config.model_copy(update={"reward": reward}), boundary=condition.boundary)
-    disrupted_BGR = score_prompts(policy, prompts, batch, config)
+    prompts, changed_B = disrupt(batch, condition)
+    disrupted_BGR = score_prompts(policy, prompts, batch, bf16=bf16)
     drop_BG = log_prob_drop(old_BGR.numpy(), disrupted_BGR.numpy(), over_BGR)
     gap_BGR = old_BGR.numpy().astype(np.float64) - disrupted_BGR.numpy().astype(np.float64)
     positions_BGK = np.array([[means_by_position(gap_R, over_R, POSITIONS)
@@ -179,7 +160,7 @@ def _under(policy: Policy, batch: RolloutBatch, old_BGR: torch.Tensor, over_BGR:
 
 
 def _rows(policy: Policy, batch: RolloutBatch, over_BGR: np.ndarray, gap_BGR: np.ndarray, changed_BG: np.ndarray,
-          lead: Condition) -> list[Probed]:
+          lead: Disruption) -> list[MeasuredRollout]:
     windows_B = [tuple(w.clip(s.clip.duration_s) for w in s.query.windows) for s in batch.samples]
     parts = rewards(batch.texts_BG, windows_B, [s.clip.duration_s for s in batch.samples],
                     np.zeros(changed_BG.shape))
@@ -187,13 +168,14 @@ def _rows(policy: Policy, batch: RolloutBatch, over_BGR: np.ndarray, gap_BGR: np
     for b, sample in enumerate(batch.samples):
         times_S = sample.features.times_S
         stretches = tuple(Moment(float(times_S[w[0]]), float(times_S[w[-1]])) for w in boundary_windows(
-            times_S, windows_B[b], dt_s=lead.radius_s, boundary=lead.boundary))
+            times_S, windows_B[b], dt_s=lead.dt_s, boundary=lead.boundary))
         for g, text in enumerate(batch.texts_BG[b]):
             counted_R = over_BGR[b, g].astype(bool)
             pieces = tuple(policy.decode([int(i)]) for i in batch.ids_BGR[b, g][counted_R.nonzero()[0]])
             gaps = tuple(float(x) for x in gap_BGR[b, g][counted_R]) if changed_BG[b, g] else ()
-            rows.append(Probed(sample.clip.key, sample.query.id, sample.query.text, sample.clip.video.sha256, text,
-                               parts.predicted_BG[b][g], windows_B[b], sample.clip.duration_s,
-                               float(parts.iou_BG[b, g]), pieces, gaps, stretches))
+            rows.append(MeasuredRollout(
+                sample.clip.key, sample.query.id, sample.query.text, sample.clip.video.sha256, text,
+                parts.predicted_BG[b][g], windows_B[b], sample.clip.duration_s, float(parts.iou_BG[b, g]), pieces, gaps,
+                stretches))
     assert len({sample_name(sample) for sample in batch.samples}) == len(batch.samples)
     return rows

@@ -20,7 +20,8 @@ from taro.pages.cards import MAX_TEXT, Card, Clips, Table, caption_lanes, find_c
 from taro.pages.charts import LinesChart, lines_chart
 from taro.pages.render import number, render, windows_text
 from taro.pages.timeline import Lane, Span, timeline
-from taro.train.sensitivity.measure import Condition, Probe, Probed
+from taro.train.disruption import Disruption
+from taro.train.sensitivity.measure import MeasuredRollout, Sensitivity
 from taro.train.sensitivity.stats import auc, auc_within, centred, pairs_within, spearman, video_interval
 
 __all__ = ["CORRECT_IOU", "sensitivity_page", "sensitivity_table", "summarise"]
@@ -38,7 +39,7 @@ NOTE = ('Intervals: 95 %, over videos. "not disruptable": rollouts whose video h
 CORRELATION_HEAD = ["kinds", "radius s", "boundary", "rollouts", "rho of d", "in group"]
 
 
-def summarise(probe: Probe, *, seed: int = 0) -> dict[str, Any]:
+def summarise(probe: Sensitivity, *, seed: int = 0) -> dict[str, Any]:
     """Everything of the table, for JSON: nan and missing intervals are null."""
     right_N = np.array([rollout.iou >= CORRECT_IOU for rollout in probe.rollouts])
     return {
@@ -51,14 +52,14 @@ def summarise(probe: Probe, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _condition(probe: Probe, c: int, right_N: np.ndarray, seed: int) -> dict[str, Any]:
+def _condition(probe: Sensitivity, c: int, right_N: np.ndarray, seed: int) -> dict[str, Any]:
     condition, drop_N = probe.conditions[c], probe.drops_CN[c]
     known = np.flatnonzero(np.isfinite(drop_N))
     drops, right = drop_N[known], right_N[known]
     videos, groups = ([getattr(probe.rollouts[n], name) for n in known] for name in ("video", "group"))
     wins, pairs, of = pairs_within(drops, right, groups)
     return {
-        "kind": condition.kind, "radius_s": condition.radius_s, "boundary": condition.boundary,
+        "kind": condition.kind, "radius_s": condition.dt_s, "boundary": condition.boundary,
         "rollouts": len(known), "undisrupted": int((~probe.disrupted_CN[c]).sum()),
         "drop": _known(drops.mean() if len(drops) else math.nan),
         "drop_interval": video_interval(lambda at: float(drops[at].mean()), videos, seed),
@@ -74,9 +75,9 @@ def _condition(probe: Probe, c: int, right_N: np.ndarray, seed: int) -> dict[str
     }
 
 
-def _against_elsewhere(probe: Probe, c: int, seed: int) -> dict[str, Any]:
+def _against_elsewhere(probe: Sensitivity, c: int, seed: int) -> dict[str, Any]:
     condition = probe.conditions[c]
-    control = _index(probe, Condition("elsewhere", condition.radius_s, condition.boundary))
+    control = _index(probe, Disruption("elsewhere", condition.dt_s, condition.boundary))
     if control is None or control == c:
         return {"vs_elsewhere": None, "vs_elsewhere_interval": None, "vs_elsewhere_rollouts": 0}
     gap_N = probe.drops_CN[c] - probe.drops_CN[control]
@@ -88,23 +89,23 @@ def _against_elsewhere(probe: Probe, c: int, seed: int) -> dict[str, Any]:
             "vs_elsewhere_rollouts": len(both)}
 
 
-def _correlations(probe: Probe) -> list[dict[str, Any]]:
+def _correlations(probe: Sensitivity) -> list[dict[str, Any]]:
     """Spearman's rho of d between the kinds, at the same radius and boundary, over the rollouts that have both."""
     found = []
     for a, b in combinations(range(len(probe.conditions)), 2):
         one, other = probe.conditions[a], probe.conditions[b]
-        if (one.radius_s, one.boundary) != (other.radius_s, other.boundary):
+        if (one.dt_s, one.boundary) != (other.dt_s, other.boundary):
             continue
         both = np.flatnonzero(np.isfinite(probe.drops_CN[a]) & np.isfinite(probe.drops_CN[b]))
         groups = [probe.rollouts[n].group for n in both]
         x, y = probe.drops_CN[a][both], probe.drops_CN[b][both]
-        found.append({"kinds": [one.kind, other.kind], "radius_s": one.radius_s, "boundary": one.boundary,
+        found.append({"kinds": [one.kind, other.kind], "radius_s": one.dt_s, "boundary": one.boundary,
                       "rollouts": len(both), "rho": _known(spearman(x, y)),
                       "rho_within": _known(spearman(centred(x, groups), centred(y, groups)))})
     return found
 
 
-def _index(probe: Probe, condition: Condition) -> int | None:
+def _index(probe: Sensitivity, condition: Disruption) -> int | None:
     return probe.conditions.index(condition) if condition in probe.conditions else None
 
 
@@ -160,7 +161,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
 
 
-def sensitivity_page(probe: Probe, summary: dict[str, Any], *, title: str, made_by: str,
+def sensitivity_page(probe: Sensitivity, summary: dict[str, Any], *, title: str, made_by: str,
                      sets: Sequence[Clips] = ()) -> str:
     """A self-contained page: tables, per-token drop by relative position, and reasonings with their tokens' drops.
     `sets`: where the clips are, for their contact sheets and captions."""
@@ -184,11 +185,11 @@ def _charts(summary: dict[str, Any]) -> list[LinesChart]:
         for place in places]
 
 
-def _examples(probe: Probe) -> dict[str, list[tuple[Probed, float]]]:
+def _examples(probe: Sensitivity) -> dict[str, list[tuple[MeasuredRollout, float]]]:
     """The rollouts with the largest and the smallest drop under the lead condition, one a query, with their drops."""
     ranked = sorted((n for n in range(len(probe.rollouts)) if np.isfinite(probe.drops_CN[0, n])),
                     key=lambda n: (-probe.drops_CN[0, n], n))
-    found: dict[str, list[tuple[Probed, float]]] = {"largest": [], "smallest": []}
+    found: dict[str, list[tuple[MeasuredRollout, float]]] = {"largest": [], "smallest": []}
     used: set[str] = set()
     for chosen, order in zip(found.values(), (ranked, ranked[::-1]), strict=True):
         for n in order:
@@ -198,7 +199,7 @@ def _examples(probe: Probe) -> dict[str, list[tuple[Probed, float]]]:
     return found
 
 
-def _card(rollout: Probed, drop: float, sets: Sequence[Clips]) -> Card:
+def _card(rollout: MeasuredRollout, drop: float, sets: Sequence[Clips]) -> Card:
     clip, sheet = find_clip(rollout.key, sets)
     said = [] if rollout.predicted is None else [rollout.predicted]
     lanes = [window_lane("ground truth", rollout.windows, "truth"),
@@ -209,7 +210,7 @@ def _card(rollout: Probed, drop: float, sets: Sequence[Clips]) -> Card:
                 timeline=timeline(rollout.duration_s, [*lanes, *caption_lanes(clip)], sheet))
 
 
-def _tokens(rollout: Probed) -> list[tuple[str, float, int]]:
+def _tokens(rollout: MeasuredRollout) -> list[tuple[str, float, int]]:
     """(text, log-prob lost, strength of its colour in percent) of each counted token, as far as a page shows them."""
     most = max([abs(gap) for gap in rollout.gaps] + [1e-9])
     found, used = [], 0

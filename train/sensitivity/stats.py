@@ -1,4 +1,4 @@
-"""The statistics of a probe as pure functions: ranks, areas, means by position, and their intervals.
+"""The statistics of the sensitivity measure as pure functions: ranks, areas, means by position, and their intervals.
 
 All work on plain arrays with one entry a rollout; nan means "has none" and must be dropped by the caller where a
 function does not say that it does. Intervals draw whole videos (taro/metrics/bootstrap.py says why).
