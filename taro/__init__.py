@@ -8,6 +8,7 @@ library. The stages are packages: `taro.preprocess` (videos to shards), `taro.sh
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from taro.core.version import __version__
@@ -52,8 +53,15 @@ _LAZY: dict[str, tuple[str, str]] = {
     "train_policy": ("taro.train.loop", "train"),
     "verify_shards": ("taro.shards.verify", "verify"),
 }
-_PACKAGES = ("annotations", "core", "grounding", "metrics", "models", "pages", "preprocess", "sandbox", "shards",
-             "train")
+_STAGES = ("preprocess", "shards", "train")
+_PACKAGES = ("annotations", "core", "grounding", "metrics", "models", "pages", "sandbox", *_STAGES)
+
+for _name in _STAGES:
+    if not os.access(f"{__path__[0]}/{_name}/__init__.py", os.F_OK):  # pathlib takes longer to load than all of this
+        raise ImportError(
+            f"{__path__[0]}/{_name}: expected a folder or a link to one, got a copy of taro that was made without "
+            "symbolic links. Clone it again on Linux or macOS with `git clone -c core.symlinks=true URL`, or install a "
+            "released wheel: pip install taro-vtg")
 
 __all__ = [
     "__version__",
