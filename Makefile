@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint docs wheel clean
+.PHONY: help quickstart test lint docs dist clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -48,8 +48,9 @@ test: lint
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.docs --update
 
-wheel: $(VENV)/.installed-dev
-	$(BIN)/python -m build --wheel --no-isolation
+# An sdist in dist/, and the wheel that is built from it.
+dist: $(VENV)/.installed-dev
+	$(BIN)/python -m build --no-isolation
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
