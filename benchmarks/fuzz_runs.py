@@ -20,7 +20,7 @@ from taro.core.errors import TaroError
 from taro.grounding.prompts import load_template
 from taro.models.features import FrameSampling
 from taro.models.folder import pixel_settings, template_name, tower_sha256
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from taro.shards.view import view as write_view
 from taro.train.checkpoint import RunState, checkpoints, load_checkpoint, save_checkpoint
 from taro.train.evaluate import write_predictions

@@ -28,8 +28,10 @@ from taro.core.config import load_config
 from taro.grounding.moment import Moment
 from taro.grounding.prompts import Asking, load_template
 from taro.models.asking import asking_of
+from taro.models.export import export_checkpoint
+from taro.models.load import load_policy
 from taro.models.logprobs import score
-from taro.models.policy import Policy, export_checkpoint, load_policy
+from taro.models.policy import Policy
 from taro.models.sampler import Decoding
 from taro.sandbox.tasks import response
 from taro.shards.reader import QueryRef, ShardSet

@@ -27,12 +27,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from taro.core.draws import uniforms
-from taro.models.decoder import causal, hidden_states
+from taro.models.attention import causal
+from taro.models.encoder import Encoder
 from taro.models.families import FAMILIES
 from taro.models.features import VideoFeatures
-from taro.models.logprobs import embed_prompt, prompt_deepstack, score, token_logprobs
-from taro.models.policy import Policy, Prompt
-from taro.models.sampler import Decoding, generate
+from taro.models.grouped import generate
+from taro.models.language_model import LanguageModel
+from taro.models.logprobs import score, token_logprobs
+from taro.models.policy import Policy
+from taro.models.prompt import Prompt
+from taro.models.sampler import Decoding
 from tests.helpers_models import TINY
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -100,7 +104,8 @@ def random_policy(size: str, device: str, dtype: torch.dtype, folder: Path) -> P
         torch.set_default_dtype(before)
     for module in (lm, tower, head):
         module.to(dtype).requires_grad_(module is not tower)
-    return Policy(folder, config, family, AutoTokenizer.from_pretrained(folder), lm, head, tower)
+    encoder = Encoder(folder, config, family, tower)
+    return Policy(folder, config, family, AutoTokenizer.from_pretrained(folder), LanguageModel(lm, head), encoder)
 
 
 def timed(name: str, run: Callable[[], Any], results: dict[str, Any], *, device: str, repeats: int) -> None:
@@ -136,10 +141,9 @@ def full_rows(policy: Policy, prompt: Prompt, ids_GR: torch.Tensor, *, rows: int
     positions = torch.cat([prompt.positions_3P, tail], 1).to(policy.device)[:, None]
     for start in range(0, G, rows):
         ids = ids_GR[start : start + rows]
-        prefix = embed_prompt(policy, prompt)
-        embeds = torch.cat([prefix.expand(len(ids), *prefix.shape), policy.lm.embed_tokens(ids)], 1)
-        hidden = hidden_states(policy.lm, embeds, positions.expand(3, len(ids), -1), causal, checkpoint=checkpoint,
-                               deepstack=prompt_deepstack(prompt))  # fmt: skip
+        row = torch.cat([prompt.ids_P.to(ids.device).expand(len(ids), -1), ids], 1)
+        hidden = policy.language_model(row, positions.expand(3, len(ids), -1), causal, video=prompt.video,
+                                       checkpoint=checkpoint)  # fmt: skip
         used = hidden[:, len(prompt.ids_P) - 1 : -1].reshape(-1, hidden.shape[-1])
         mean = token_logprobs(policy, used, ids.reshape(-1), temperature=1.0, checkpoint=checkpoint).sum() / (G * R)
         if torch.is_grad_enabled():
@@ -152,23 +156,22 @@ def stock_decoding(policy: Policy, prompt: Prompt, G: int, steps: int) -> None:
     """The plain way: stock layers over a cache that repeats the prefix for every rollout."""
     from transformers.cache_utils import DynamicCache
 
-    cache = DynamicCache()
-    embeds, positions = embed_prompt(policy, prompt)[None], prompt.positions_3P.to(policy.device)[:, None]
+    cache, (lm, head) = DynamicCache(), policy.language_model.children()
+    embeds = prompt.video.place(lm.embed_tokens(prompt.ids_P.to(policy.device))[None])
+    positions = prompt.positions_3P.to(policy.device)[:, None]
     levels: dict[str, Any] = {}
     if prompt.features.deepstack_LSND:
         visual = torch.zeros(1, len(prompt.ids_P), dtype=torch.bool, device=policy.device)
         visual[0, prompt.places_M] = True
         deep = [level.flatten(0, 1) for level in prompt.features.deepstack_LSND]
         levels = {"visual_pos_masks": visual, "deepstack_visual_embeds": deep}
-    policy.lm(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True, **levels)
+    lm(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True, **levels)
     cache.batch_repeat_interleave(G)
     token = torch.ones((G, 1), dtype=torch.long, device=policy.device)
     for t in range(steps):
         at = torch.full((3, G, 1), prompt.next_position + t, device=policy.device)
-        out = policy.lm(
-            inputs_embeds=policy.lm.embed_tokens(token), position_ids=at, past_key_values=cache, use_cache=True
-        )
-        token = torch.softmax(policy.head(out.last_hidden_state[:, -1]).float(), -1).multinomial(1)
+        out = lm(inputs_embeds=lm.embed_tokens(token), position_ids=at, past_key_values=cache, use_cache=True)
+        token = torch.softmax(head(out.last_hidden_state[:, -1]).float(), -1).multinomial(1)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -182,13 +185,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         def part(name: str, run: Callable[[], Any]) -> None:
             timed(name, run, results, device=device, repeats=args.repeats)
 
-        side, levels = policy.tower.patch_size, policy.family.levels(policy.config)
+        side, levels = policy.encoder.tower.patch_size, policy.family.levels(policy.config)
         pixels = torch.randn(t, h * w, 3 * 2 * side * side, device=device, dtype=dtype)
         grid = torch.tensor([[t, h, w]], device=device)
         with torch.no_grad():
-            part("tower, stock", lambda: policy.tower(pixels.flatten(0, 1), grid_thw=grid))
-            part("tower, taro", lambda: policy.family.encode(policy.tower, pixels, (h, w)))
-        width = policy.lm.config.hidden_size
+            part("tower, stock", lambda: policy.encoder.tower(pixels.flatten(0, 1), grid_thw=grid))
+            part("tower, taro", lambda: policy.family.encode(policy.encoder.tower, pixels, (h, w)))
+        width = policy.language_model.lm.config.hidden_size
         main, *deep = ((torch.randn(t, h * w // 4, width, device=device) * 0.02).to(dtype) for _ in range(1 + levels))
         features = VideoFeatures(main, np.arange(t) * 1.0, (t, h, w), 1.0, tuple(deep))
         prompt = policy.prompt(features, "x" * args.text)
@@ -209,9 +212,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 full_rows(policy, prompt, ids[0], rows=args.rows, checkpoint=checkpoint)
 
             part(f"forward + backward, full rows, {label}", plain)
-            policy.model.zero_grad()
+            policy.language_model.zero_grad()
             part(f"forward + backward, packed, {label}", packed)
-            policy.model.zero_grad()
+            policy.language_model.zero_grad()
         draws = np.stack([[uniforms(args.decode, "bench", 0, g) for g in range(args.group)]])
         with torch.no_grad():
             part(

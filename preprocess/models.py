@@ -65,7 +65,7 @@ def load_tower_policy(folder: Path, device: torch.device, dtype: str) -> Policy:
     """A policy with its vision tower, frozen."""
     import torch
 
-    from taro.models.policy import load_policy
+    from taro.models.load import load_policy
 
     return load_policy(folder, device=device, dtype=getattr(torch, dtype), tower=True)
 

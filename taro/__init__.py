@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from taro.core.config import load_config
     from taro.grounding.moment import Moment, iou
     from taro.metrics.scores import evaluate_predictions
+    from taro.models.export import export_checkpoint
     from taro.models.features import FrameSampling, VideoFeatures
+    from taro.models.grouped import generate
+    from taro.models.load import load_policy
     from taro.models.logprobs import score
-    from taro.models.policy import export_checkpoint, load_policy
-    from taro.models.sampler import generate
     from taro.preprocess.config import PreprocessConfig
     from taro.preprocess.run import preprocess as make_shards
     from taro.shards.reader import open_shards
@@ -41,12 +42,12 @@ _LAZY: dict[str, tuple[str, str]] = {
     "VideoFeatures": ("taro.models.features", "VideoFeatures"),
     "evaluate_policy": ("taro.train.evaluate", "evaluate_policy"),
     "evaluate_predictions": ("taro.metrics.scores", "evaluate_predictions"),
-    "export_checkpoint": ("taro.models.policy", "export_checkpoint"),
-    "generate": ("taro.models.sampler", "generate"),
+    "export_checkpoint": ("taro.models.export", "export_checkpoint"),
+    "generate": ("taro.models.grouped", "generate"),
     "import_annotations": ("taro.annotations", "import_annotations"),
     "iou": ("taro.grounding.moment", "iou"),
     "load_config": ("taro.core.config", "load_config"),
-    "load_policy": ("taro.models.policy", "load_policy"),
+    "load_policy": ("taro.models.load", "load_policy"),
     "make_shards": ("taro.preprocess.run", "preprocess"),
     "open_shards": ("taro.shards.reader", "open_shards"),
     "score": ("taro.models.logprobs", "score"),

@@ -84,7 +84,7 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decodin
     """
     import torch
 
-    from taro.models.sampler import generate
+    from taro.models.grouped import generate
 
     questions = questions or Questions()
     refs = questions.of(shard_set)

@@ -26,7 +26,7 @@ import yaml
 from taro.core.errors import TaroError
 from taro.core.files import explain_disk_errors, fsync, write_atomically
 from taro.metrics.scores import METRICS
-from taro.models.policy import export_checkpoint
+from taro.models.export import export_checkpoint
 from taro.models.sampler import Decoding
 from taro.train.algorithms.base import make_algorithm
 from taro.train.checkpoint import DamagedError, load_checkpoint, prune_checkpoints, save_checkpoint

@@ -18,9 +18,11 @@ import torch
 from taro.core import draws
 from taro.grounding.prompts import Asking
 from taro.models.features import VideoFeatures
+from taro.models.grouped import generate
 from taro.models.logprobs import score
-from taro.models.policy import Policy, Prompt
-from taro.models.sampler import Decoding, generate
+from taro.models.policy import Policy
+from taro.models.prompt import Prompt
+from taro.models.sampler import Decoding
 from taro.train.config import RewardConfig, RolloutConfig
 from taro.train.curriculum import guided_rollouts
 from taro.train.data import sample_name

@@ -27,7 +27,8 @@ from taro.grounding.prompts import Asking
 from taro.models.asking import asking_of
 from taro.models.features import FrameSampling
 from taro.models.folder import pixel_settings
-from taro.models.policy import Policy, load_policy
+from taro.models.load import load_frozen, load_policy
+from taro.models.policy import Policy
 from taro.shards.reader import Sample, ShardSet, check_encoder, open_shards
 from taro.shards.variants import VariantSettings
 from taro.train.checkpoint import RunState, checkpoints, resume_checkpoint
@@ -36,7 +37,7 @@ from taro.train.data import TrainingData, TrainingSet, select
 from taro.train.trackers import Tracker, check_trackers, cut_back, open_trackers
 from taro.train.update import make_optimizer
 
-__all__ = ["Run", "compute_device", "load_frozen", "open_encoded_shards", "open_policy", "open_run", "policy_folder",
+__all__ = ["Run", "compute_device", "open_encoded_shards", "open_policy", "open_run", "policy_folder",
            "policy_name", "with_variants"]
 
 RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "device"}
@@ -203,20 +204,6 @@ def _reference(config: TrainConfig, folder: Path, device: torch.device) -> Polic
     if config.loss.kl == 0:
         return None
     return load_frozen(folder, device, bf16=_computes_in_bf16(config.dtype, device))
-
-
-def load_frozen(folder: Path, device: torch.device, *, bf16: bool) -> Policy:
-    """A policy to compute with, not to train. With `bf16` its matrices are bfloat16, its embeddings and norms are not:
-    under autocast it then rounds exactly where the float32 policy in training does, so that a reference equal to the
-    policy has KL 0."""
-    policy = load_policy(folder, device="cpu" if bf16 else device, dtype=torch.float32)
-    if bf16:
-        tied = policy.head.weight is policy.lm.embed_tokens.weight
-        for module in policy.model.modules():
-            if isinstance(module, torch.nn.Linear) and not (tied and module is policy.head):
-                module.to(torch.bfloat16)
-        policy.model.to(device)
-    return policy
 
 
 def open_policy(name: str, device: str) -> Policy:

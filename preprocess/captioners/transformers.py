@@ -29,7 +29,8 @@ class TransformersCaptioner:
 
     def describe(self, requests: Sequence[Request]) -> list[str]:
         """One text a request, in order."""
-        from taro.models.sampler import Decoding, generate
+        from taro.models.grouped import generate
+        from taro.models.sampler import Decoding
 
         prompts = []
         for request in requests:

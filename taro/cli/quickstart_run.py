@@ -188,7 +188,7 @@ def _part(show: Show, name: str, done: int, total: int) -> Callable[[Progress], 
 def _answers(settings: Quickstart, shards: Path, policy_name: str, when: str, show: Show) -> dict[str, list[Any]]:
     """Rows by decoding; read back where an earlier run of this folder wrote them."""
     from taro.models.asking import asking_of
-    from taro.models.policy import load_policy
+    from taro.models.load import load_policy
     from taro.models.sampler import Decoding
     from taro.train.evaluate import Questions, evaluate_policy, write_predictions
     from taro.train.report.data import read_predictions

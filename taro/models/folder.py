@@ -1,8 +1,7 @@
-"""A Hugging Face model folder on disk: its tensors by name, its processor's pixel settings, its chat template.
+"""A Hugging Face model folder on disk: config, tensors by name, the processor's pixel settings, the chat template.
 
-Reads safetensors only (never pickle), one tensor at a time, so a policy without its vision tower never holds the
-tower in memory. Writing (`export_checkpoint`) keeps the base checkpoint's names and files, so that an export loads
-wherever the base did.
+Reads safetensors only (never pickle), one tensor at a time: what is not wanted is not read, nor is a file that holds
+nothing wanted opened.
 """
 
 from __future__ import annotations
@@ -58,11 +57,12 @@ def tensors(
     others are not read from disk."""
     by_file: dict[Path, list[str]] = {}
     for name, file in tensor_files(folder).items():
-        by_file.setdefault(file, []).append(name)
+        if wanted(name):
+            by_file.setdefault(file, []).append(name)
     for file in sorted(by_file):
         try:
             with safe_open(file, framework="pt") as handle:
-                for name in sorted(filter(wanted, by_file[file])):
+                for name in sorted(by_file[file]):
                     yield name, handle.get_tensor(name)
         except SafetensorError as error:
             raise ModelError(f"{file}: damaged weights ({error!s:.300}); copy the file again") from None
@@ -125,6 +125,8 @@ def read_config(folder: Path) -> Any:
     """transformers' config of a model folder, code of the folder never run. Raises ModelError."""
     from transformers import AutoConfig
 
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json; expected a Hugging Face model folder (weights, config, tokenizer)")
     try:
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         parts = config, getattr(config, "text_config", None), getattr(config, "vision_config", None)

@@ -17,8 +17,10 @@ from taro.grounding.moment import Moment, iou
 from taro.grounding.prompts import load_template, parse_captions
 from taro.metrics.scores import Prediction, evaluate_predictions
 from taro.models.features import FrameSampling, VideoFeatures
-from taro.models.policy import Policy, load_policy
-from taro.models.sampler import Decoding, generate
+from taro.models.grouped import generate
+from taro.models.load import load_policy
+from taro.models.policy import Policy
+from taro.models.sampler import Decoding
 from taro.sandbox.tasks import segment_sentences, shown_times_s
 from taro.sandbox.world import CELL_S, World
 

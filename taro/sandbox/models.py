@@ -67,9 +67,12 @@ def build_model(seed: int, family: str = "qwen2_5_vl") -> Any:
     """A stock model of the family with fresh weights, fp32, head tied to the embedding."""
     import torch
 
+    from taro.models.attention import route
+
     torch.manual_seed(seed)
     model = _stock(family)._from_config(model_config(family), attn_implementation="sdpa")
     model.lm_head.weight = model.model.language_model.embed_tokens.weight
+    route(model.model.language_model)
     return model.float()
 
 

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, interpolate, linear, scaled_dot_product_attention
 
-from taro.models.decoder import hidden_states, masked
+from taro.models.attention import masked, route
 from taro.models.families.pixels import to_patches
+from taro.models.language_model import hidden_states
 from taro.sandbox.data import Examples
 from taro.sandbox.models import MEAN, STD
 from taro.sandbox.net_qwen3 import stamped_rows
@@ -114,11 +115,12 @@ def batch_positions(
 def text_logits(model: Any, batch: Examples, patches_QPC: torch.Tensor, before_ids: torch.Tensor) -> torch.Tensor:
     """Logits [B, R - 1, V] that predict text tokens 1 to R - 1."""
     lm, R = model.model.language_model, batch.ids_NR.shape[1]
+    route(lm)
     B, S, device = len(batch), batch.cells_NT.shape[1] // 2, batch.ids_NR.device
     head = lm.embed_tokens(before_ids).expand(B, BEFORE, -1)
-    deepstack = None
+    stamped = None
     if model.config.model_type == "qwen3_vl":
-        rows, positions, deepstack = stamped_rows(model, batch, patches_QPC, BEFORE)
+        rows, positions, stamped = stamped_rows(model, batch, patches_QPC, BEFORE)
     else:
         visual = model.model.visual
         rows = tower_features(visual, patches_QPC).view(B, -1, head.shape[-1]).to(head.dtype)
@@ -131,8 +133,9 @@ def text_logits(model: Any, batch: Examples, patches_QPC: torch.Tensor, before_i
     seen = torch.ones(B, length, dtype=torch.bool, device=device)
     seen = torch.cat([seen[:, :BEFORE], video, seen[:, -R:]], 1)
     mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None] & seen[:, None, None]
-    hidden = hidden_states(lm, x, positions, masked(mask), deepstack=deepstack)[:, -R:-1]
-    return linear(hidden, lm.embed_tokens.weight)
+    hidden = hidden_states(lm, x, positions, masked(mask), video=stamped)[:, -R:-1]
+    logits: torch.Tensor = model.lm_head(hidden)
+    return logits
 
 
 def token_losses(model: Any, batch: Examples, patches_QPC: torch.Tensor, before_ids: torch.Tensor) -> torch.Tensor:

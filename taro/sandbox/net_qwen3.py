@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from taro.models.decoder import Deepstack
 from taro.models.families.qwen3_vl import encode_with_levels
+from taro.models.language_model import VideoTokens
 from taro.sandbox.data import Examples
 
 __all__ = ["row_positions", "stamped_rows"]
@@ -24,9 +24,9 @@ STAMP, END = 2, 1
 
 def stamped_rows(
     model: Any, batch: Examples, patches_QPC: torch.Tensor, before: int
-) -> tuple[torch.Tensor, torch.Tensor, Deepstack]:
+) -> tuple[torch.Tensor, torch.Tensor, VideoTokens]:
     """Embeddings [B, S * (STAMP + N + END), D] of the video's part of each row; positions [3, B, .] of whole rows with
-    `before` tokens before it and R after; the deepstack levels at their places in whole rows."""
+    `before` tokens before it and R after; the features at their places in whole rows."""
     visual, embed, config = model.model.visual, model.model.language_model.embed_tokens, model.config
     B, S, device = len(batch), batch.stamps_NS.shape[1], batch.ids_NR.device
     side = round(patches_QPC.shape[1] ** 0.5)
@@ -38,10 +38,11 @@ def stamped_rows(
     rows = torch.cat([stamps, start, main.view(B, S, N, D).to(stamps.dtype), end], 2)
     run = STAMP + N + END
     index = torch.arange(S, device=device)[:, None] * run + torch.arange(STAMP, STAMP + N, device=device)
-    deepstack = Deepstack(before + index.flatten(), tuple(level.reshape(B, S * N, D) for level in levels))
+    main_BMD, *levels_BMD = (x.reshape(B, S * N, D) for x in (main, *levels))
+    video = VideoTokens(before + index.flatten(), main_BMD, tuple(levels_BMD))
     cells = side // visual.spatial_merge_size
     positions = row_positions(batch.patches_N, S, cells, before=before, text=batch.ids_NR.shape[1])
-    return rows.flatten(1, 2), positions, deepstack
+    return rows.flatten(1, 2), positions, video
 
 
 def row_positions(patches_B: torch.Tensor, S: int, cells: int, *, before: int, text: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taro.grounding.prompts import load_template
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.run import preprocess
 from taro.shards.reader import open_shards

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from taro.core.draws import uniforms
-from taro.models.decoder import causal, hidden_states
+from taro.models.attention import causal
 from taro.models.features import FrameSampling
-from taro.models.logprobs import embed_prompt, prompt_deepstack, score, token_logprobs
-from taro.models.policy import load_policy
-from taro.models.sampler import Decoding, generate
+from taro.models.grouped import generate
+from taro.models.load import load_policy
+from taro.models.logprobs import score, token_logprobs
+from taro.models.sampler import Decoding
 from taro.shards.tensors import pack_features, unpack_features
 from tests.helpers_models import TINY
 
@@ -67,8 +68,8 @@ def test_packed_rows_equal_full_rows_in_bf16(folder: Path) -> None:
             ids = rollouts.ids_BGR[0, g][valid]
             tail = torch.arange(prompt.next_position, prompt.next_position + len(ids)).expand(3, len(ids))
             positions = torch.cat([prompt.positions_3P, tail], 1).cuda()[:, None]
-            embeds = torch.cat([embed_prompt(policy, prompt), policy.lm.embed_tokens(ids)])[None]
-            hidden = hidden_states(policy.lm, embeds, positions, causal, deepstack=prompt_deepstack(prompt))
+            row = torch.cat([prompt.ids_P.to(ids.device), ids])[None]
+            hidden = policy.language_model(row, positions, causal, video=prompt.video)
             hidden = hidden[0, len(prompt.ids_P) - 1 : -1]
             plain = token_logprobs(policy, hidden, ids, temperature=1.0)
             gap = (packed[0, g][valid] - plain).abs().max()
@@ -102,7 +103,7 @@ def test_graphs_decode_as_the_packed_row_scores_while_prompts_leave(folder: Path
     forced = [[[65, 66]] * 4, [[65, 66, 67]] * 4, [[]] * 4]
     draws = np.stack([[uniforms(96, "graph", b, g) for g in range(4)] for b in range(3)])
     with torch.no_grad():  # make the end token likely, so that rollouts end at different times
-        policy.head.weight[end] = policy.head.weight.mean(0) * 4
+        policy.language_model.head.weight[end] = policy.language_model.head.weight.mean(0) * 4
     made = generate(policy, prompts, G=4, decoding=Decoding(96), forced=forced, uniforms_BGR=draws)
     lengths = made.mask_BGR.sum(-1)
     assert int(lengths.min()) < int(lengths.max())

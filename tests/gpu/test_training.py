@@ -16,7 +16,7 @@ import torch
 
 from taro.grounding.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
 from taro.models.features import FrameSampling
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from taro.sandbox import weights_folder
 from taro.sandbox.tasks import shown_times_s
 from taro.sandbox.video import decode_cells, encode_video

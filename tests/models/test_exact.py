@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from taro.core.draws import uniforms
 from taro.core.errors import ModelError
-from taro.models.decoder import causal, hidden_states
+from taro.models.attention import causal
+from taro.models.export import export_checkpoint
 from taro.models.families import FAMILIES
 from taro.models.families.pixels import normalise, resize_frames, to_patches
 from taro.models.families.positions import video_positions
-from taro.models.features import FrameSampling, VideoFeatures
+from taro.models.features import VideoFeatures
 from taro.models.folder import pixel_settings
-from taro.models.logprobs import embed_prompt, prompt_deepstack, score
-from taro.models.policy import Policy, Prompt, export_checkpoint, load_policy
-from taro.models.sampler import Decoding, generate
+from taro.models.grouped import generate
+from taro.models.load import load_policy
+from taro.models.logprobs import score
+from taro.models.policy import Policy
+from taro.models.prompt import Prompt
+from taro.models.sampler import Decoding
 from tests.helpers_models import TINY
-
-SAMPLING = FrameSampling()
-CASES = [(8, 120, 150, 4.0), (4, 56, 56, 2.0), (12, 84, 84, 7.3), (6, 200, 70, 30.0)]
-"""frames, height, width, duration in seconds: several grids and rates"""
+from tests.models.helpers import CASES, SAMPLING, full_row_logprobs, make_frames, make_prompt, sampled
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
@@ -56,17 +56,6 @@ def processor(folder: Path):
 def test_every_registered_family_is_checked_here() -> None:
     assert set(TINY) == set(FAMILIES)
     assert all(family.name == family.model_type == key for key, family in FAMILIES.items())
-
-
-def make_frames(T: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (T, height, width, 3), dtype=np.uint8)
-
-
-def make_prompt(policy: Policy, case: tuple[int, int, int, float], text: str) -> tuple[Prompt, np.ndarray]:
-    T, height, width, duration_s = case
-    frames = make_frames(T, height, width)
-    features = policy.encode(frames, np.linspace(0, duration_s, T, endpoint=False), SAMPLING, duration_s=duration_s)
-    return policy.prompt(features, text), frames
 
 
 def stock_inputs(processor, frames: np.ndarray, duration_s: float, text: str):
@@ -118,10 +107,8 @@ def test_cached_features_give_the_logits_of_pixels_through_the_stock_model(polic
 
 
 def cached_logits(policy: Policy, prompt: Prompt) -> torch.Tensor:
-    embeds = embed_prompt(policy, prompt)[None]
-    deepstack = prompt_deepstack(prompt)
-    hidden = hidden_states(policy.lm, embeds, prompt.positions_3P[:, None], causal, deepstack=deepstack)
-    return policy.head(hidden)[0]
+    model = policy.language_model
+    return model.head(model(prompt.ids_P[None], prompt.positions_3P[:, None], causal, video=prompt.video))[0]
 
 
 def test_disrupted_features_give_the_logits_of_disrupted_pixels(policy: Policy, stock, processor) -> None:
@@ -177,26 +164,6 @@ def test_positions_of_the_released_models() -> None:
         assert positions[1].max() == 15 + 5 and positions[2].max() == 15 + 9
 
 
-def sampled(policy: Policy, G: int = 3, R: int = 24):
-    prompts = [make_prompt(policy, case, text)[0] for case, text in ((CASES[0], "when?"), (CASES[1], "a longer query"))]
-    draws = np.stack([[uniforms(R, "test", b, g) for g in range(G)] for b in range(2)])
-    forced = [[[65, 66, 67, 68, 69], [65], []], [[], [70, 71], [72]]]
-    rollouts = generate(policy, prompts, G=G, decoding=Decoding(R), uniforms_BGR=draws, forced=forced)
-    return prompts, rollouts
-
-
-def full_row_logprobs(policy: Policy, prompt: Prompt, ids_R: torch.Tensor) -> torch.Tensor:
-    """The plain way: the whole prompt and one response as one causal row."""
-    R = len(ids_R)
-    tail = torch.arange(prompt.next_position, prompt.next_position + R).expand(3, R)
-    positions = torch.cat([prompt.positions_3P, tail], 1)[:, None]
-    embeds = torch.cat([embed_prompt(policy, prompt), policy.lm.embed_tokens(ids_R)])[None]
-    deepstack = prompt_deepstack(prompt)
-    hidden = hidden_states(policy.lm, embeds, positions, causal, deepstack=deepstack)[0, len(prompt.ids_P) - 1 : -1]
-    logits = policy.head(hidden).float().masked_fill(policy.banned_V, float("-inf"))
-    return torch.log_softmax(logits, -1).gather(-1, ids_R[:, None])[:, 0]
-
-
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_packed_scoring_and_its_gradient_equal_full_rows(policy: Policy, checkpointed: bool) -> None:
     prompts, rollouts = sampled(policy)
@@ -209,7 +176,7 @@ def test_packed_scoring_and_its_gradient_equal_full_rows(policy: Policy, checkpo
             plain = plain.index_put((torch.tensor(b), torch.tensor(g), valid.nonzero()[:, 0]), row)
     (plain * weights).sum().backward()
     wanted = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
-    policy.model.zero_grad()
+    policy.language_model.zero_grad()
     packed = score(policy, prompts, rollouts.ids_BGR, rollouts.mask_BGR, checkpoint_activations=checkpointed)
     (packed * weights).sum().backward()
     torch.testing.assert_close(packed, plain, atol=1e-4, rtol=0)
@@ -218,7 +185,7 @@ def test_packed_scoring_and_its_gradient_equal_full_rows(policy: Policy, checkpo
         if name in wanted:
             gap = (parameter.grad - wanted[name]).norm() / wanted[name].norm()
             assert gap < 1e-3, f"{name}: relative gradient gap {gap:.1e}"
-    policy.model.zero_grad()
+    policy.language_model.zero_grad()
 
 
 def test_logprobs_of_decoding_equal_those_of_scoring(policy: Policy) -> None:
@@ -310,9 +277,9 @@ def test_an_export_in_float32_of_a_bf16_model_holds_the_weights_as_trained(folde
             parameter.mul_(1 + 2**-12)  # less than bf16 keeps
     rounded, exact = (load_policy(export_checkpoint(trained, base, tmp_path / str(dtype), dtype=dtype))
                       for dtype in (None, torch.float32))  # fmt: skip
-    weight = trained.lm.layers[0].mlp.up_proj.weight
-    assert torch.equal(exact.lm.layers[0].mlp.up_proj.weight, weight)
-    assert not torch.equal(rounded.lm.layers[0].mlp.up_proj.weight, weight)
+    weight = trained.language_model.lm.layers[0].mlp.up_proj.weight
+    assert torch.equal(exact.language_model.lm.layers[0].mlp.up_proj.weight, weight)
+    assert not torch.equal(rounded.language_model.lm.layers[0].mlp.up_proj.weight, weight)
     stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "torch.float32", dtype="auto")
     assert torch.equal(stock.model.language_model.layers[0].mlp.up_proj.weight, weight)
     assert exact.fingerprint(SAMPLING, "float32") == trained.fingerprint(SAMPLING, "float32").model_copy(
@@ -333,7 +300,7 @@ def test_features_of_another_model_are_refused(policy: Policy) -> None:
 
 def test_a_policy_without_tower_holds_none_of_it(folder: Path) -> None:
     lean = load_policy(folder)
-    assert lean.tower is None and not any("visual" in name for name, _ in lean.named_parameters())
+    assert lean.encoder is None and not any("visual" in name for name, _ in lean.named_parameters())
 
 
 def test_features_move_to_where_they_are_told() -> None:

@@ -15,7 +15,7 @@ import torch
 from taro.core.errors import ModelError
 from taro.models.features import FrameSampling
 from taro.models.folder import read_json
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from tests.helpers_models import tiny_qwen2_5_vl
 
 

@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from taro.models.decoder import Deepstack, causal, hidden_states
+from taro.models.attention import causal
 from taro.models.families.qwen3_vl import QWEN3_VL
 from taro.models.features import FrameSampling, VideoFeatures
-from taro.models.logprobs import embed_prompt, prompt_deepstack, score
-from taro.models.policy import Policy, Prompt, load_policy
-from taro.models.sampler import Decoding, generate
+from taro.models.grouped import generate
+from taro.models.language_model import VideoTokens
+from taro.models.load import load_policy
+from taro.models.logprobs import score
+from taro.models.policy import Policy
+from taro.models.prompt import Prompt
+from taro.models.sampler import Decoding
 from taro.shards.tensors import pack_features, unpack_features
 from tests.helpers_models import tiny_qwen3_vl
 
@@ -36,11 +40,10 @@ def encode(policy: Policy, T: int = 6, hw: tuple[int, int] = (96, 64), times: np
     return policy.encode(frames, np.arange(T) / 2 if times is None else times, FrameSampling(), duration_s=T / 2)
 
 
-def logits(policy: Policy, prompt: Prompt, deepstack: Deepstack | None) -> torch.Tensor:
-    embeds = embed_prompt(policy, prompt)[None]
+def logits(policy: Policy, prompt: Prompt, video: VideoTokens) -> torch.Tensor:
+    model = policy.language_model
     with torch.no_grad():
-        hidden = hidden_states(policy.lm, embeds, prompt.positions_3P[:, None], causal, deepstack=deepstack)
-        return policy.head(hidden)[0]
+        return model.head(model(prompt.ids_P[None], prompt.positions_3P[:, None], causal, video=video))[0]
 
 
 def test_a_patch_is_announced_by_the_mean_time_of_its_two_frames(policy: Policy) -> None:
@@ -55,7 +58,7 @@ def test_the_outer_pair_goes_where_the_placeholder_holds_it(policy: Policy, fold
     """The layout of the 4.57 series, as docs/families.md says."""
     features = encode(policy)
     other = load_policy(folder)
-    other.family = replace(QWEN3_VL, placeholder="<|vision_start|><|video_pad|><|vision_end|>")
+    other.prompts.family = replace(QWEN3_VL, placeholder="<|vision_start|><|video_pad|><|vision_end|>")
     mine, theirs = policy.prompt(features, "when?"), other.prompt(features, "when?")
     a, b = (policy.tokenizer.decode(prompt.ids_P) for prompt in (mine, theirs))
     assert a.replace("<|vision_start|><0.2", "<0.2").replace("<|vision_end|>when", "when") == b and a != b
@@ -78,20 +81,20 @@ def test_positions_equal_the_stock_ones(policy: Policy, folder: Path) -> None:
 
 def test_levels_enter_the_first_layers_at_the_video_s_tokens_alone(policy: Policy) -> None:
     prompt = policy.prompt(encode(policy), "when?")
-    deepstack = prompt_deepstack(prompt)
-    assert deepstack is not None and len(deepstack.levels_LMD) == 3
-    whole = logits(policy, prompt, deepstack)
+    video = prompt.video
+    assert len(video.levels_LMD) == 3
+    whole = logits(policy, prompt, video)
     first = int(prompt.places_M[0])
     for level in range(3):
-        kept = tuple(x if n != level else torch.zeros_like(x) for n, x in enumerate(deepstack.levels_LMD))
-        without = logits(policy, prompt, Deepstack(prompt.places_M, kept))
+        kept = tuple(x if n != level else torch.zeros_like(x) for n, x in enumerate(video.levels_LMD))
+        without = logits(policy, prompt, replace(video, levels_LMD=kept))
         assert torch.equal(without[:first], whole[:first])
         assert float((without[first:] - whole[first:]).abs().max()) > 1e-3, f"level {level} changes nothing"
     x = torch.zeros(2, len(prompt.ids_P), 32)
-    added = deepstack.add(1, x)
-    assert torch.equal(added[1, prompt.places_M], deepstack.levels_LMD[1])
+    added = video.add(1, x)
+    assert torch.equal(added[1, prompt.places_M], video.levels_LMD[1])
     assert int((added.abs().sum(-1) > 0).sum()) == 2 * len(prompt.places_M)
-    assert deepstack.add(3, x) is x
+    assert video.add(3, x) is x
 
 
 def test_features_with_levels_survive_a_shard(policy: Policy) -> None:
@@ -103,7 +106,7 @@ def test_features_with_levels_survive_a_shard(policy: Policy) -> None:
     mine, theirs = policy.prompt(stored, "when?"), policy.prompt(features, "when?")
     assert torch.equal(mine.ids_P, theirs.ids_P)
     assert torch.equal(
-        logits(policy, mine, prompt_deepstack(mine)), logits(policy, theirs, prompt_deepstack(theirs))
+        logits(policy, mine, mine.video), logits(policy, theirs, theirs.video)
     )
 
 
@@ -143,7 +146,7 @@ def test_released_configs_and_tensor_names_load(policy: Policy, folder: Path, tm
     mine, theirs = encode(released), encode(policy)
     assert torch.equal(mine.main_SND, theirs.main_SND)
     a, b = released.prompt(mine, "when?"), policy.prompt(theirs, "when?")
-    assert torch.equal(logits(released, a, prompt_deepstack(a)), logits(policy, b, prompt_deepstack(b)))
+    assert torch.equal(logits(released, a, a.video), logits(policy, b, b.video))
     assert released.fingerprint(FrameSampling(), "float32").hex8 == policy.fingerprint(FrameSampling(), "float32").hex8
 
 

@@ -21,7 +21,7 @@ from taro.annotations import AnnotationRow, Kept, LintReport
 from taro.core.config import load_config, recipe_names
 from taro.core.errors import ConfigError, ShardError, TaroError
 from taro.grounding.moment import Moment
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.encode import encode_clip
 from taro.preprocess.estimate import estimate

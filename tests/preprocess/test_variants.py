@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from taro.core.errors import ConfigError, TaroError
 from taro.models.features import VideoFeatures
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.job import open_job
 from taro.preprocess.run import preprocess

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from taro.cli.quickstart_run import Quickstart, run_quickstart
-from taro.models.decoder import causal, hidden_states
-from taro.models.logprobs import embed_prompt, prompt_deepstack
-from taro.models.policy import load_policy
+from taro.models.attention import causal
+from taro.models.load import load_policy
 from taro.sandbox import weights_folder
 from taro.sandbox.video import decode_cells
 from taro.shards.reader import open_shards
@@ -60,10 +59,9 @@ def test_the_shards_give_the_logits_of_the_mp4_through_the_stock_model(done: tup
     with torch.no_grad():
         plain = stock(input_ids=inputs["input_ids"], pixel_values_videos=inputs["pixel_values_videos"],
                       video_grid_thw=inputs["video_grid_thw"], position_ids=prompt.positions_3P[:, None]).logits[0]
-        hidden = hidden_states(policy.lm, embed_prompt(policy, prompt)[None], prompt.positions_3P[:, None], causal,
-                               deepstack=prompt_deepstack(prompt))  # fmt: skip
+        hidden = policy.language_model(prompt.ids_P[None], prompt.positions_3P[:, None], causal, video=prompt.video)
     assert float(plain.std()) > 1
-    torch.testing.assert_close(policy.head(hidden)[0], plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(policy.language_model.head(hidden)[0], plain, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow

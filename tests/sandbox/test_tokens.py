@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from taro.grounding.prompts import load_template
 from taro.grounding.records import DenseCaption
 from taro.models.features import VideoFeatures
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from taro.sandbox import weights_folder
 from taro.sandbox.labels import SENTENCES
 from taro.sandbox.tasks import mixed_example, weak_example

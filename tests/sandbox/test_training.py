@@ -22,8 +22,9 @@ from taro.models.families.pixels import resize_frames
 from taro.models.families.positions import interleaved_positions, prompt_positions, video_positions
 from taro.models.families.tower import encode_patches
 from taro.models.features import FrameSampling
+from taro.models.load import load_policy
 from taro.models.logprobs import score
-from taro.models.policy import Policy, load_policy
+from taro.models.policy import Policy
 from taro.sandbox import weights_folder
 from taro.sandbox.build import BuildSettings, build_sandbox
 from taro.sandbox.data import Plan, Videos, make_videos

@@ -15,7 +15,7 @@ from taro.annotations.rows import Kept
 from taro.core.errors import ConfigError
 from taro.grounding.moment import Moment
 from taro.models.features import FrameSampling
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from taro.preprocess.video.decode import DecodeJob, decode_clip
 from taro.preprocess.video.inspect import inspect_video
 from taro.sandbox import make_sandbox, weights_folder

@@ -13,10 +13,11 @@ import torch
 
 from taro.core.errors import ModelError
 from taro.grounding.prompts import load_template
-from taro.models.decoder import causal, hidden_states
+from taro.models.attention import causal
 from taro.models.features import FrameSampling
-from taro.models.logprobs import embed_prompt, prompt_deepstack
-from taro.models.policy import Policy, Prompt, load_policy
+from taro.models.load import load_policy
+from taro.models.policy import Policy
+from taro.models.prompt import Prompt
 from taro.sandbox import MODELS, weights_folder
 from taro.sandbox.clip import clip_scores, frame_features
 from taro.sandbox.evaluate import evaluate_model
@@ -105,9 +106,8 @@ def test_logits_are_the_stock_models_at_our_positions(policy: Policy, stock: Any
             input_ids=inputs["input_ids"], pixel_values_videos=inputs["pixel_values_videos"],
             video_grid_thw=inputs["video_grid_thw"], position_ids=prompt.positions_3P[:, None],
         ).logits[0]  # fmt: skip
-        hidden = hidden_states(policy.lm, embed_prompt(policy, prompt)[None], prompt.positions_3P[:, None], causal,
-                               deepstack=prompt_deepstack(prompt))  # fmt: skip
-        ours = policy.head(hidden)[0]
+        hidden = policy.language_model(prompt.ids_P[None], prompt.positions_3P[:, None], causal, video=prompt.video)
+        ours = policy.language_model.head(hidden)[0]
     assert float(plain.std()) > 1
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
 

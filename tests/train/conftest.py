@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from taro.train.config import TrainConfig
 from tests.train.tiny import tiny_policy, tiny_shards
 

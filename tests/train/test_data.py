@@ -13,7 +13,7 @@ import pytest
 
 from taro.core.config import load_config
 from taro.core.errors import ConfigError, ShardError
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from taro.train.config import TrainConfig
 from taro.train.data import data_lines, sample_name
 from taro.train.loop import train

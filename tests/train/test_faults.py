@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from taro.cli.app import app
 from taro.core.errors import ConfigError, TaroError
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from taro.train.checkpoint import (
     DamagedError,
     RunState,

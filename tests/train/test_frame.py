@@ -12,7 +12,8 @@ import torch
 
 from taro.core.errors import ConfigError
 from taro.models.asking import asking_of
-from taro.models.policy import Policy, load_policy
+from taro.models.load import load_policy
+from taro.models.policy import Policy
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.run import preprocess
 from taro.shards.reader import ShardSet, open_shards

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from taro.core.errors import ConfigError, ModelError, ShardError, TaroError
 from taro.models.asking import asking_of
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from taro.models.sampler import Decoding
 from taro.train.checkpoint import checkpoints, read_state
 from taro.train.config import TrainConfig

@@ -14,8 +14,9 @@ from taro.core.config import load_config
 from taro.core.errors import ConfigError
 from taro.grounding.answers import format_ok
 from taro.models.asking import asking_of
+from taro.models.export import export_checkpoint
+from taro.models.load import load_policy
 from taro.models.logprobs import score
-from taro.models.policy import export_checkpoint, load_policy
 from taro.train.config import TrainConfig
 from taro.train.loop import train
 from taro.train.run_dir import open_run

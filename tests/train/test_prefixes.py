@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taro.grounding.records import CandidatePaths, ClipRecord, DenseCaption, QueryRecord
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from taro.train.prefixes import draw_paths, plain_ids, prefix_ids
 from tests.train.conftest import Tiny
 from tests.train.tiny import TEMPLATE, clip_record

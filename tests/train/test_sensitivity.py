@@ -16,7 +16,7 @@ from taro.cli.app import main
 from taro.core.errors import ConfigError
 from taro.grounding.moment import Moment
 from taro.models.asking import asking_of
-from taro.models.policy import load_policy
+from taro.models.load import load_policy
 from taro.train.config import RolloutConfig
 from taro.train.disruption import Disruption
 from taro.train.evaluate import Questions

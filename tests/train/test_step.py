@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from taro.grounding.prompts import Asking
+from taro.models.load import load_policy
 from taro.models.logprobs import score
-from taro.models.policy import Policy, load_policy
+from taro.models.policy import Policy
 from taro.shards.reader import open_shards
 from taro.train.algorithms.advantages import group_advantages
 from taro.train.config import TrainConfig

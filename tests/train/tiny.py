@@ -13,9 +13,11 @@ import yaml
 from taro.core import draws
 from taro.grounding.prompts import PromptTemplate
 from taro.grounding.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
+from taro.models.export import export_checkpoint
 from taro.models.features import FrameSampling, VideoFeatures, patch_times_s
+from taro.models.load import load_policy
 from taro.models.logprobs import score
-from taro.models.policy import Policy, export_checkpoint, load_policy
+from taro.models.policy import Policy
 from taro.shards.manifest import build_manifest, write_manifest
 from taro.shards.writer import SliceWriter
 from tests.helpers_models import tiny_qwen2_5_vl

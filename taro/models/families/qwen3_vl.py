@@ -2,8 +2,8 @@
 
 What differs from Qwen2.5-VL: time is text (`<12.5 seconds>` before each temporal patch), so each patch is a grid of
 t = 1 in the positions; the tower has no windows, learned position embeddings interpolated to the frame's grid, and
-further feature sets from its middle layers, which the first language layers add (decoder.Deepstack). M-RoPE is
-interleaved and queries and keys are normalised; both are the stock modules' own. Left out: the mixture-of-experts
+further feature sets from its middle layers, which the first language layers add (language_model.VideoTokens). M-RoPE
+is interleaved and queries and keys are normalised; both are the stock modules' own. Left out: the mixture-of-experts
 models (another `model_type`).
 
 Legend: S temporal patches, P patches of one (h * w), N = P / merge**2 tokens after merging, D width.

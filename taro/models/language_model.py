@@ -1,0 +1,106 @@
+"""The language model: the stock text model and its head as one `nn.Module`, for prefill, packed scoring and decoding.
+
+Every layer, norm and projection is called as a module, the stock decoder layers by their own forward: adapters (peft),
+FSDP2's hooks and transformers' fixes apply. Positions are always ours (families/positions.py); so is the attention
+(attention.py). Left out: key-value caches, which belong to whoever hands in the attention.
+
+Legend: B rows, T tokens, D width, M video tokens, L deepstack levels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint as recompute
+
+from taro.models.attention import Attention, is_routed, route
+
+__all__ = ["LanguageModel", "VideoTokens", "hidden_states"]
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """Features of a video in rows of tokens: `main_MD` stands for the embeddings at `places_M`; level l of `levels_LMD`
+    (Qwen3-VL's deepstack) is added there to what language layer l puts out. [M, D] is for every row, [B, M, D] holds a
+    video of its own for each."""
+
+    places_M: torch.Tensor
+    main_MD: torch.Tensor
+    levels_LMD: tuple[torch.Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert all(x.shape[-2:-1] == self.places_M.shape for x in (self.main_MD, *self.levels_LMD))
+
+    def place(self, embeds_BTD: torch.Tensor) -> torch.Tensor:
+        """The embeddings with the video in place. Placed by position, never by token id: a response may not, but a
+        hostile checkpoint could, hold the placeholder."""
+        main = _like(self.main_MD, embeds_BTD)
+        return embeds_BTD.index_copy(1, self.places_M.to(embeds_BTD.device), main)
+
+    def add(self, layer: int, x_BTD: torch.Tensor) -> torch.Tensor:
+        """The hidden states after `layer`, its level added; unchanged past the last level."""
+        if layer >= len(self.levels_LMD):
+            return x_BTD
+        return x_BTD.index_add(1, self.places_M.to(x_BTD.device), _like(self.levels_LMD[layer], x_BTD))
+
+
+def _like(features_MD: torch.Tensor, x_BTD: torch.Tensor) -> torch.Tensor:
+    features = features_MD.to(device=x_BTD.device, dtype=x_BTD.dtype)
+    return features.expand(len(x_BTD), *features.shape[-2:])
+
+
+class LanguageModel(torch.nn.Module):
+    """lm: stock text model (`embed_tokens`, `layers`, `rotary_emb`, `norm`); head: [D] to [V]. The two names are those
+    of a run's checkpoints."""
+
+    def __init__(self, lm: Any, head: torch.nn.Module) -> None:
+        super().__init__()
+        route(lm)
+        self.lm, self.head = lm, head
+
+    def forward(
+        self,
+        ids_BT: torch.Tensor,
+        positions_3BT: torch.Tensor,
+        attention: Attention,
+        *,
+        video: VideoTokens | None = None,
+        checkpoint: bool = False,
+    ) -> torch.Tensor:
+        """Hidden states [B, T, D] after the final norm.
+
+        Args:
+            ids_BT: token ids; those at the video's places are not looked at.
+            positions_3BT: M-RoPE positions.
+            attention: the attention of this use.
+            video: needed by rows that hold a video's tokens; tokens decoded after them do without.
+            checkpoint: recompute each layer in the backward pass instead of keeping its activations.
+        """
+        embeds = self.lm.embed_tokens(ids_BT)
+        embeds = embeds if video is None else video.place(embeds)
+        return hidden_states(self.lm, embeds, positions_3BT, attention, video=video, checkpoint=checkpoint)
+
+
+def hidden_states(
+    lm: Any,
+    embeds_BTD: torch.Tensor,
+    positions_3BT: torch.Tensor,
+    attention: Attention,
+    *,
+    video: VideoTokens | None = None,
+    checkpoint: bool = False,
+) -> torch.Tensor:
+    """As `LanguageModel.forward`, of a stock text model that went through `route`, from embeddings with the video in
+    place."""
+    assert is_routed(lm), "route(lm) comes first"
+    angles = lm.rotary_emb(embeds_BTD, positions_3BT)
+    x = embeds_BTD
+    for number, layer in enumerate(lm.layers):
+        run = partial(recompute, layer, use_reentrant=False) if checkpoint else layer
+        x = run(x, attention_mask=None, position_embeddings=angles, attention=attention)
+        x = x if video is None else video.add(number, x)
+    normed: torch.Tensor = lm.norm(x)
+    return normed
