@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from taro.core.errors import ShardError
 from taro.core.files import write_atomically
 from taro.core.json import canonical_json, parse_json, parse_model
+from taro.shards.card import card_text
 from taro.shards.format import (
     CARD,
     MANIFEST,
@@ -207,6 +208,4 @@ def _bounded_rows(file: Any) -> list[dict[str, Any]]:
 
 def write_card(root: str | Path, manifest: Manifest) -> None:
     """Writes README.md, a Hugging Face dataset card made from the manifest."""
-    from taro.shards.card import card_text
-
     write_atomically(Path(root) / CARD, card_text(manifest).encode())

@@ -27,7 +27,7 @@ from taro.shards.format import (
     MANIFEST,
     MAX_JSON_BYTES,
     Member,
-    Sidecar,
+    ShardEntry,
     SidecarRecord,
     shard_path,
 )
@@ -85,29 +85,25 @@ class ShardSet:
     def __init__(self, store: Store, encoder: str | None = None) -> None:
         self.store = store
         self.manifest = read_manifest(store)
-        self._sidecars: dict[str, dict[int, Sidecar]] = {}
-        self._places: dict[str, dict[str, tuple[int, int]]] = {}
-        for kind in self.manifest.kinds:
-            self._load(kind)
-        if "paths" not in self._places:
+        self._records: dict[str, dict[str, tuple[int, SidecarRecord]]] = {kind: {} for kind in self.manifest.kinds}
+        for entry in self.manifest.shards:
+            self._load(entry)
+        if "paths" not in self._records:
             raise ShardError(f"{store.place}: the set has no paths shards; the manifest lists {self.manifest.kinds}")
         self._encoder = None if encoder is None else self._named(encoder)
         self._with_variants = False
 
-    def _load(self, kind: str) -> None:
-        entries = [entry for entry in self.manifest.shards if entry.kind == kind]
-        sidecars = {entry.index: read_sidecar(self.store, entry) for entry in entries}
-        places: dict[str, tuple[int, int]] = {}
-        for entry in entries:
-            size, where = self.store.size(entry.path), self.store.describe(entry.path)
-            if size != entry.bytes:
-                raise ShardError(f"{where}: {size:,} bytes, expected {entry.bytes:,}; the shard is truncated or "
-                                 "replaced, fetch it again or run `taro preprocess` again")
-            for at, record in enumerate(sidecars[entry.index].records):
-                if record.key in places:
-                    raise ShardError(f"{where}: record {record.key} is in another {kind} shard too")
-                places[record.key] = (entry.index, at)
-        self._sidecars[kind], self._places[kind] = sidecars, places
+    def _load(self, entry: ShardEntry) -> None:
+        """Adds the records of one shard, by its sidecar, to those of its kind."""
+        sidecar, records = read_sidecar(self.store, entry), self._records[entry.kind]
+        size, where = self.store.size(entry.path), self.store.describe(entry.path)
+        if size != entry.bytes:
+            raise ShardError(f"{where}: {size:,} bytes, expected {entry.bytes:,}; the shard is truncated or replaced, "
+                             "fetch it again or run `taro preprocess` again")
+        for record in sidecar.records:
+            if record.key in records:
+                raise ShardError(f"{where}: record {record.key} is in another {entry.kind} shard too")
+            records[record.key] = (entry.index, record)
 
     def __repr__(self) -> str:
         counts = self.manifest.counts
@@ -122,7 +118,7 @@ class ShardSet:
     @property
     def keys(self) -> list[str]:
         """Keys of all clips, ascending."""
-        return sorted(self._places["paths"])
+        return sorted(self._records["paths"])
 
     @property
     def encoders(self) -> list[str]:
@@ -156,7 +152,7 @@ class ShardSet:
 
     def variant_settings(self) -> VariantSettings | None:
         """How the frame variants of `encoder` were made, from the first record; None where the set has none."""
-        keys = self._places.get(f"variants/{self.encoder}", {})
+        keys = self._records.get(f"variants/{self.encoder}", {})
         found = self.variants(min(keys)) if keys else None
         return None if found is None else found.settings
 
@@ -182,8 +178,7 @@ class ShardSet:
         """KEY.json."""
         data, where = self._member("paths", key, "json")
         record = parse_model(ClipRecord, data, where, limit_bytes=MAX_JSON_BYTES)
-        at, index = self._places["paths"][key]
-        expected = self._sidecars["paths"][at].records[index].queries
+        expected = self._find("paths", key)[1].queries
         if record.key != key or len(record.queries) != expected:
             raise ShardError(f"{where}: holds {record.key} with {len(record.queries)} queries, the sidecar says {key} "
                              f"with {expected}")
@@ -197,7 +192,7 @@ class ShardSet:
     def variants(self, key: str) -> FrameVariants | None:
         """The frame variants of a clip for `encoder`, None where it has none."""
         kind = f"variants/{self.encoder}"
-        if key not in self._places.get(kind, {}):
+        if self.listed(kind, key) is None:
             return None
         data, where = self._member(kind, key, "safetensors")
         return unpack_variants(data, where)
@@ -213,10 +208,8 @@ class ShardSet:
 
     def thumbnail(self, key: str) -> bytes | None:
         """The contact sheet (JPEG bytes, not decoded here), or None where the set was made without."""
-        index, at = self._place("paths", key)
-        if all(member.ext != "jpg" for member in self._sidecars["paths"][index].records[at].members):
-            return None
-        return self._member("paths", key, "jpg")[0]
+        has_one = any(member.ext == "jpg" for member in self._find("paths", key)[1].members)
+        return self._member("paths", key, "jpg")[0] if has_one else None
 
     def queries(self, split: str | None = None, ids: Collection[str] | None = None,
                 difficulty: tuple[float, float] | None = None) -> list[QueryRef]:
@@ -237,7 +230,7 @@ class ShardSet:
         """Clip and features of a query, checked against each other."""
         clip, features = self.clip(ref.key), self.features(ref.key)
         kind = f"features/{self.encoder}"
-        shard = self.store.describe(shard_path(kind, self._place(kind, ref.key)[0]))
+        shard = self.store.describe(shard_path(kind, self._find(kind, ref.key)[0]))
         check_times(clip, features, f"{shard}: record {ref.key}")
         held = self.variants(ref.key) if self._with_variants else None
         if held is None:
@@ -248,24 +241,24 @@ class ShardSet:
 
     def listed(self, kind: str, key: str) -> SidecarRecord | None:
         """What the sidecars say of a record (members, sizes, digests), none of it read; None where it is not there."""
-        place = self._places.get(kind, {}).get(key)
-        return None if place is None else self._sidecars[kind][place[0]].records[place[1]]
+        found = self._records.get(kind, {}).get(key)
+        return None if found is None else found[1]
 
     def raw(self, kind: str, key: str, ext: str) -> bytes:
         """The bytes of a member as they lie in the shard, checked against the sidecar's digest and not parsed."""
         return self._member(kind, key, ext)[0]
 
-    def _place(self, kind: str, key: str) -> tuple[int, int]:
-        places = self._places.get(kind, {})
-        if key not in places:
-            raise ShardError(f"{self.place}: no record {key[:120]} in {kind}, which holds {len(places)} records")
-        return places[key]
+    def _find(self, kind: str, key: str) -> tuple[int, SidecarRecord]:
+        """The index of the shard that holds a record, and what its sidecar says of it."""
+        records = self._records.get(kind, {})
+        if key not in records:
+            raise ShardError(f"{self.place}: no record {key[:120]} in {kind}, which holds {len(records)} records")
+        return records[key]
 
     def _member(self, kind: str, key: str, ext: str) -> tuple[bytes, str]:
         """The bytes of a member, checked, and how to name it in a message."""
-        index, at = self._place(kind, key)
+        index, record = self._find(kind, key)
         name = shard_path(kind, index)
-        record = self._sidecars[kind][index].records[at]
         member = next((member for member in record.members if member.ext == ext), None)
         if member is None:
             raise ShardError(f"{self.store.describe(name)}: record {key} has no .{ext}")

@@ -29,6 +29,7 @@ __all__ = ["encoder_levels", "pack_features", "pack_frames", "pack_tensors", "un
            "unpack_tensors"]
 
 DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "BF16": 2, "F16": 2}
+_TORCH = {"F64": "float64", "I64": "int64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 FEATURE_DTYPES = ("BF16", "F16", "F32")
 MAX_LEVELS = 16
 MAX_NAME_CHARACTERS = 200
@@ -38,8 +39,7 @@ def pack_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
     """Safetensors bytes: header keys sorted; data by falling element size, then name, as the library lays it out."""
     import torch
 
-    names = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16",
-             torch.float16: "F16"}
+    names = {getattr(torch, dtype): name for name, dtype in _TORCH.items()}
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     chunks: list[bytes] = []
@@ -60,8 +60,6 @@ def unpack_tensors(data: bytes, where: str) -> tuple[dict[str, torch.Tensor], di
     """Tensors and metadata of safetensors bytes; what does not fit the format is a ShardError opening with `where`."""
     import torch
 
-    dtypes = {"F64": torch.float64, "I64": torch.int64, "F32": torch.float32, "BF16": torch.bfloat16,
-              "F16": torch.float16}
     start, header = _header(data, where)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -71,7 +69,7 @@ def unpack_tensors(data: bytes, where: str) -> tuple[dict[str, torch.Tensor], di
     for name, (dtype, shape, begin, end) in layout.items():
         # A copy per tensor: aligned, writable, and it does not keep the whole record alive.
         raw = bytearray(memoryview(data)[start + begin : start + end])
-        tensors[name] = torch.frombuffer(raw, dtype=dtypes[dtype]).reshape(shape)
+        tensors[name] = torch.frombuffer(raw, dtype=getattr(torch, _TORCH[dtype])).reshape(shape)
     return tensors, metadata
 
 
