@@ -32,7 +32,6 @@ from taro.preprocess.variants import clip_variants
 from taro.preprocess.video.decode import DecodeJob
 from taro.preprocess.video.pool import DecodePool
 from taro.shards.format import MAX_JSON_BYTES, shard_path, sidecar_path
-from taro.shards.store import open_file
 from taro.shards.store_local import LocalStore
 from taro.shards.tar import read_tar
 from taro.shards.writer import SliceWriter
@@ -94,7 +93,7 @@ def decode_jobs(job: Job, clips: Sequence[PlannedClip]) -> Iterator[DecodeJob]:
 def made_records(job: Job, index: int) -> dict[str, ClipRecord]:
     """The clips of a slice that is made, by key, ascending."""
     store, name = LocalStore(job.config.out), shard_path("paths", index)
-    with open_file(store, name) as file:
+    with store.open(name) as file:
         return {member.key: parse_model(ClipRecord, data, store.describe(name), limit_bytes=MAX_JSON_BYTES)
                 for member, data in read_tar(file, store.describe(name)) if member.ext == "json"}
 

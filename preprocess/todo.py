@@ -18,7 +18,6 @@ from taro.preprocess.slices import SliceTask, made_records
 from taro.preprocess.variants import settings_of
 from taro.shards.format import MANIFEST, shard_path, sidecar_path
 from taro.shards.reader import open_shards
-from taro.shards.store import open_file
 from taro.shards.store_local import LocalStore
 from taro.shards.tar import read_tar
 from taro.shards.variants import unpack_variants, wanted_groups
@@ -99,7 +98,7 @@ def _current(job: Job, index: int, kind: str, records: dict[str, ClipRecord]) ->
     store = LocalStore(job.config.out)
     name, keys = shard_path(kind, index), []
     try:
-        with open_file(store, name) as file:
+        with store.open(name) as file:
             for member, data in read_tar(file, store.describe(name)):
                 keys.append(member.key)
                 if kind == job.variants_kind and member.key in records:

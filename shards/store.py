@@ -1,15 +1,13 @@
 """The contract of a store: the bytes of a set's files by name, wherever they lie.
 
 A set is read through a `Store` alone. So another place (http, an object store, a hub) is one file with one class, and
-one row in `taro.shards.places`; nothing else of the package knows where a set lies. `open_file` makes a file object
-over any store, for what reads a shard from its beginning to its end.
+one row in `taro.shards.places`; nothing else of the package knows where a set lies.
 
 Left out: removing and overwriting. A set is written into a folder (`taro.shards.writer`) and may be copied from there.
 """
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from typing import BinaryIO, Protocol
@@ -17,10 +15,7 @@ from typing import BinaryIO, Protocol
 from taro.core.errors import ShardError
 from taro.shards.format import CARD, MANIFEST, SKIPPED, kind_ok, split_kind
 
-__all__ = ["MissingFileError", "Store", "check_name", "open_file", "safe_name"]
-
-BUFFER_BYTES = 2**18
-"""of a file object: what is read in larger pieces than this is read past the buffer, as one range"""
+__all__ = ["MissingFileError", "Store", "check_name", "safe_name"]
 
 
 class MissingFileError(ShardError):
@@ -30,7 +25,7 @@ class MissingFileError(ShardError):
 class Store(Protocol):
     """Where one set lies.
 
-    A store keeps no open file and no lock: it can be used from several threads and pickled to a worker. Every method
+    A store keeps no file open and no lock: it can be used from several threads and pickled to a worker. Every method
     that takes a name of a file checks it (`check_name`), since names come from manifests that are untrusted. Every
     failure is a ShardError that opens with `describe(name)`; `MissingFileError` where there is no such file. Nothing
     is allocated on the word of a caller or of a server alone: a read returns at most what the file has.
@@ -51,6 +46,9 @@ class Store(Protocol):
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`, fewer where the file ends before."""
+
+    def open(self, name: str) -> BinaryIO:
+        """The file as a seekable file object, for whoever reads a shard from its beginning to its end."""
 
     def list(self) -> Sequence[str]:
         """Names of all files at the place, ascending, with `/` between folders; also of those that no set may hold."""
@@ -77,31 +75,3 @@ def check_name(place: str, name: str) -> None:
     if not safe_name(name):
         raise ShardError(f"{place}: {name[:200]!r} is not a file of a shard set; the manifest or a sidecar is damaged "
                          "or malicious")
-
-
-def open_file(store: Store, name: str) -> BinaryIO:
-    """The file as a seekable, buffered file object that reads by ranges; ShardError as the store raises it."""
-    return io.BufferedReader(_Ranges(store, name), BUFFER_BYTES)
-
-
-class _Ranges(io.RawIOBase):
-    """A file of a store, read by ranges; its size is asked for once."""
-
-    def __init__(self, store: Store, name: str) -> None:
-        self._store, self._name, self._size, self._at = store, name, store.size(name), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._store.read_range(self._name, self._at, min(len(buffer), max(self._size - self._at, 0)))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)

@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,12 +39,12 @@ class LocalStore:
 
     def size(self, name: str) -> int:
         """Bytes of the file."""
-        with self._open(name) as file:
+        with self.open(name) as file:
             return os.fstat(file.fileno()).st_size
 
     def read(self, name: str, *, limit_bytes: int) -> bytes:
         """The whole file; ShardError where it is longer than the limit."""
-        with self._open(name) as file:
+        with self.open(name) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit_bytes:
                 raise ShardError(f"{self.describe(name)}: {size:,} bytes, at most {limit_bytes:,} are read")
@@ -52,10 +52,26 @@ class LocalStore:
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`, fewer at the end of the file."""
-        with self._open(name) as file:
+        with self.open(name) as file:
             room = max(os.fstat(file.fileno()).st_size - offset, 0)
             file.seek(offset)
             return file.read(min(size, room))
+
+    def open(self, name: str) -> BinaryIO:
+        """The file, opened for reading, neither it nor its folders being links."""
+        check_name(self.place, name)
+        try:
+            self._refuse_links(name)
+            handle = os.open(self.folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise MissingFileError(f"{self.describe(name)}: missing; the set is incomplete, run `taro preprocess` "
+                                   "again (it resumes) or fetch the file") from None
+        except OSError as error:
+            raise ShardError(f"{self.describe(name)}: cannot be opened ({error.strerror})") from None
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise ShardError(f"{self.describe(name)}: not a regular file")
+        return os.fdopen(handle, "rb")
 
     def list(self) -> Sequence[str]:
         """Names of all files below the folder, ascending; links to folders are not followed."""
@@ -84,25 +100,6 @@ class LocalStore:
         except OSError as error:
             raise ShardError(f"{self.describe(name)}: cannot be written ({error.strerror})") from None
         return False
-
-    @contextlib.contextmanager
-    def _open(self, name: str) -> Iterator[BinaryIO]:
-        """The file, opened for reading, neither it nor its folders being links."""
-        check_name(self.place, name)
-        with contextlib.ExitStack() as stack:
-            try:
-                self._refuse_links(name)
-                handle = os.open(self.folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-                file = stack.enter_context(os.fdopen(handle, "rb"))
-                regular = stat.S_ISREG(os.fstat(handle).st_mode)
-            except FileNotFoundError:
-                raise MissingFileError(f"{self.describe(name)}: missing; the set is incomplete, run `taro preprocess` "
-                                       "again (it resumes) or fetch the file") from None
-            except OSError as error:
-                raise ShardError(f"{self.describe(name)}: cannot be opened ({error.strerror})") from None
-            if not regular:
-                raise ShardError(f"{self.describe(name)}: not a regular file")
-            yield file
 
     def _refuse_links(self, name: str) -> None:
         path = self.folder

@@ -17,7 +17,7 @@ from taro.core.json import parse_model
 from taro.grounding.records import ClipRecord
 from taro.shards.format import MAX_JSON_BYTES, shard_path
 from taro.shards.reader import ShardSet, check_times, open_shards
-from taro.shards.store import Store, open_file
+from taro.shards.store import Store
 from taro.shards.tar import read_tar
 from taro.shards.tensors import unpack_features
 
@@ -51,7 +51,7 @@ class _Join:
     def _slice(self, index: int, url: str) -> Iterator[dict[str, Any]]:
         store, encoder = self.shard_set.store, self.shard_set.encoder
         labels, media = shard_path("paths", index), shard_path(f"features/{encoder}", index)
-        with open_file(store, labels) as labels_file, open_file(store, media) as media_file:
+        with store.open(labels) as labels_file, store.open(media) as media_file:
             features = read_tar(media_file, store.describe(media))
             jpg: bytes | None = None
             for member, data in read_tar(labels_file, store.describe(labels)):

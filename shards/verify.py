@@ -34,7 +34,7 @@ from taro.shards.format import (
 from taro.shards.manifest import read_manifest, read_sidecar, read_skipped
 from taro.shards.places import open_store
 from taro.shards.reader import check_times
-from taro.shards.store import Store, open_file
+from taro.shards.store import Store
 from taro.shards.tar import TarMember, read_tar
 from taro.shards.tensors import unpack_features, unpack_frames
 from taro.shards.variants import VariantSettings, check_variants, patch_facts, unpack_variants, wanted_groups
@@ -109,7 +109,7 @@ def _shard(store: Store, entry: ShardEntry, report: VerifyReport, seen: _Seen) -
         expected = None
     where = store.describe(entry.path)
     try:
-        with open_file(store, entry.path) as file:
+        with store.open(entry.path) as file:
             if file_sha256(file) != entry.sha256:
                 report.problems.append(f"{where}: its sha256 is not the manifest's; the shard is damaged, fetch it "
                                        "again or make it again")

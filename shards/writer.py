@@ -42,7 +42,6 @@ from taro.shards.format import (
     split_kind,
 )
 from taro.shards.manifest import stored_sidecar
-from taro.shards.store import open_file
 from taro.shards.store_local import LocalStore
 from taro.shards.tar import TarWriter, read_tar
 from taro.shards.tensors import pack_features, pack_frames
@@ -216,7 +215,7 @@ def slice_done(root: str | Path, index: int, kinds: Iterable[str]) -> bool:
     try:
         for kind in kinds:
             sidecar, _ = stored_sidecar(store, kind, index)
-            with open_file(store, shard_path(kind, index)) as file:
+            with store.open(shard_path(kind, index)) as file:
                 if file_sha256(file) != sidecar.sha256:
                     return False
     except ShardError:

@@ -23,7 +23,7 @@ from taro.shards.ops.split import split_by_split
 from taro.shards.ops.stats import stats
 from taro.shards.places import STORES, local_folder, open_store
 from taro.shards.reader import open_shards
-from taro.shards.store import MissingFileError, Store, check_name, open_file
+from taro.shards.store import MissingFileError, Store, check_name
 from taro.shards.store_local import LocalStore
 from taro.shards.stream import stream
 from taro.shards.verify import verify
@@ -52,12 +52,18 @@ class MemoryStore:
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         return self._file(name)[offset : offset + size]
 
+    def open(self, name: str) -> BinaryIO:
+        return io.BytesIO(self._file(name))
+
     def list(self) -> Sequence[str]:
         return sorted(self.files)
 
     def put_if_absent(self, name: str, data: BinaryIO) -> bool:
         check_name(self.place, name)
-        return self.files.setdefault(name, added := data.read()) is added
+        if name in self.files:
+            return False
+        self.files[name] = data.read()
+        return True
 
     def _file(self, name: str) -> bytes:
         check_name(self.place, name)
@@ -69,7 +75,8 @@ class MemoryStore:
 def copied(source: Store, to: Store) -> None:
     """Every file of one store put into another."""
     for name in source.list():
-        assert to.put_if_absent(name, open_file(source, name))
+        with source.open(name) as data:
+            assert to.put_if_absent(name, data)
 
 
 @pytest.fixture
@@ -106,7 +113,8 @@ def test_a_store_keeps_its_contract(tmp_path: Path, make: Callable[[Path], Store
         b"012", b"89", b"", b"", b""]
     with pytest.raises(ShardError, match="at most 9 are read"):
         store.read(name, limit_bytes=9)
-    for read in (store.size, lambda name: store.read(name, limit_bytes=9), lambda name: store.read_range(name, 0, 1)):
+    for read in (store.size, store.open, lambda name: store.read(name, limit_bytes=9),
+                 lambda name: store.read_range(name, 0, 1)):
         with pytest.raises(MissingFileError, match=MANIFEST):
             read(MANIFEST)
         for wrong in ("../secret", "/etc/passwd", "paths/../manifest.json", "paths/x.tar", ""):
@@ -114,7 +122,7 @@ def test_a_store_keeps_its_contract(tmp_path: Path, make: Callable[[Path], Store
                 read(wrong)
     with pytest.raises(ShardError, match="is not a file of a shard set"):
         store.put_if_absent("../secret", io.BytesIO(b""))
-    with open_file(store, name) as file:
+    with store.open(name) as file:
         assert (file.read(4), file.seek(-2, io.SEEK_END), file.read(9), file.seek(1), file.read(1)) == (
             b"0123", 8, b"89", 1, b"1")
     again = pickle.loads(pickle.dumps(store))  # noqa: S301
