@@ -16,6 +16,7 @@ import pytest
 
 from taro.cli import app as cli
 from tests.docs.pages import ROOT, all_pages, blocks_of, subcommands
+from tests.test_guard import MAY_IMPORT
 
 CHANGELOG = ROOT / "CHANGELOG.md"
 PAGES = [page for page in all_pages() if page != CHANGELOG]
@@ -120,6 +121,14 @@ def test_what_the_changelog_says_moved_is_there() -> None:
     wrong = [said for _, moved, module in rows for name in (moved.split(", ") if moved else [""])
              if (said := wrong_attribute([*module.split("."), *([name] if name else [])]))]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_arrows_are_the_guards() -> None:
+    """CONTRIBUTING.md shows what tests/test_guard.py checks."""
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ([\w, ]*) ?\|$", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.M)
+    shown = {folder: set(re.findall(r"\w+", may)) for folders, may in rows for folder in re.findall(r"\w+", folders)}
+    everything = set(MAY_IMPORT) - {"cli"}
+    assert {**shown, "cli": everything} == MAY_IMPORT
 
 
 def test_the_comparison_by_hand() -> None:
