@@ -21,7 +21,7 @@ from taro.core.config import digest, load_config
 from taro.core.errors import TaroError
 from taro.grounding.answers import ANSWER_PARSERS, format_ok, parse_answer, parse_reasoning
 from taro.grounding.prompts import load_template, parse_captions
-from taro.metrics.predictions import compare_files, evaluate_file
+from taro.metrics.predictions import Annotations, compare_files, evaluate_file
 from taro.pages.answers import answers_page
 from taro.preprocess.captioners.cache import CaptionCache
 from taro.preprocess.captioners.imported import captions_file
@@ -100,11 +100,12 @@ def _text_targets() -> list[Target]:
         (folder / "answers").write_bytes(files["answers"])
         (folder / "good").write_bytes(answers)
         (folder / "truth").write_text(truth)
+        annotations = Annotations(folder / "truth", "jsonl")
         for protocol in ANSWER_PARSERS:
-            found = evaluate_file(folder / "answers", dataset="jsonl", annotations=folder / "truth", protocol=protocol)
+            found = evaluate_file(folder / "answers", annotations, protocol=protocol)
             assert json.dumps(found.as_dict()) and _visible(found.table()), "a table that moves the cursor"
             answers_page(found.examples, table=found.table(), protocol=protocol)
-        compare_files(folder / "answers", folder / "good", dataset="jsonl", annotations=folder / "truth")
+        compare_files(folder / "answers", folder / "good", annotations)
 
     def read(files: Files, _: Path) -> None:
         text = files["response"].decode("utf-8", "replace")

@@ -18,16 +18,16 @@ from benchmarks.fuzz import Files, Target
 from benchmarks.fuzz_others import folder_of, lay_folder
 from taro.core.errors import TaroError
 from taro.grounding.prompts import load_template
+from taro.metrics.answers import read_answers, write_answers
 from taro.models.features import FrameSampling
 from taro.models.folder import pixel_settings, template_name, tower_sha256
 from taro.models.load import load_policy
 from taro.shards.view import view as write_view
 from taro.train.checkpoint import RunState, checkpoints, load_checkpoint, save_checkpoint
-from taro.train.evaluate import write_predictions
-from taro.train.report.data import Evaluation, last_rollouts, read_predictions, read_run
+from taro.train.report.data import Evaluation, last_rollouts, read_run
 from taro.train.report.write import render_report
 from taro.train.run_dir import _check_folder
-from taro.train.trackers import cut_back
+from taro.train.trackers import truncate_to_step
 from tests.helpers_models import tiny_qwen2_5_vl, tiny_qwen3_vl
 from tests.report.synthetic import eval_rows, run_folder, shard_set
 
@@ -109,7 +109,7 @@ def _checkpoint_target(seeds: Path) -> Target:
 
 def _report_targets(seeds: Path) -> list[Target]:
     run, clips = run_folder(seeds / "run", steps=6, guided=2), shard_set(seeds / "run-set", clips=3)
-    write_predictions(eval_rows(False, clips=3), seeds / "answers.jsonl")
+    write_answers(eval_rows(False, clips=3), seeds / "answers.jsonl")
     answers = (seeds / "answers.jsonl").read_bytes()
     (run / "export").mkdir()
     (run / "export" / "taro.json").write_text('{"template": "taro", "template_sha256": "x"}')
@@ -129,7 +129,7 @@ def _report_targets(seeds: Path) -> list[Target]:
         last = None
         evaluations: list[Evaluation] = []
         try:
-            both = [read_predictions(at / f"{name}.jsonl") for name in ("before", "after")]
+            both = [read_answers(at / f"{name}.jsonl") for name in ("before", "after")]
             evaluations = [Evaluation("greedy", *both)]
         except TaroError as error:
             last = error
@@ -156,7 +156,7 @@ def _report_targets(seeds: Path) -> list[Target]:
                              package="taro.train.recipes")
         with contextlib.suppress(TaroError):
             _check_folder(config, resume=True)
-        cut_back(at / "run", 3)
+        truncate_to_step(at / "run", 3)
         for line in (at / "run" / "metrics.jsonl").read_text().splitlines():
             kept: dict[str, Any] = json.loads(line)
             assert kept["step"] <= 3

@@ -27,6 +27,7 @@ from taro.core import draws
 from taro.core.config import load_config
 from taro.grounding.moment import Moment
 from taro.grounding.prompts import Asking, load_template
+from taro.metrics.answers import score_rows
 from taro.models.asking import asking_of
 from taro.models.export import export_checkpoint
 from taro.models.load import load_policy
@@ -36,7 +37,7 @@ from taro.models.sampler import Decoding
 from taro.sandbox.tasks import response
 from taro.shards.reader import QueryRef, ShardSet
 from taro.train.config import TrainConfig
-from taro.train.evaluate import Questions, evaluate_policy, score_rows
+from taro.train.evaluate import Questions, evaluate_policy
 from taro.train.loop import train
 from taro.train.run_dir import open_encoded_shards, policy_folder
 

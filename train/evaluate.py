@@ -1,27 +1,24 @@
 """Evaluation of a policy on a shard set: greedy or sampled, every query answered or counted as a miss.
 
-Responses come from `taro.models.sampler`, scores from `taro.metrics.scores`; this module only joins them, so that a
-score of `taro eval`, of validation during training and of the quickstart is one and the same number. Queries whose
+Responses come from `taro.models.sampler`, scores from `taro.metrics.answers`; this module only asks, so that a score of
+`taro eval`, of validation during training and of the quickstart is one and the same number. Queries whose
 video never reached the shards stay in the denominator, as misses (docs/method.md, difference 9). Legend: B prompts
 decoded at once.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from taro.core import draws
 from taro.core.errors import ConfigError, ShardError
-from taro.grounding.answers import parse_answer, parse_answers, parse_reasoning
-from taro.grounding.moment import Moment
-from taro.metrics.ranked import RankedPrediction, RankedScores, as_written, evaluate_ranked
-from taro.metrics.scores import Prediction, Scores, evaluate_predictions
+from taro.grounding.answers import parse_answer, parse_answers
+from taro.metrics.answers import AnswerRow
+from taro.metrics.scores import Prediction
 
 if TYPE_CHECKING:
     from taro.grounding.prompts import Asking
@@ -29,31 +26,10 @@ if TYPE_CHECKING:
     from taro.models.sampler import Decoding
     from taro.shards.reader import QueryRef, Sample, ShardSet
 
-__all__ = ["EvalRow", "Questions", "evaluate_policy", "missing_predictions", "predictions", "rank_rows", "score_rows",
-           "write_predictions"]
+__all__ = ["Questions", "evaluate_policy", "missing_predictions"]
 
 ANNOTATION_STAGES = {"annotations", "windows"}
 """stages of skipped.parquet that say nothing about a video"""
-
-
-@dataclass(frozen=True)
-class EvalRow:
-    """One answered query. `predicted` is read with the protocol that the evaluation was asked for; `answers`: all
-    windows of the answer, where that protocol takes several."""
-
-    key: str
-    query_id: str
-    query: str
-    video: str
-    video_sha256: str
-    text: str
-    predicted: Moment | None
-    windows: tuple[Moment, ...]
-    duration_s: float
-    tokens: int
-    finished: bool
-    """ended by itself within the longest response allowed"""
-    answers: tuple[Moment, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +52,7 @@ class Questions:
 
 def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decoding: Decoding, *,
                     questions: Questions | None = None, batch_prompts: int = 16, bf16: bool | None = None,
-                    progress: Callable[[int, int], None] | None = None) -> list[EvalRow]:
+                    progress: Callable[[int, int], None] | None = None) -> list[AnswerRow]:
     """Answers every query that is asked, once each.
 
     Args: decoding: temperature 0 is greedy; sampled draws depend on (seed, clip, query) alone; questions: None: all of
@@ -90,7 +66,7 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decodin
     refs = questions.of(shard_set)
     shard_set = shard_set.reading(shard_set.encoder)  # without the frame variants that a run may read
     bf16 = policy.device.type == "cuda" if bf16 is None else bf16
-    rows: list[EvalRow] = []
+    rows: list[AnswerRow] = []
     for start in range(0, len(refs), batch_prompts):
         samples = [shard_set.sample(ref) for ref in refs[start : start + batch_prompts]]
         prompts = [policy.prompt(sample.features, asking.text(sample.query.text)) for sample in samples]
@@ -107,9 +83,9 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decodin
     return rows
 
 
-def _row(policy: Policy, sample: Sample, ids: Any, finished: bool, protocol: str) -> EvalRow:
+def _row(policy: Policy, sample: Sample, ids: Any, finished: bool, protocol: str) -> AnswerRow:
     text = policy.decode(ids)
-    return EvalRow(sample.clip.key, sample.query.id, sample.query.text, sample.clip.video.path_hint,
+    return AnswerRow(sample.clip.key, sample.query.id, sample.query.text, sample.clip.video.path_hint,
                    sample.clip.video.sha256, text, parse_answer(text, protocol=protocol), sample.query.windows,
                    sample.clip.duration_s, len(ids), finished, parse_answers(text, protocol=protocol))
 
@@ -138,37 +114,3 @@ def missing_predictions(shard_set: ShardSet, split: str | None) -> list[Predicti
     return [Prediction(query_id=str(row["row_id"]), video=str(row["video"]), predicted=None, windows=(), duration_s=0.0,
                        missing=True)
             for row in rows if row["stage"] not in ANNOTATION_STAGES]
-
-
-def predictions(rows: Iterable[EvalRow]) -> list[Prediction]:
-    """Rows as `taro.metrics.scores` takes them; a video is a file's content, so that the bootstrap draws whole
-    files."""
-    return [Prediction(query_id=f"{row.key}/{row.query_id}", video=row.video_sha256, predicted=row.predicted,
-                       windows=row.windows, duration_s=row.duration_s, answers=row.answers,
-                       reasoning=parse_reasoning(row.text).text if "<think>" in row.text else None) for row in rows]
-
-
-def score_rows(rows: Sequence[EvalRow], *, protocol: str = "taro", missing: Sequence[Prediction] = (),
-               bootstrap_seed: int = 0) -> Scores:
-    """Scores of answered rows and of queries that could not be asked (misses)."""
-    return evaluate_predictions([*predictions(rows), *missing], protocol=protocol, bootstrap_seed=bootstrap_seed)
-
-
-def rank_rows(rows: Sequence[EvalRow], *, missing: Sequence[Prediction] = (), bootstrap_seed: int = 0) -> RankedScores:
-    """The same under `moment-detr`, mAP with it: an answer's windows are ranked as they are written."""
-    ranked = [RankedPrediction(one, as_written(one.answers)) for one in [*predictions(rows), *missing]]
-    return evaluate_ranked(ranked, bootstrap_seed=bootstrap_seed)
-
-
-def write_predictions(rows: Iterable[EvalRow], path: Path) -> None:
-    """One JSON object a line, as `taro eval --predictions` reads them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            data = asdict(row)
-            data["predicted"] = None if row.predicted is None else [row.predicted.start_s, row.predicted.end_s]
-            data["windows"] = [[window.start_s, window.end_s] for window in row.windows]
-            del data["answers"]
-            if len(row.answers) > 1:
-                data["answers"] = [[window.start_s, window.end_s] for window in row.answers]
-            file.write(json.dumps(data) + "\n")

@@ -25,6 +25,7 @@ import yaml
 
 from taro.core.errors import TaroError
 from taro.core.files import explain_disk_errors, fsync, write_atomically
+from taro.metrics.answers import score_rows
 from taro.metrics.scores import METRICS
 from taro.models.export import export_checkpoint
 from taro.models.sampler import Decoding
@@ -32,7 +33,7 @@ from taro.train.algorithms.base import make_algorithm
 from taro.train.checkpoint import DamagedError, load_checkpoint, prune_checkpoints, save_checkpoint
 from taro.train.config import TrainConfig
 from taro.train.curriculum import guide_probability
-from taro.train.evaluate import Questions, evaluate_policy, score_rows
+from taro.train.evaluate import Questions, evaluate_policy
 from taro.train.measures import dump_rollouts, step_measures
 from taro.train.rewards import compute_rewards, control_totals
 from taro.train.rollouts import StepName, roll_out, score_batch

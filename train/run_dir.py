@@ -34,7 +34,7 @@ from taro.shards.variants import VariantSettings
 from taro.train.checkpoint import RunState, checkpoints, resume_checkpoint
 from taro.train.config import RewardConfig, ShardSource, TrainConfig
 from taro.train.data import TrainingData, TrainingSet, select
-from taro.train.trackers import Tracker, check_trackers, cut_back, open_trackers
+from taro.train.trackers import Tracker, check_trackers, open_trackers, truncate_to_step
 from taro.train.update import make_optimizer
 
 __all__ = ["Run", "compute_device", "open_encoded_shards", "open_policy", "open_run", "policy_folder",
@@ -140,7 +140,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
                           "started with; restore the shard set, or start a new run on this one")
     state.data_sha256 = data_sha256
     with explain_disk_errors(config.out, lambda: AGAIN):
-        cut_back(config.out, state.step)
+        truncate_to_step(config.out, state.step)
         settings = yaml.safe_dump(paths_for(config.model_dump(mode="json"), TrainConfig, config.out), sort_keys=False)
         write_atomically(config.out / "config.yaml", settings.encode())
         write_atomically(config.out / "data.json", (json.dumps(data.summary(), indent=1) + "\n").encode())

@@ -1,7 +1,7 @@
 """Where a step's numbers go: always `metrics.jsonl`, and tensorboard, wandb or trackio where asked for.
 
 The JSONL is the record that everything else reads (reports, resume, tests): a line a step, a line an evaluation. A
-resumed run cuts it back to its checkpoint, so it never holds a step twice. Left out: console output, which is the
+resumed run truncates it to its checkpoint, so it never holds a step twice. Left out: console output, which is the
 command line's.
 """
 
@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 from taro.core.errors import ConfigError
 from taro.core.files import write_atomically
-from taro.core.json import strict_json
+from taro.core.jsonl import read_jsonl
 
-__all__ = ["JsonlTracker", "Tracker", "check_trackers", "cut_back", "open_trackers", "read_jsonl"]
+__all__ = ["JsonlTracker", "Tracker", "check_trackers", "open_trackers", "truncate_to_step"]
 
 
 class Tracker(Protocol):
@@ -94,28 +94,7 @@ def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any], *,
     return opened
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file that a run appends to; [] where there is none. A torn last line, left by a kill or a
-    full disk, is passed over. Raises ConfigError at any other line that is no object."""
-    rows: list[dict[str, Any]] = []
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = strict_json(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            row = None
-        if not isinstance(row, dict):
-            raise ConfigError(f"{path}:{number}: expected a JSON object a line, got {line[:60]!r}; it was damaged "
-                              "after it was written: restore it, or delete this line")
-        rows.append(row)
-    return rows
-
-
-def cut_back(run: Path, completed: int) -> None:
+def truncate_to_step(run: Path, completed: int) -> None:
     """Removes what a run wrote after its checkpoint of `completed` updates (0: everything): metric lines and rollout
     dumps. The evaluation of that very step precedes its checkpoint, so it stays."""
     rows = read_jsonl(run / "metrics.jsonl")

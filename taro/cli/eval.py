@@ -137,16 +137,16 @@ def _score_videos(options: EvalOptions) -> None:
 
 def _score_file(options: EvalOptions, predictions: Path) -> None:
     from taro.cli.annotations import column_mapping
-    from taro.metrics.predictions import compare_files, evaluate_file
+    from taro.metrics.predictions import Annotations, compare_files, evaluate_file
     from taro.pages.answers import answers_page
     from taro.pages.render import write_page
 
     assert options.annotations is not None
-    how: dict[str, Any] = {"dataset": options.dataset, "annotations": options.annotations, "split": options.split,
-                           "lengths": options.lengths, "protocol": options.protocol, "bootstrap_seed": options.seed,
-                           "columns": column_mapping(options.column or [])}
-    found: Any = (evaluate_file(predictions, **how) if options.compare is None else
-                  compare_files(predictions, options.compare, **how))
+    truth = Annotations(options.annotations, options.dataset, options.split, options.lengths,
+                        column_mapping(options.column or []))
+    how: dict[str, Any] = {"protocol": options.protocol, "bootstrap_seed": options.seed}
+    found: Any = (evaluate_file(predictions, truth, **how) if options.compare is None else
+                  compare_files(predictions, options.compare, truth, **how))
     if options.html is not None:
         write_page(options.html, answers_page(found.examples, table=found.table(), scores=found.scores,
                                             protocol=options.protocol, seed=options.seed))
@@ -160,8 +160,9 @@ def _score_file(options: EvalOptions, predictions: Path) -> None:
 
 def _score_policy(options: EvalOptions, shards: Path) -> None:
     from taro.core.errors import ConfigError
+    from taro.metrics.answers import write_answers
     from taro.models.asking import asking_of
-    from taro.train.evaluate import missing_predictions, write_predictions
+    from taro.train.evaluate import missing_predictions
     from taro.train.run_dir import open_encoded_shards, open_policy
 
     assert options.policy is not None
@@ -183,7 +184,7 @@ def _score_policy(options: EvalOptions, shards: Path) -> None:
             if options.breakdown:
                 say(scores.breakdown_table())
     if options.out is not None:
-        write_predictions(rows, options.out)
+        write_answers(rows, options.out)
     if options.as_json:
         objects = [{**scores.as_dict(), "decoding": decoding, "no_think": mode == "no think", "tokens": tokens}
                    for mode, (scores, tokens) in found.items()]
@@ -196,8 +197,9 @@ def _answer(options: EvalOptions, policy: Any, shard_set: Any, missing: list[Any
             asking: Asking) -> tuple[list[Any], Any]:
     """The answers of one mode and their scores."""
     from taro.cli.progress import progress
+    from taro.metrics.answers import rank_rows, score_rows
     from taro.models.sampler import Decoding
-    from taro.train.evaluate import Questions, evaluate_policy, rank_rows, score_rows
+    from taro.train.evaluate import Questions, evaluate_policy
 
     decoding = Decoding(options.max_new_tokens, temperature=1.0 if options.sampled else 0.0,
                         repetition_penalty=1.0 if options.sampled else options.repetition_penalty)

@@ -187,17 +187,17 @@ def _part(show: Show, name: str, done: int, total: int) -> Callable[[Progress], 
 
 def _answers(settings: Quickstart, shards: Path, policy_name: str, when: str, show: Show) -> dict[str, list[Any]]:
     """Rows by decoding; read back where an earlier run of this folder wrote them."""
+    from taro.metrics.answers import read_answers, write_answers
     from taro.models.asking import asking_of
     from taro.models.load import load_policy
     from taro.models.sampler import Decoding
-    from taro.train.evaluate import Questions, evaluate_policy, write_predictions
-    from taro.train.report.data import read_predictions
+    from taro.train.evaluate import Questions, evaluate_policy
     from taro.train.run_dir import open_encoded_shards, policy_folder
 
     show.begin(when)
     decodings = {"greedy": Decoding(96, temperature=0.0), SAMPLED: Decoding(96, temperature=1.0)}
     files = {name: settings.out / "answers" / f"{when}-{name.partition(',')[0]}.jsonl" for name in decodings}
-    answers: dict[str, list[Any]] = {name: read_predictions(file) for name, file in files.items() if file.is_file()}
+    answers: dict[str, list[Any]] = {name: read_answers(file) for name, file in files.items() if file.is_file()}
     missing = [name for name in decodings if name not in answers]
     if missing:
         policy = load_policy(policy_folder(policy_name))
@@ -210,14 +210,14 @@ def _answers(settings: Quickstart, shards: Path, policy_name: str, when: str, sh
         answers[name] = evaluate_policy(policy, shard_set, asking, decodings[name], batch_prompts=32, progress=progress,
                                         questions=Questions(seed=settings.seed))
         part = files[name].with_suffix(".part")
-        write_predictions(answers[name], part)
+        write_answers(answers[name], part)
         part.rename(files[name])
     show.end(when, _scores_note(answers["greedy"]))
     return {name: answers[name] for name in decodings}
 
 
 def _scores_note(rows: list[Any]) -> str:
-    from taro.train.evaluate import score_rows
+    from taro.metrics.answers import score_rows
 
     scores = score_rows(rows)
     return f"{scores.queries} queries, greedy mIoU {scores.miou:.3f}, timestamps {100 * (scores.timestamps or 0):.0f} %"

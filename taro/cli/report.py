@@ -28,7 +28,8 @@ def report(
 ) -> None:
     """Write the HTML report of a training run: curves, rollouts and, with two evaluations, what changed."""
     from taro.core.errors import ConfigError
-    from taro.train.report.data import Evaluation, read_predictions, read_run
+    from taro.metrics.answers import read_answers
+    from taro.train.report.data import Evaluation, read_run
     from taro.train.report.write import render_report
 
     if (before is None) != (after is None):
@@ -36,7 +37,7 @@ def report(
                           "`taro eval --policy DIR --shards DIR --out FILE`, on the same queries")
     evaluations = []
     if before is not None and after is not None:
-        evaluations = [Evaluation("greedy", read_predictions(before), read_predictions(after), protocol)]
+        evaluations = [Evaluation("greedy", read_answers(before), read_answers(after), protocol)]
     sets = _named([*shards]) if shards else _own_shards(read_run(run).config)
     page = render_report(run, sets, evaluations, out or run / "report.html",
                          title=f"Training run {run.name}",

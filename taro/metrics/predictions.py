@@ -32,12 +32,35 @@ from taro.metrics.published import published_for, published_table
 from taro.metrics.ranked import RankedPrediction, RankedScores, as_written, comparable_columns, evaluate_ranked
 from taro.metrics.scores import Prediction, Scores, evaluate_predictions
 
-__all__ = ["FileComparison", "FileEvaluation", "Response", "compare_files", "evaluate_file", "join_ranked",
-           "join_responses", "read_responses"]  # fmt: skip
+__all__ = ["Annotations", "FileComparison", "FileEvaluation", "Response", "compare_files", "evaluate_file",
+           "join_ranked", "join_responses", "read_responses"]  # fmt: skip
 
 SHOWN = 5
 MAX_RANKED = 1_000
 MAX_CLIPS = 100_000
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What a predictions file is scored against. `dataset`: a name of `taro.annotations.DATASETS`; `split`: limits both
+    files to its rows; `lengths`: durations, for formats without; `columns`: of the format hf."""
+
+    path: str | Path
+    dataset: str
+    split: str | None = None
+    lengths: Path | None = None
+    columns: Mapping[str, str] | None = None
+
+    def queries(self) -> tuple[LintReport, list[AnnotationRow]]:
+        """The report of the linter, and the rows of the split. Raises AnnotationError where there is none."""
+        lint = import_annotations(self.path, dataset=self.dataset, split=self.split or "test", lengths=self.lengths,
+                                  columns=self.columns)
+        rows = [row for row in lint.rows if self.split is None or row.split == self.split]
+        if not rows:
+            of_split = f" of split {self.split}" if self.split else ""
+            raise AnnotationError(f"{self.path}: expected queries{of_split}, got none usable; is it a {self.dataset} "
+                                  "file (--dataset)? `taro annotations lint` says what is wrong with each line")
+        return lint, rows
 
 
 @dataclass(frozen=True)
@@ -58,7 +81,7 @@ class Response:
 
 @dataclass(frozen=True)
 class FileEvaluation:
-    """Scores of a predictions file, the report on the annotations it was held against, and the names of responses
+    """Scores of a predictions file, the report on the annotations, and the names of responses
     that answer no query of them. `ranked`: mAP and highlights, under moment-detr (an answer alone is a list of one);
     `examples`: every answer with its words; `with_dropped`: the metrics where queries that the linter dropped count as
     misses, as evaluations do that keep windows without length in; None where none was dropped or a split was asked
@@ -130,23 +153,13 @@ class FileComparison:
         return "\n".join(lines)
 
 
-def evaluate_file(
-    predictions: str | Path,
-    *,
-    dataset: str,
-    annotations: str | Path,
-    split: str | None = None,
-    lengths: Path | None = None,
-    protocol: str = "taro",
-    bootstrap_seed: int = 0,
-    columns: Mapping[str, str] | None = None,
-) -> FileEvaluation:
-    """Scores a predictions file against annotations; `split` limits both to the rows of that split. `columns`: of the
-    format hf."""
+def evaluate_file(predictions: str | Path, annotations: Annotations, *, protocol: str = "taro",
+                  bootstrap_seed: int = 0) -> FileEvaluation:
+    """Scores a predictions file against annotations."""
     protocol_named(protocol)
-    lint, rows = _queries(annotations, dataset=dataset, split=split, lengths=lengths, columns=columns)
+    lint, rows = annotations.queries()
     responses = read_responses(predictions, protocol=protocol)
-    joined, unknown = _joined(responses, rows, predictions, annotations)
+    joined, unknown = _joined(responses, rows, predictions, annotations.path)
     ranked = None
     if protocol == "moment-detr":
         ranked = evaluate_ranked(join_ranked(responses, rows), bootstrap_seed=bootstrap_seed)
@@ -154,29 +167,19 @@ def evaluate_file(
     texts = [response.text if response else None for response in _answers(responses, rows)[0]]
     examples = tuple(Example(p, row.query, text) for p, row, text in zip(joined, rows, texts, strict=True))
     dropped = len(lint.outcomes) - len(lint.rows)
-    share = len(rows) / (len(rows) + dropped)
-    with_dropped = {n: value * share for n, value in scores.metrics.items()} if dropped and split is None else None
+    share, counted = len(rows) / (len(rows) + dropped), dropped and annotations.split is None
+    with_dropped = {name: value * share for name, value in scores.metrics.items()} if counted else None
     return FileEvaluation(scores, lint, unknown, ranked, examples, with_dropped)
 
 
-def compare_files(
-    a: str | Path,
-    b: str | Path,
-    *,
-    dataset: str,
-    annotations: str | Path,
-    split: str | None = None,
-    lengths: Path | None = None,
-    protocol: str = "taro",
-    bootstrap_seed: int = 0,
-    columns: Mapping[str, str] | None = None,
-) -> FileComparison:
+def compare_files(a: str | Path, b: str | Path, annotations: Annotations, *, protocol: str = "taro",
+                  bootstrap_seed: int = 0) -> FileComparison:
     """Compares two predictions files on the queries of the annotations, with a paired bootstrap; queries that a file
     does not answer are misses of that file."""
     protocol_named(protocol)
-    lint, rows = _queries(annotations, dataset=dataset, split=split, lengths=lengths, columns=columns)
+    lint, rows = annotations.queries()
     responses = [read_responses(path, protocol=protocol) for path in (a, b)]
-    joined = [_joined(said, rows, path, annotations) for said, path in zip(responses, (a, b), strict=True)]
+    joined = [_joined(said, rows, path, annotations.path) for said, path in zip(responses, (a, b), strict=True)]
     sides = [found for found, _ in joined]
     ranked = [join_ranked(said, rows) for said in responses] if protocol == "moment-detr" else []
     compared = compare_predictions(*sides, protocol=protocol, bootstrap_seed=bootstrap_seed,
@@ -185,20 +188,6 @@ def compare_files(
     unread_a, unread_b = (sum(one.predicted is None and not one.missing for one in side) for side in sides)
     return FileComparison(compared, lint, (missing_a, missing_b), (unread_a, unread_b),
                           (len(joined[0][1]), len(joined[1][1])))  # fmt: skip
-
-
-def _queries(
-    annotations: str | Path, *, dataset: str, split: str | None, lengths: Path | None, columns: Mapping[str, str] | None
-) -> tuple[LintReport, list[AnnotationRow]]:
-    lint = import_annotations(annotations, dataset=dataset, split=split or "test", lengths=lengths, columns=columns)
-    rows = [row for row in lint.rows if split is None or row.split == split]
-    if not rows:
-        of_split = f" of split {split}" if split else ""
-        raise AnnotationError(
-            f"{annotations}: expected queries{of_split}, got none usable; is it a {dataset} file (--dataset)? "
-            "`taro annotations lint` says what is wrong with each line"
-        )
-    return lint, rows
 
 
 def _joined(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from taro.annotations import Dropped, LintReport, Repaired, import_annotations
 from taro.core.errors import AnnotationError
 from taro.grounding.moment import Moment, iou
-from taro.metrics.predictions import evaluate_file
+from taro.metrics.predictions import Annotations, evaluate_file
 from taro.metrics.scores import Prediction, evaluate_predictions
 
 ROOT = os.environ.get("TARO_REAL_DATA")
@@ -95,13 +96,13 @@ def test_published_figures_stand_beside_a_score_on_the_whole_benchmark(tmp_path:
     folder = Path(ROOT or "") / "annotations"
     lengths = folder / "Charades_v1_test.lengths.csv"
     (tmp_path / "p.jsonl").write_text(json.dumps({"qid": "1", "predicted": [0, 5]}))
-    how = {"dataset": "charades-sta", "lengths": lengths}
-    found = evaluate_file(tmp_path / "p.jsonl", annotations=folder / "charades_sta_test.txt", **how)  # type: ignore[arg-type]
+    whole = Annotations(folder / "charades_sta_test.txt", "charades-sta", lengths=lengths)
+    found = evaluate_file(tmp_path / "p.jsonl", whole)
     assert found.published["Qwen2.5-VL-7B"] == [72.5, 53.6, 28.5]
     assert "Time-R1-7B                            78.1     60.8     35.3" in found.table()
     part = (folder / "charades_sta_test.txt").read_text().splitlines()[:50]
     (tmp_path / "part.txt").write_text("\n".join(part))
-    found = evaluate_file(tmp_path / "p.jsonl", annotations=tmp_path / "part.txt", **how)  # type: ignore[arg-type]
+    found = evaluate_file(tmp_path / "p.jsonl", replace(whole, path=tmp_path / "part.txt"))
     assert found.published == {} and "published" not in found.table()
 
 
@@ -181,7 +182,7 @@ def test_answering_qvhighlights_with_its_own_truth(tmp_path: Path) -> None:
         windows = [[*window, 1 / (1 + rank)] for rank, window in enumerate(truth["relevant_windows"])]
         lines.append(json.dumps({"qid": truth["qid"], "pred_relevant_windows": windows, "pred_saliency_scores": marks}))
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
-    found = evaluate_file(tmp_path / "p.jsonl", dataset="qvhighlights", annotations=path, protocol="moment-detr")
+    found = evaluate_file(tmp_path / "p.jsonl", Annotations(path, "qvhighlights"), protocol="moment-detr")
     assert found.ranked is not None and found.scores.miou == 1.0
     reached = [min(10, len(row.windows)) / len(row.windows) for row in found.lint.rows]
     assert found.ranked.maps["mAP"] == pytest.approx(sum(reached) / 1_550) and min(reached) == 10 / 25

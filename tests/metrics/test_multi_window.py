@@ -15,13 +15,13 @@ from taro.grounding.answers import ANSWER_PARSERS, parse_answer, parse_answers
 from taro.grounding.moment import Moment, iou
 from taro.grounding.prompts import load_template
 from taro.grounding.protocols import set_iou
+from taro.metrics.answers import AnswerRow, predictions, read_answers, score_rows, write_answers
 from taro.metrics.examples import Example
-from taro.metrics.predictions import evaluate_file
+from taro.metrics.predictions import Annotations, evaluate_file
 from taro.metrics.scores import Prediction, evaluate_predictions
 from taro.pages.answers import answers_page
 from taro.train.config import RewardConfig
-from taro.train.evaluate import EvalRow, predictions, score_rows, write_predictions
-from taro.train.report.data import read_predictions, row_iou
+from taro.train.report.data import row_iou
 from taro.train.rewards import rewards, timestamp_aware_iou, timestamp_aware_set_iou
 
 MOMENTS = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda ends: Moment(float(ends[0]), float(ends[1])))
@@ -100,7 +100,7 @@ def scored(folder: Path, protocol: str, **answer: Any) -> Any:
     (folder / "a.jsonl").write_text(json.dumps(
         {"qid": 1, "video": "v", "query": "q", "windows": [[2, 5.5], [8, 9]], "duration": 10}) + "\n")
     (folder / "p.jsonl").write_text(json.dumps({"qid": 1, **answer}) + "\n")
-    return evaluate_file(folder / "p.jsonl", dataset="jsonl", annotations=folder / "a.jsonl", protocol=protocol)
+    return evaluate_file(folder / "p.jsonl", Annotations(folder / "a.jsonl", "jsonl"), protocol=protocol)
 
 
 @pytest.mark.parametrize("answer", [
@@ -122,10 +122,10 @@ def test_a_list_of_something_else_is_refused(tmp_path: Path, predicted: Any) -> 
 
 
 def test_answers_of_a_policy_go_out_and_come_back(tmp_path: Path) -> None:
-    row = EvalRow("k", "1", "q", "v.mp4", "0" * 64, TWO, Moment(2, 5.5), (Moment(2, 5.5), Moment(8, 9)), 10.0, 9, True,
-                  (Moment(2, 5.5), Moment(8, 9)))
-    write_predictions([row], tmp_path / "rows.jsonl")
-    assert read_predictions(tmp_path / "rows.jsonl") == [row]
+    windows = (Moment(2, 5.5), Moment(8, 9))
+    row = AnswerRow("k", "1", "q", "v.mp4", "0" * 64, TWO, Moment(2, 5.5), windows, 10.0, 9, True, windows)
+    write_answers([row], tmp_path / "rows.jsonl")
+    assert read_answers(tmp_path / "rows.jsonl") == [row]
     assert (row_iou(row, "multi-window"), row_iou(row, "union")) == (1.0, pytest.approx(3.5 / 4.5))
     assert evaluate_predictions(predictions([row]), protocol="multi-window").miou == 1.0
     shown = answers_page([Example(predictions([row])[0], "q")], table="", protocol="multi-window")
@@ -137,8 +137,8 @@ def test_answers_of_a_policy_go_out_and_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "timestamps"), [(TWO, None), (f"<think>at 3.0s</think>{TWO}", 1.0)])
 def test_a_policy_and_the_file_of_its_answers_score_the_same(tmp_path: Path, text: str,
                                                              timestamps: float | None) -> None:
-    row = EvalRow("k", "1", "q", "v", "0" * 64, text, Moment(2, 5.5), (Moment(2, 5.5), Moment(8, 9)), 10.0, 9, True,
-                  (Moment(2, 5.5), Moment(8, 9)))
+    windows = (Moment(2, 5.5), Moment(8, 9))
+    row = AnswerRow("k", "1", "q", "v", "0" * 64, text, Moment(2, 5.5), windows, 10.0, 9, True, windows)
     of_policy, of_file = score_rows([row], protocol="taro"), scored(tmp_path, "taro", text=text).scores
     assert of_policy.timestamps == of_file.timestamps == timestamps  # none of an answer alone, not 0 %
     assert (of_policy.metrics, of_policy.first_span) == (of_file.metrics, of_file.first_span)

@@ -14,7 +14,7 @@ from taro.cli.app import main
 from taro.core.errors import AnnotationError, ConfigError
 from taro.grounding.moment import Moment
 from taro.metrics.examples import Example, choose
-from taro.metrics.predictions import FileEvaluation, compare_files, evaluate_file
+from taro.metrics.predictions import Annotations, FileEvaluation, compare_files, evaluate_file
 from taro.metrics.scores import PROTOCOLS, Prediction
 from taro.pages.answers import answers_page
 from taro.pages.render import write_page
@@ -29,7 +29,7 @@ def written(path: Path, *rows: Any) -> Path:
     return path
 
 
-def evaluated(folder: Path, *rows: Any, **knobs: Any) -> FileEvaluation:
+def evaluated(folder: Path, *rows: Any, split: str | None = None, **knobs: Any) -> FileEvaluation:
     annotations = written(
         folder / "a.jsonl",
         {"qid": "a", "video": "v", "query": "One.", "windows": [[0, 5]], "duration": 10, "split": "val"},
@@ -37,7 +37,7 @@ def evaluated(folder: Path, *rows: Any, **knobs: Any) -> FileEvaluation:
         {"qid": "c", "video": "w", "query": "three", "windows": [[0, 5]], "duration": 10, "split": "test"},
         {"qid": "d", "video": "w", "query": "", "windows": [[0, 5]], "duration": 10},
     )
-    return evaluate_file(written(folder / "p.jsonl", *rows), dataset="jsonl", annotations=annotations, **knobs)
+    return evaluate_file(written(folder / "p.jsonl", *rows), Annotations(annotations, "jsonl", split), **knobs)
 
 
 def test_all_ways_to_answer(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_ground_truth_is_clipped_by_taro_alone(tmp_path: Path, protocol: str, mi
     row = {"qid": "a", "video": "v", "query": "q", "windows": [[0, 10]], "duration": 8}
     annotations = written(tmp_path / "b.jsonl", row)
     answers = written(tmp_path / "p.jsonl", {"qid": "a", "predicted": [0, 8]})
-    scores = evaluate_file(answers, dataset="jsonl", annotations=annotations, protocol=protocol).scores
+    scores = evaluate_file(answers, Annotations(annotations, "jsonl"), protocol=protocol).scores
     assert scores.miou == pytest.approx(miou) == pytest.approx(scores.baselines["whole video"]["miou"])
 
 
@@ -140,7 +140,7 @@ def test_a_comparison_says_what_each_file_left_unanswered(tmp_path: Path) -> Non
     """Three queries: A answers one and has a response without a moment, B answers one and a query that there is not."""
     evaluated(tmp_path, {"qid": "a", "predicted": [0, 5]}, {"qid": "c", "text": "no idea"})
     other = written(tmp_path / "q.jsonl", {"qid": "a", "predicted": [0, 10]}, {"qid": "zz", "predicted": [0, 5]})
-    found = compare_files(tmp_path / "p.jsonl", other, dataset="jsonl", annotations=tmp_path / "a.jsonl")
+    found = compare_files(tmp_path / "p.jsonl", other, Annotations(tmp_path / "a.jsonl", "jsonl"))
     assert (found.missing, found.unparsable, found.unknown) == ((1, 2), (1, 0), (0, 1))
     assert found.table().splitlines()[-2:] == [
         "missing 1 in A, 2 in B; unparsable 1 in A, 0 in B (counted as misses)",
@@ -222,7 +222,7 @@ def test_a_predictions_file_that_is_none_is_called_so(tmp_path: Path) -> None:
     evaluated(tmp_path)
     for path, found in ((tmp_path / "absent", "none"), (tmp_path, "a folder")):
         with pytest.raises(AnnotationError, match=f"expected a predictions file, found {found}"):
-            evaluate_file(path, dataset="jsonl", annotations=tmp_path / "a.jsonl")
+            evaluate_file(path, Annotations(tmp_path / "a.jsonl", "jsonl"))
 
 
 def test_a_page_shows_which_windows_count() -> None:

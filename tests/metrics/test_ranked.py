@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from taro.annotations.rows import Saliency
 from taro.core.errors import AnnotationError
 from taro.grounding.moment import Moment
-from taro.metrics.predictions import FileEvaluation, compare_files, evaluate_file
+from taro.metrics.predictions import Annotations, FileEvaluation, compare_files, evaluate_file
 from taro.metrics.ranked import (
     MAP_THRESHOLDS,
     RankedPrediction,
@@ -180,9 +180,7 @@ LINES = [
 def scored(folder: Path, *rows: Any, protocol: str = "moment-detr") -> FileEvaluation:
     (folder / "a.jsonl").write_text("\n".join(map(json.dumps, LINES)))
     (folder / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return evaluate_file(
-        folder / "p.jsonl", dataset="qvhighlights", annotations=folder / "a.jsonl", protocol=protocol
-    )
+    return evaluate_file(folder / "p.jsonl", Annotations(folder / "a.jsonl", "qvhighlights"), protocol=protocol)
 
 
 ANSWERS: list[dict[str, Any]] = [
@@ -236,16 +234,13 @@ def test_a_wrong_line_is_one_message(tmp_path: Path, row: dict[str, Any]) -> Non
 def test_two_files_are_compared(tmp_path: Path) -> None:
     scored(tmp_path, *ANSWERS)
     (tmp_path / "b.jsonl").write_text(json.dumps({"qid": 1, "predicted": [0, 2]}))
-    found = compare_files(
-        tmp_path / "p.jsonl", tmp_path / "b.jsonl", dataset="qvhighlights", annotations=tmp_path / "a.jsonl"
-    )
+    truth = Annotations(tmp_path / "a.jsonl", "qvhighlights")
+    found = compare_files(tmp_path / "p.jsonl", tmp_path / "b.jsonl", truth)
     assert found.comparison.difference["miou"] == pytest.approx((0.5 + 0) / 2 - 1) and found.comparison.worse == 2
     assert found.as_dict()["annotations"]["kept"] == 2 and "B against A" in found.table()
     assert set(found.comparison.difference) == {"miou", "r1@0.3", "r1@0.5", "r1@0.7"}
-    ranked = compare_files(tmp_path / "p.jsonl", tmp_path / "b.jsonl", dataset="qvhighlights",
-                           annotations=tmp_path / "a.jsonl", protocol="moment-detr").comparison  # fmt: skip
+    ranked = compare_files(tmp_path / "p.jsonl", tmp_path / "b.jsonl", truth, protocol="moment-detr").comparison
     assert ranked.a["mAP"] == 1.0 and ranked.difference["mAP"] == pytest.approx(ranked.b["mAP"] - 1)
     assert "HL mAP >= 4" not in ranked.difference, "b has no numbers for highlights"
-    both = compare_files(tmp_path / "p.jsonl", tmp_path / "p.jsonl", dataset="qvhighlights",
-                         annotations=tmp_path / "a.jsonl", protocol="moment-detr")  # fmt: skip
+    both = compare_files(tmp_path / "p.jsonl", tmp_path / "p.jsonl", truth, protocol="moment-detr")
     assert both.comparison.difference["HL Hit@1 >= 4"] == 0.0 and "HL mAP >= 4" in both.table()

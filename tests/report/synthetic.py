@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw
 from taro.core import draws
 from taro.grounding.moment import Moment, iou
 from taro.grounding.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
+from taro.metrics.answers import AnswerRow
 from taro.shards.manifest import build_manifest, write_manifest, write_skipped
 from taro.shards.writer import SliceWriter
-from taro.train.evaluate import EvalRow
 
 HOSTILE = '</pre></svg><script>document.title="owned"</script><img src=x onerror="document.title=1"> \u202egnp.exe'
 DURATION_S = 24.0
@@ -71,7 +71,7 @@ def answer(window: Moment, offset_s: float, caption: str, *, timed: bool) -> tup
             f"<answer>{moment.start_s:.1f}s to {moment.end_s:.1f}s</answer>"), moment
 
 
-def eval_rows(after: bool, *, clips: int = 8, hostile: tuple[int, ...] = ()) -> list[EvalRow]:
+def eval_rows(after: bool, *, clips: int = 8, hostile: tuple[int, ...] = ()) -> list[AnswerRow]:
     """One row a query; after training answers are nearer, one query gets worse, one answer cannot be read."""
     rows = []
     for number in range(clips):
@@ -81,7 +81,7 @@ def eval_rows(after: bool, *, clips: int = 8, hostile: tuple[int, ...] = ()) -> 
             offset_s *= 0.2 if after != worse else 1.0
             text, moment = answer(query.windows[0], offset_s, query.text, timed=after)
             unread = (number, index) == (5, 0) and not after
-            rows.append(EvalRow(f"clip-{number:02d}", query.id, query.text, f"{number}.mp4",
+            rows.append(AnswerRow(f"clip-{number:02d}", query.id, query.text, f"{number}.mp4",
                                 hashlib.sha256(bytes([number])).hexdigest(),
                                 "I do not know" if unread else text, None if unread else moment, query.windows,
                                 DURATION_S, 40, True))

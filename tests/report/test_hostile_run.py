@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from taro.core.errors import ConfigError
-from taro.train.report.data import read_predictions, read_run
+from taro.metrics.answers import read_answers
+from taro.train.report.data import read_run
 from taro.train.report.write import render_report
-from taro.train.trackers import cut_back
+from taro.train.trackers import truncate_to_step
 from tests.report.synthetic import run_folder
 
 ROLLOUT = "rollouts/step-000003.jsonl"
@@ -58,7 +59,7 @@ def test_values_that_no_curve_can_show_are_passed_over(good: Path, tmp_path: Pat
 def test_json_that_breaks_parsers_is_one_message(good: Path, tmp_path: Path, line: str) -> None:
     run = changed(good, tmp_path, "metrics.jsonl")
     (run / "metrics.jsonl").write_bytes(line.encode("utf-8", "surrogateescape") + b"\n{}\n")
-    for read in (lambda: read_run(run), lambda: read_predictions(run / "metrics.jsonl"), lambda: cut_back(run, 1)):
+    for read in (lambda: read_run(run), lambda: read_answers(run / "metrics.jsonl"), lambda: truncate_to_step(run, 1)):
         with pytest.raises(ConfigError, match=r"metrics\.jsonl:1"):
             read()
 
@@ -67,5 +68,5 @@ def test_a_dump_with_no_number_in_its_name_is_passed_over(good: Path, tmp_path: 
     run = changed(good, tmp_path, "metrics.jsonl")
     (run / "rollouts" / "step-last.jsonl").write_text("{}")
     assert read_run(run).rollout_steps() == [0, 1, 2, 3]
-    cut_back(run, 2)
+    truncate_to_step(run, 2)
     assert read_run(run).rollout_steps() == [0, 1] and (run / "rollouts" / "step-last.jsonl").exists()

@@ -15,19 +15,10 @@ import yaml
 from taro.cli.app import main
 from taro.core.errors import ConfigError
 from taro.grounding.moment import Moment
+from taro.metrics.answers import read_answers, write_answers
 from taro.pages.charts import LEFT, RIGHT, WIDTH, Curve, curve_chart
 from taro.shards.reader import open_shards
-from taro.train.evaluate import write_predictions
-from taro.train.report.data import (
-    Evaluation,
-    Run,
-    examples,
-    mean_of,
-    read_predictions,
-    read_run,
-    row_iou,
-    training_groups,
-)
+from taro.train.report.data import Evaluation, Run, examples, mean_of, read_run, row_iou, training_groups
 from taro.train.report.figures import tiles
 from taro.train.report.write import ledger, render_report
 from tests.report import synthetic
@@ -192,16 +183,16 @@ def test_a_run_alone_still_makes_a_page(folders: Path, tmp_path: Path) -> None:
 
 def test_predictions_survive_the_file(tmp_path: Path) -> None:
     rows = synthetic.eval_rows(False)
-    write_predictions(rows, tmp_path / "p.jsonl")
-    assert read_predictions(tmp_path / "p.jsonl") == rows
+    write_answers(rows, tmp_path / "p.jsonl")
+    assert read_answers(tmp_path / "p.jsonl") == rows
     (tmp_path / "bad.jsonl").write_text(json.dumps({"key": "a", "predicted": None}) + "\n")
     with pytest.raises(ConfigError, match=r"bad.jsonl:1: expected a row"):
-        read_predictions(tmp_path / "bad.jsonl")
+        read_answers(tmp_path / "bad.jsonl")
 
 
 def test_the_command_finds_the_files_and_says_what_is_missing(folders: Path, tmp_path: Path) -> None:
     for name, after in (("before", False), ("after", True)):
-        write_predictions(synthetic.eval_rows(after), tmp_path / f"{name}.jsonl")
+        write_answers(synthetic.eval_rows(after), tmp_path / f"{name}.jsonl")
     both = ["--before", str(tmp_path / "before.jsonl"), "--after", str(tmp_path / "after.jsonl")]
     page = tmp_path / "page.html"
     line = ["report", str(folders / "run"), "--shards", str(folders / "held-out"), "--out", str(page)]

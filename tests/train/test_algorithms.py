@@ -9,11 +9,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from taro.core.jsonl import read_jsonl
 from taro.train.algorithms import ALGORITHMS
 from taro.train.algorithms.base import TokenLoss, Tokens, make_algorithm
 from taro.train.config import LossConfig, TrainConfig
 from taro.train.loop import train
-from taro.train.trackers import read_jsonl
 
 
 class Reinforce:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from taro.core.jsonl import read_jsonl
 from taro.train.config import TrainConfig
 from taro.train.loop import train
-from taro.train.trackers import read_jsonl
 
 GAP = 0.05
 """mean |log-prob at sampling - log-prob in scoring| that bfloat16 may cost: decoding and packed rows round apart"""

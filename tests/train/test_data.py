@@ -13,6 +13,7 @@ import pytest
 
 from taro.core.config import load_config
 from taro.core.errors import ConfigError, ShardError
+from taro.core.jsonl import read_jsonl
 from taro.models.load import load_policy
 from taro.train.config import TrainConfig
 from taro.train.data import data_lines, sample_name
@@ -20,7 +21,6 @@ from taro.train.loop import train
 from taro.train.report.data import last_rollouts, read_run, training_groups
 from taro.train.report.write import render_report
 from taro.train.run_dir import open_run
-from taro.train.trackers import read_jsonl
 from tests.helpers_models import tiny_qwen2_5_vl
 from tests.train.conftest import Tiny
 from tests.train.tiny import WIDTH, tiny_shards

@@ -16,15 +16,16 @@ import yaml
 from safetensors.torch import load_file
 
 from taro.core.errors import ConfigError, ModelError, ShardError, TaroError
+from taro.core.jsonl import read_jsonl
+from taro.metrics.answers import score_rows, write_answers
 from taro.models.asking import asking_of
 from taro.models.load import load_policy
 from taro.models.sampler import Decoding
 from taro.train.checkpoint import checkpoints, read_state
 from taro.train.config import TrainConfig
-from taro.train.evaluate import Questions, evaluate_policy, missing_predictions, score_rows, write_predictions
+from taro.train.evaluate import Questions, evaluate_policy, missing_predictions
 from taro.train.loop import train
 from taro.train.run_dir import open_encoded_shards, open_run
-from taro.train.trackers import read_jsonl
 from tests.helpers_models import tiny_qwen2_5_vl
 from tests.train.conftest import Tiny
 
@@ -104,7 +105,7 @@ def test_the_export_answers_as_the_trained_policy(make_config: Callable[..., Tra
     assert scores["queries"] == 2 and scores["miou"] == evaluated[-1]["eval"]["miou"]
     single = evaluate_policy(exported, shard_set, asking, decoding, questions=Questions("val"), batch_prompts=1)
     assert [row.text for row in single] == [row.text for row in rows]
-    write_predictions(rows, tmp_path / "out" / "predictions.jsonl")
+    write_answers(rows, tmp_path / "out" / "predictions.jsonl")
     written = read_jsonl(tmp_path / "out" / "predictions.jsonl")
     assert [row["query_id"] for row in written] == ["q6", "q7"] and written[0]["text"] == rows[0].text
 

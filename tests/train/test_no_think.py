@@ -12,6 +12,7 @@ from taro.cli.app import main
 from taro.core import draws
 from taro.core.config import load_config
 from taro.core.errors import ConfigError
+from taro.core.jsonl import read_jsonl
 from taro.grounding.answers import format_ok
 from taro.models.asking import asking_of
 from taro.models.export import export_checkpoint
@@ -20,7 +21,6 @@ from taro.models.logprobs import score
 from taro.train.config import TrainConfig
 from taro.train.loop import train
 from taro.train.run_dir import open_run
-from taro.train.trackers import read_jsonl
 from tests.train.conftest import Tiny
 from tests.train.tiny import CLIPS, TEMPLATE, clip_record, response
 

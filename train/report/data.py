@@ -23,18 +23,17 @@ from taro.core import draws
 from taro.core.config import read_yaml
 from taro.core.errors import ConfigError
 from taro.core.json import read_json
+from taro.core.jsonl import checked_row, read_jsonl
 from taro.core.places import paths_from
-from taro.grounding.moment import Moment
+from taro.metrics.answers import AnswerRow, score_rows
 from taro.metrics.scores import PROTOCOLS, Scores
 from taro.train.config import TrainConfig
-from taro.train.evaluate import EvalRow, score_rows
-from taro.train.report.rows import AnswerLine, RolloutLine, checked, eval_line, step_line
-from taro.train.trackers import read_jsonl
+from taro.train.report.rows import RolloutLine, eval_line, step_line
 
 if TYPE_CHECKING:
     from taro.metrics.scores import Prediction
 
-__all__ = ["Evaluation", "Example", "Run", "examples", "last_rollouts", "mean_of", "read_predictions", "read_run",
+__all__ = ["Evaluation", "Example", "Run", "examples", "last_rollouts", "mean_of", "read_run",
            "row_iou", "training_groups"]
 
 BOOTSTRAP_DRAWS = 2000
@@ -83,8 +82,8 @@ class Evaluation:
     """
 
     name: str
-    before: Sequence[EvalRow]
-    after: Sequence[EvalRow]
+    before: Sequence[AnswerRow]
+    after: Sequence[AnswerRow]
     protocol: str = "taro"
     missing: Sequence[Prediction] = field(default=())
 
@@ -99,12 +98,12 @@ class Evaluation:
         return score_rows(self.after, protocol=self.protocol, missing=self.missing)
 
     @cached_property
-    def pairs(self) -> list[tuple[EvalRow, EvalRow]]:
+    def pairs(self) -> list[tuple[AnswerRow, AnswerRow]]:
         """(before, after) of each query that both answered, in the order of `before`."""
         after = {(row.key, row.query_id): row for row in self.after}
         return [(row, after[row.key, row.query_id]) for row in self.before if (row.key, row.query_id) in after]
 
-    def change(self, before: EvalRow, after: EvalRow) -> float:
+    def change(self, before: AnswerRow, after: AnswerRow) -> float:
         """IoU after less IoU before, as the protocol counts it."""
         return row_iou(after, self.protocol) - row_iou(before, self.protocol)
 
@@ -140,8 +139,8 @@ class Example:
     """A held-out query worth showing, and the rule that chose it."""
 
     why: str
-    before: EvalRow
-    after: EvalRow
+    before: AnswerRow
+    after: AnswerRow
 
 
 def read_run(folder: str | Path) -> Run:
@@ -162,18 +161,6 @@ def read_run(folder: str | Path) -> Run:
     return Run(folder, settings, config.read_text(encoding="utf-8"),
                [step_line(line, metrics) for line in lines if "reward" in line],
                [eval_line(line, metrics) for line in lines if "eval" in line])
-
-
-def read_predictions(path: str | Path) -> list[EvalRow]:
-    """Rows that `taro eval --out` wrote, one JSON object a line."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: expected a JSONL file, got none; check the path")
-    lines = [checked(AnswerLine, row, path, number) for number, row in enumerate(read_jsonl(path), 1)]
-    return [EvalRow(**line.model_dump(exclude={"predicted", "windows", "answers"}),
-                    predicted=None if line.predicted is None else Moment(*line.predicted),
-                    windows=tuple(Moment(*window) for window in line.windows),
-                    answers=tuple(Moment(*window) for window in line.answers)) for line in lines]
 
 
 def last_rollouts(run: str | Path, place: str | Path | None = None) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -204,7 +191,7 @@ def _dumps(run: Path) -> dict[int, Path]:
 def _groups(dump: Path) -> list[list[dict[str, Any]]]:
     groups: dict[tuple[str, str, int, str], list[dict[str, Any]]] = {}
     for number, row in enumerate(read_jsonl(dump), 1):
-        line = checked(RolloutLine, row, dump, number)
+        line = checked_row(RolloutLine, row, dump, number)
         groups.setdefault((line.set, line.key, line.repeat, line.query_id), []).append(line.model_dump())
     return [sorted(rows, key=lambda row: int(row["g"])) for rows in groups.values()]
 
@@ -218,7 +205,7 @@ def _set_name(run: Path, place: Path) -> str:
     return place.resolve().name
 
 
-def row_iou(row: EvalRow, protocol: str) -> float:
+def row_iou(row: AnswerRow, protocol: str) -> float:
     """IoU of an answer with the ground truth, as the protocol counts it; a missing answer has 0."""
     truths = PROTOCOLS[protocol].truths(row.windows, row.duration_s)
     return PROTOCOLS[protocol].iou(row.predicted, truths, row.answers)

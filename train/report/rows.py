@@ -7,13 +7,13 @@ a text where it expects a number; fields that a report does not know are passed 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from taro.core.errors import ConfigError
 
-__all__ = ["SET", "AnswerLine", "RolloutLine", "checked", "eval_line", "step_line"]
+__all__ = ["SET", "RolloutLine", "eval_line", "step_line"]
 
 SET = "set/"
 """how the numbers of one of several sets are named in a step"""
@@ -23,32 +23,11 @@ Window = tuple[Seconds, Seconds]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
-class _Line(BaseModel):
-    """Base: unknown fields are passed over."""
+class RolloutLine(BaseModel):
+    """A row of rollouts/step-N.jsonl; see `taro.train.measures.dump_rollouts`. Unknown fields are passed over. Numbers
+    may be nan where a step went wrong, None where there is none."""
 
     model_config = ConfigDict(extra="ignore")
-
-
-class AnswerLine(_Line):
-    """A row that `taro eval --policy ... --out` writes; see `taro.train.evaluate.EvalRow`."""
-
-    key: str
-    query_id: str
-    query: str
-    video: str
-    video_sha256: str
-    text: str
-    predicted: Window | None
-    windows: list[Window]
-    duration_s: Annotated[float, Field(gt=0, le=1e12)]
-    tokens: Count
-    finished: bool
-    answers: list[Window] = []
-
-
-class RolloutLine(_Line):
-    """A row of rollouts/step-N.jsonl; see `taro.train.measures.dump_rollouts`. Numbers may be nan where a step went
-    wrong, None where there is none."""
 
     key: str
     query_id: str
@@ -69,20 +48,6 @@ class RolloutLine(_Line):
     answers: list[Window] = []
     set: str = ""
     repeat: Count = 0
-
-
-LineT = TypeVar("LineT", bound=_Line)
-
-
-def checked(model: type[LineT], row: dict[str, Any], path: Path, number: int) -> LineT:
-    """Line `number` of `path` as a model. Raises ConfigError that says which field is not what it must be."""
-    try:
-        return model.model_validate(row)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])[:100]
-        raise ConfigError(f"{path}:{number}: expected a row that taro writes, got {field!a}: {first['msg'][:200]!a}; "
-                          "drop the line, or make the file again") from None
 
 
 def step_line(row: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""Answers of a policy: one row a query, the one form in which they are scored, written and read back.
+
+`taro eval --policy ... --out` writes them, reports and the quickstart read them, `taro eval --predictions` takes them
+too (it reads what any system writes: `taro.metrics.predictions`). A row holds all that a score or a page needs, so
+nothing else must be at hand to compare two policies later. Left out: asking (`taro.train.evaluate`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field, InstanceOf
+from pydantic.dataclasses import dataclass
+
+from taro.core.errors import ConfigError
+from taro.core.jsonl import checked_row, read_jsonl
+from taro.grounding.answers import parse_reasoning
+from taro.grounding.moment import Moment
+from taro.metrics.ranked import RankedPrediction, RankedScores, as_written, evaluate_ranked
+from taro.metrics.scores import Prediction, Scores, evaluate_predictions
+
+__all__ = ["AnswerRow", "predictions", "rank_rows", "read_answers", "score_rows", "write_answers"]
+
+MOST_S = 1e12
+
+
+def _moment(value: Any) -> Any:
+    """[start, end] of a file as a moment; nan fails every comparison."""
+    if isinstance(value, Moment):
+        return value
+    if isinstance(value, list | tuple) and len(value) == 2 and all(
+            type(end) in (int, float) and abs(end) <= MOST_S for end in value):
+        return Moment(float(value[0]), float(value[1]))
+    raise ValueError("expected [start, end] in seconds")
+
+
+Window = Annotated[InstanceOf[Moment], BeforeValidator(_moment)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="ignore"))
+class AnswerRow:
+    """One answered query. `predicted` is read with the protocol that the evaluation was asked for; `windows`: ground
+    truth; `answers`: all windows of the answer, where that protocol takes several; `finished`: the response ended by
+    itself within the longest one allowed."""
+
+    key: str
+    query_id: str
+    query: str
+    video: str
+    video_sha256: str
+    text: str
+    predicted: Window | None
+    windows: tuple[Window, ...]
+    duration_s: Annotated[float, Field(gt=0, le=MOST_S)]
+    tokens: Annotated[int, Field(ge=0, le=2**53)]
+    finished: bool
+    answers: tuple[Window, ...] = ()
+
+
+def read_answers(path: str | Path) -> list[AnswerRow]:
+    """The rows that `write_answers` wrote. Raises ConfigError where there is no such file, or a line is not one of
+    them."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: expected a JSONL file, got none; check the path")
+    return [checked_row(AnswerRow, row, path, number) for number, row in enumerate(read_jsonl(path), 1)]
+
+
+def write_answers(rows: Iterable[AnswerRow], path: Path) -> None:
+    """One JSON object a line; `answers` stands in it where there are several."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            several = {"answers": _lists(row.answers)} if len(row.answers) > 1 else {}
+            file.write(json.dumps({
+                "key": row.key, "query_id": row.query_id, "query": row.query, "video": row.video,
+                "video_sha256": row.video_sha256, "text": row.text,
+                "predicted": None if row.predicted is None else _lists([row.predicted])[0],
+                "windows": _lists(row.windows), "duration_s": row.duration_s, "tokens": row.tokens,
+                "finished": row.finished, **several}) + "\n")
+
+
+def _lists(windows: Iterable[Moment]) -> list[list[float]]:
+    return [[window.start_s, window.end_s] for window in windows]
+
+
+def predictions(rows: Iterable[AnswerRow]) -> list[Prediction]:
+    """Rows as `taro.metrics.scores` takes them; a video is a file's content, so that the bootstrap draws whole
+    files."""
+    return [Prediction(query_id=f"{row.key}/{row.query_id}", video=row.video_sha256, predicted=row.predicted,
+                       windows=row.windows, duration_s=row.duration_s, answers=row.answers,
+                       reasoning=parse_reasoning(row.text).text if "<think>" in row.text else None) for row in rows]
+
+
+def score_rows(rows: Sequence[AnswerRow], *, protocol: str = "taro", missing: Sequence[Prediction] = (),
+               bootstrap_seed: int = 0) -> Scores:
+    """Scores of answered rows and of queries that could not be asked (misses)."""
+    return evaluate_predictions([*predictions(rows), *missing], protocol=protocol, bootstrap_seed=bootstrap_seed)
+
+
+def rank_rows(rows: Sequence[AnswerRow], *, missing: Sequence[Prediction] = (),
+              bootstrap_seed: int = 0) -> RankedScores:
+    """The same under `moment-detr`, mAP with it: an answer's windows are ranked as they are written."""
+    ranked = [RankedPrediction(one, as_written(one.answers)) for one in [*predictions(rows), *missing]]
+    return evaluate_ranked(ranked, bootstrap_seed=bootstrap_seed)
