@@ -20,7 +20,7 @@ import numpy as np
 
 from taro.core.errors import ModelError
 from taro.grounding.moment import Moment
-from taro.preprocess.models import SANDBOX, folder_sha256, model_folder
+from taro.models.resolve import SANDBOX, folder_sha256, resolve_model
 from taro.shards.format import ClipEncoder
 
 __all__ = ["ClipModel", "alignment", "clip_encoder"]
@@ -94,7 +94,7 @@ def clip_encoder(name: str) -> ClipEncoder:
 def _source(name: str) -> tuple[ClipEncoder, str, str | None]:
     """(encoder, what open_clip is asked for, pretrained tag)."""
     if name.startswith(SANDBOX) or Path(name).expanduser().is_dir():
-        folder = model_folder(name)
+        folder = resolve_model(name)
         model = name.replace(":", "-") if name.startswith(SANDBOX) else folder.name
         sha256: str | None = folder_sha256(folder)
         source, pretrained = f"local-dir:{folder}", None

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from taro.grounding.moment import Moment
 from taro.grounding.records import ClipRecord, DenseCaption, QueryRecord
 from taro.preprocess.captioners.base import Failure, Request
-from taro.preprocess.captioners.cached import CachedCaptioner
+from taro.preprocess.captioners.cache import CachedCaptioner
 from taro.preprocess.captioners.imported import Given
 from taro.preprocess.clip import ClipModel, alignment
 from taro.preprocess.config import PathsConfig, SegmentConfig
@@ -86,10 +86,7 @@ class Describer:
             stretches = uniform_segments(duration_s, window_s=segment.window_s, round_s=segment.round_s)
         else:
             assert draft.clip_TD is not None, "segment.method clip without a CLIP model"
-            stretches = change_segments(
-                draft.clip_TD, draft.frames.times_s, duration_s, penalty=segment.penalty, round_s=segment.round_s,
-                min_s=segment.min_s, max_segments=segment.max_segments, kernel=segment.kernel,
-            )  # fmt: skip
+            stretches = change_segments(draft.clip_TD, draft.frames.times_s, duration_s, segment)
         return [Request(draft.frames, stretch, whole=False) for stretch in stretches]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from taro.preprocess.captioners.registry import given_captions
 from taro.preprocess.config import ASKED, PreprocessConfig
 from taro.preprocess.job import Job, Only, open_job
+from taro.preprocess.ledger import count_reasons
 from taro.preprocess.plan import PlannedClip
 from taro.preprocess.slices import decode_jobs
 from taro.preprocess.todo import plan_tasks
@@ -111,16 +112,13 @@ def estimate(config: PreprocessConfig, *, only: Only | None = None) -> Estimate:
     size = job.bytes_per_clip(mean_s or None) * sum(len(plan.slice_clips(index)) for index in encoded)
     tokens = size / max(job.bytes_per_clip(), 1) * config.sampling.total_tokens
     asked = captions if config.caption.method in ASKED else 0
-    reasons: dict[str, int] = {}
-    for row in plan.skipped:
-        reasons[f"{row.stage}: {row.reason}"] = reasons.get(f"{row.stage}: {row.reason}", 0) + 1
     return Estimate(
         inputs=plan.inputs, rows=plan.rows, skipped=len(plan.skipped), videos=len({clip.path for clip in plan.clips}),
         clips=len(plan.clips), slices=len(plan.slices), slices_left=len(todo), clips_left=clips,
         hours_of_video=mean_s * clips / 3600, captions=captions,
         feature_bytes=size, decode_hours=seconds / max(len(sample), 1) * clips / 3600,
         model_hours=(TOWER_S * tokens / TOKENS + asked * CAPTION_S) / 3600,
-        sampled=len(sample), failed=len(sample) - len(frames), reasons=reasons,
+        sampled=len(sample), failed=len(sample) - len(frames), reasons=count_reasons(plan.skipped),
         variants=config.variants.count if job.variants_kind and todo else 0,
     )  # fmt: skip
 

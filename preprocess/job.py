@@ -7,7 +7,6 @@ meets an existing folder and is refused with the difference.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,11 +15,12 @@ from taro.core.config import changed_settings
 from taro.core.errors import AnnotationError, ConfigError
 from taro.core.files import file_sha256
 from taro.models.features import EncoderFingerprint
+from taro.models.resolve import compute_device, resolve_model
 from taro.preprocess.captioners.registry import captioner_facts
 from taro.preprocess.clip import clip_encoder
 from taro.preprocess.config import PreprocessConfig
-from taro.preprocess.ledger import plan_lock
-from taro.preprocess.models import device_of, dtype_of, encoder_fingerprint, model_folder
+from taro.preprocess.ledger import count_reasons, plan_lock
+from taro.preprocess.models import encoder_fingerprint
 from taro.preprocess.plan import STATE, Plan, freeze, load_plan, make_plan
 from taro.shards.format import MANIFEST
 
@@ -85,15 +85,14 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
 
     if only == "variants" and not config.variants.count:
         raise ConfigError("--only variants needs variants.count above 0, such as --set variants.count=4")
-    device = device_of(config.device)
-    dtype = dtype_of(config.dtype, device)
-    encoder, width = encoder_fingerprint(model_folder(config.policy), config.sampling, dtype)
-    if not config.annotations.exists() and config.dataset != "hf":  # which may be a hub id
-        raise AnnotationError(f"annotations {config.annotations}: no such file; give the annotation file")
+    annotations_sha256 = _annotations_sha256(config)
+    device = compute_device(config.device)
+    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    encoder, width = encoder_fingerprint(resolve_model(config.policy), config.sampling, dtype)
     facts = captioner_facts(config.caption, config.segment.method == "captioner", dtype)
     clip = None if config.clip_model is None else clip_encoder(config.clip_model)
     shaping: dict[str, Any] = {
-        **config.shaping(), "annotations_sha256": _annotations_sha256(config), "captioner": facts,
+        **config.shaping(), "annotations_sha256": annotations_sha256, "captioner": facts,
         "clip_encoder": None if clip is None else clip.name,
         "lengths_sha256": None if config.lengths is None else file_sha256(config.lengths),
     }  # fmt: skip
@@ -115,7 +114,7 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
         if save:
             plan = _first(plan, config.out)
     _check(config, plan, shaping, encoder, only)
-    pixels = pixel_settings(model_folder(config.policy))
+    pixels = pixel_settings(resolve_model(config.policy))
     return Job(config, plan, device, dtype, encoder, width, pixels.patch_size * pixels.merge)
 
 
@@ -150,8 +149,7 @@ def _unbegun(out: Path) -> bool:
 def _check_rows(config: PreprocessConfig, plan: Plan) -> None:
     if plan.rows:
         return
-    reasons = Counter(f"{row.stage}: {row.reason}" for row in plan.skipped)
-    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5))
+    why = ", ".join(f"{count:,} {reason}" for reason, count in list(count_reasons(plan.skipped).items())[:5])
     raise AnnotationError(f"{config.annotations}: none of its {plan.inputs:,} rows became a query ({why}); nothing was "
                           f"written. Check that its format is {config.dataset} and that its videos are in "
                           f"{config.videos}")  # fmt: skip

@@ -6,8 +6,9 @@ has one. The lock on a slice keeps two workers from making it at once; the syste
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -15,7 +16,7 @@ from pydantic import Field, ValidationError
 from taro.core.config import Config
 from taro.core.files import locked, write_atomically
 
-__all__ = ["SkippedRow", "SliceLedger", "plan_lock", "read_ledger", "slice_lock", "write_ledger"]
+__all__ = ["SkippedRow", "SliceLedger", "count_reasons", "plan_lock", "read_ledger", "slice_lock", "write_ledger"]
 
 
 class SkippedRow(Config):
@@ -30,6 +31,11 @@ class SkippedRow(Config):
     reason: str
     detail: str = ""
     transient: bool = False
+
+
+def count_reasons(rows: Iterable[SkippedRow]) -> dict[str, int]:
+    """How many rows were skipped by "stage: reason", most first."""
+    return dict(Counter(f"{row.stage}: {row.reason}" for row in rows).most_common())
 
 
 class SliceLedger(Config):
@@ -68,18 +74,14 @@ def read_ledger(state: Path, index: int) -> SliceLedger | None:
         return None
 
 
-@contextmanager
-def slice_lock(state: Path, index: int) -> Iterator[bool]:
-    """Holds the lock of a slice for the block; yields False where another process holds it."""
-    with locked(_lock_path(state, f"slice-{index:06d}"), wait=False) as held:
-        yield held
+def slice_lock(state: Path, index: int) -> AbstractContextManager[bool]:
+    """Holds the lock of a slice for the block; False where another process holds it."""
+    return locked(_lock_path(state, f"slice-{index:06d}"), wait=False)
 
 
-@contextmanager
-def plan_lock(state: Path) -> Iterator[None]:
+def plan_lock(state: Path) -> AbstractContextManager[bool]:
     """Holds the lock of a folder's plan for the block, once it is free: two jobs that begin at once share one plan."""
-    with locked(_lock_path(state, "plan"), wait=True):
-        yield
+    return locked(_lock_path(state, "plan"), wait=True)
 
 
 def _lock_path(state: Path, name: str) -> Path:

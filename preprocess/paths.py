@@ -1,4 +1,4 @@
-"""Candidate reasoning paths: per query, seeded subsets of the clip's captions (METHOD 1).
+"""Candidate reasoning paths: per query, seeded subsets of the clip's captions (docs/method.md).
 
 `random`, the paper's: k ~ Uniform{1..n}, k captions without replacement, in chronological order. `overlap`: every
 caption that overlaps the ground truth, plus d ~ Uniform{0..h} hard distractors, drawn without replacement from the h

@@ -22,7 +22,7 @@ from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.engines.base import Engine, SliceResult
 from taro.preprocess.engines.registry import ENGINES
 from taro.preprocess.job import Job, Only, open_job
-from taro.preprocess.ledger import SkippedRow, SliceLedger, read_ledger
+from taro.preprocess.ledger import SkippedRow, SliceLedger, count_reasons, read_ledger
 from taro.preprocess.report import PreprocessReport, Progress
 from taro.preprocess.todo import plan_tasks, withdraw
 from taro.shards.format import MANIFEST, Manifest, Provenance, shard_path, sidecar_path
@@ -67,16 +67,13 @@ def preprocess(
         job = open_job(config, only=only)
         tasks = plan_tasks(job, only, partition=partition, retry=retry == "transient")
         withdraw(job, tasks)
-        results = (engine or ENGINES[config.engine]()).run(job, tasks, progress or _silent) if tasks else []
+        runner = engine or ENGINES[config.engine]()
+        results = runner.run(job, tasks, progress or (lambda _: None)) if tasks else []
         report = _finish(job, sum(result.made for result in results), began)
     _check_additions(job, results)
     if report.complete:
         _check_share(report, config)
     return report
-
-
-def _silent(_: Progress) -> None:
-    return None
 
 
 def _finish(job: Job, made: int, began: float) -> PreprocessReport:
@@ -94,13 +91,12 @@ def _finish(job: Job, made: int, began: float) -> PreprocessReport:
     given = sum((Counter(ledger.given) for ledger in done), Counter[str]())
     found = given_captions(job.config.caption)
     given += Counter() if found is None else found.unasked(job.plan.clips)
-    reasons = Counter(f"{row.stage}: {row.reason}" for row in skipped)
     return PreprocessReport(
         out=job.config.out, inputs=job.plan.inputs, written=sum(ledger.written for ledger in done),
         skipped=len(skipped), clips=sum(ledger.clips for ledger in done), captions=captions,
         uncaptioned=sum(ledger.uncaptioned for ledger in done) if job.config.caption.method != "none" else 0,
         slices=(len(done), len(ledgers)), made=made, complete=complete, seconds=time.monotonic() - began,
-        reasons=dict(reasons.most_common()), lint=job.plan.lint, given=dict(sorted(given.items())),
+        reasons=count_reasons(skipped), lint=job.plan.lint, given=dict(sorted(given.items())),
         transient=sum(row.transient for row in skipped),
     )  # fmt: skip
 

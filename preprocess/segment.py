@@ -23,6 +23,7 @@ from typing import Literal
 import numpy as np
 
 from taro.grounding.moment import Moment
+from taro.preprocess.config import SegmentConfig
 
 __all__ = ["boundary_s", "change_points", "change_segments", "uniform_segments"]
 
@@ -60,22 +61,13 @@ def change_points(
         price *= 1.25
 
 
-def change_segments(
-    features_TD: np.ndarray,
-    times_s: np.ndarray,
-    duration_s: float,
-    *,
-    penalty: float,
-    round_s: float,
-    min_s: float,
-    max_segments: int,
-    kernel: Literal["cosine", "linear"] = "cosine",
-) -> list[Moment]:
+def change_segments(features_TD: np.ndarray, times_s: np.ndarray, duration_s: float, config: SegmentConfig
+                    ) -> list[Moment]:
     """Segments that cover `[0, duration_s]`, cut at change points of the features of frames shown at `times_s` [T]."""
     step_s = duration_s / max(len(times_s), 1)
-    starts = change_points(features_TD, penalty=penalty, min_frames=max(1, math.ceil(min_s / step_s)),
-                           max_segments=max_segments, kernel=kernel)  # fmt: skip
-    cuts = [boundary_s(float(times_s[i - 1]), float(times_s[i]), round_s) for i in starts]
+    starts = change_points(features_TD, penalty=config.penalty, min_frames=max(1, math.ceil(config.min_s / step_s)),
+                           max_segments=config.max_segments, kernel=config.kernel)  # fmt: skip
+    cuts = [boundary_s(float(times_s[i - 1]), float(times_s[i]), config.round_s) for i in starts]
     return _between(cuts, duration_s)
 
 

@@ -28,7 +28,7 @@ from taro.preprocess.job import Job
 from taro.preprocess.ledger import SkippedRow, SliceLedger, write_ledger
 from taro.preprocess.plan import PlannedClip
 from taro.preprocess.sheets import contact_sheet
-from taro.preprocess.variants import clip_variants
+from taro.preprocess.variants import encode_variants, settings_of
 from taro.preprocess.video.decode import DecodeJob
 from taro.preprocess.video.pool import DecodePool
 from taro.shards.format import MAX_JSON_BYTES, shard_path, sidecar_path
@@ -67,8 +67,8 @@ def run_slice(job: Job, task: SliceTask, models: Models, pool: DecodePool, tick:
     work = _NewSlice(job, task, models.describer) if task.makes else _MadeSlice(job, task)
     results = pool.map(decode_jobs(job, work.clips), ahead=2 * pool.workers)
     with SliceWriter(job.config.out, task.index, kinds=task.kinds) as writer:
-        for batch in _batches(work.clips, job.config.caption.batch):
-            drafts = []
+        for start in range(0, len(work.clips), job.config.caption.batch):
+            batch, drafts = work.clips[start : start + job.config.caption.batch], []
             for clip, frames in zip(batch, itertools.islice(results, len(batch)), strict=True):
                 if isinstance(frames, VideoError):
                     work.fail(clip, frames)
@@ -182,11 +182,12 @@ def _write(writer: SliceWriter, job: Job, task: SliceTask, policy: Any, draft: D
     """Encodes a clip for the kinds of a task and adds it to their shards."""
     import torch
 
-    name, frames, kinds = job.encoder.name, draft.frames, task.kinds
-    features = {name: encode_clip(policy, frames, job.config.sampling)} if f"features/{name}" in kinds else {}
+    name, frames, sampling = job.encoder.name, draft.frames, job.config.sampling
+    features = {name: encode_clip(policy, frames, sampling)} if f"features/{name}" in task.kinds else {}
     clip = {} if draft.clip_TD is None or job.plan.clip_encoder is None else {
         job.plan.clip_encoder.name: torch.from_numpy(draft.clip_TD)}
-    variants = clip_variants(job, policy, frames, record) if job.variants_kind in kinds else {}
+    variants = {name: encode_variants(policy, frames, record, sampling, settings_of(job.config.variants),
+                                      factor=job.factor)} if job.variants_kind in task.kinds else {}
     sheet = contact_sheet(frames.views) if task.makes and job.config.thumbnails else None
     writer.add_clip(record, sheet, features, clip, variants)
 
@@ -197,8 +198,3 @@ def _withdraw(out: Path, index: int, kinds: Sequence[str]) -> None:
     variants = [path.relative_to(out).as_posix() for path in out.glob("variants/*")]
     for kind in (*kinds, *variants):
         Path(out, sidecar_path(kind, index)).unlink(missing_ok=True)
-
-
-def _batches(clips: Sequence[PlannedClip], size: int) -> Iterator[Sequence[PlannedClip]]:
-    for start in range(0, len(clips), size):
-        yield clips[start : start + size]

@@ -1,4 +1,5 @@
-"""Frame-shuffled boundary patches of a clip's queries: the released code's disruption, encoded offline (METHOD 5).
+"""Frame-shuffled boundary patches of a clip's queries: the released code's disruption, encoded offline
+(docs/sensitivity.md, "frames").
 
 Single sampled frames within `dt_s` of each boundary of a query's windows are permuted, so that frames mix across
 temporal patches, which no permutation of features can do; then the patches that show other frames than their own, and
@@ -33,18 +34,9 @@ if TYPE_CHECKING:
     import torch
 
     from taro.models.policy import Policy
-    from taro.preprocess.job import Job
     from taro.preprocess.video.decode import Frames
 
-__all__ = ["clip_variants", "encode_variants", "frame_order", "frame_stretches", "settings_of"]
-
-
-def clip_variants(job: Job, policy: Policy, frames: Frames, record: ClipRecord) -> dict[str, FrameVariants | None]:
-    """What a slice writer takes: the clip's variants by encoder; {} where the job makes none."""
-    if job.variants_kind is None:
-        return {}
-    return {job.encoder.name: encode_variants(policy, frames, record, job.config.sampling,
-                                              settings_of(job.config.variants), factor=job.factor)}
+__all__ = ["encode_variants", "frame_order", "frame_stretches", "settings_of"]
 
 
 def settings_of(config: VariantsConfig) -> VariantSettings:

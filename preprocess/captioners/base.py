@@ -2,7 +2,7 @@
 
 With `segment.method: captioner` a request is a whole clip and its answer brings its own times, in lines of the form
 "From 2.0s to 5.5s, ..."; otherwise a request is one segment. A captioner knows neither slices nor the disk: the cache
-(cached.py) stands before it. Captions that somebody else wrote need no request (imported.py).
+(cache.py) stands before it. Captions that somebody else wrote need no request (imported.py).
 
 Legend: T sampled frames.
 """

@@ -1,9 +1,11 @@
-"""Caption cache: what captioners answered, in append-only files, one a slice, so that nothing is asked twice.
+"""Caption cache: what a captioner answered, in append-only files, one a slice, so that nothing is asked twice.
 
 A line is one answer: the question (digest of video, stretch, captioner and prompt), the text, and a check over both.
 Lines are forced to the disk before they are used. A line that was torn by a killed job or damaged by the disk is
 ignored, so its question is asked again. One cache serves a whole job: it reads each file once, and before each slice
 what was appended since, by other jobs too. Jobs that share a folder take turns to write.
+
+Requests that the cache does not know are asked in batches of consecutive ones. Failures are handed on and not kept.
 """
 
 from __future__ import annotations
@@ -11,13 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from taro.core.files import locked
 from taro.grounding.moment import Moment
+from taro.grounding.prompts import parse_captions
+from taro.grounding.records import DenseCaption
+from taro.preprocess.captioners.base import Captioner, Failure, Request
+from taro.preprocess.captioners.imported import Entry, fit
 
-__all__ = ["CaptionCache", "question"]
+__all__ = ["CachedCaptioner", "CaptionCache", "question"]
 
 
 def question(video_sha256: str, clip: Moment, stretch: Moment, captioner: str, prompt_sha256: str) -> str:
@@ -91,3 +97,46 @@ class CaptionCache:
 
 def _check(asked: str, text: str) -> str:
     return hashlib.sha256(json.dumps([asked, text]).encode()).hexdigest()[:16]
+
+
+class CachedCaptioner:
+    """A captioner behind its cache. `batch`: requests that it gets at once; `round_s`: times that it gives are rounded
+    to multiples of this."""
+
+    def __init__(self, captioner: Captioner, cache: CaptionCache, *, batch: int, round_s: float) -> None:
+        self._captioner, self._cache, self._batch, self._round_s = captioner, cache, batch, round_s
+        self._index: int | None = None
+        self._prompt_sha256 = hashlib.sha256(captioner.prompt.encode()).hexdigest()
+
+    def captions(self, requests: Sequence[Request], index: int) -> list[list[DenseCaption] | Failure]:
+        """Captions of every request, times in seconds of the clip; new answers go to the cache's file of slice
+        `index`."""
+        if index != self._index:
+            self._cache.refresh()
+            self._index = index
+        asked = [self._question(request) for request in requests]
+        # Two segments are never the same question, but one clip may be in a slice under two names.
+        new = [i for i, what in enumerate(asked) if self._cache.get(what) is None and asked.index(what) == i]
+        failed: dict[str, Failure] = {}
+        for start in range(0, len(new), self._batch):
+            batch = new[start : start + self._batch]
+            answers = dict(zip((asked[i] for i in batch), self._captioner.describe([requests[i] for i in batch]),
+                               strict=True))
+            self._cache.add(index, ((what, text) for what, text in answers.items() if isinstance(text, str)))
+            failed |= {what: failure for what, failure in answers.items() if isinstance(failure, Failure)}
+        return [failed[what] if what in failed else self._read(request, self._cache.get(what) or "")
+                for request, what in zip(requests, asked, strict=True)]
+
+    def _question(self, request: Request) -> str:
+        clip = Moment(request.frames.clip.start_s, request.frames.clip.end_s)
+        return question(request.frames.facts.sha256, clip, request.stretch, self._captioner.fingerprint,
+                        self._prompt_sha256)
+
+    def _read(self, request: Request, text: str) -> list[DenseCaption]:
+        if request.whole:
+            step = self._round_s
+            found = [Entry(round(c.start_s / step) * step, round(c.end_s / step) * step, c.text)
+                     for c in parse_captions(text)]
+        else:
+            found = [Entry(request.stretch.start_s, request.stretch.end_s, " ".join(text.split()))]
+        return fit(found, request.frames.duration_s)[0]

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from taro.grounding.prompts import load_template
+from taro.models.resolve import folder_sha256, resolve_model
 from taro.preprocess.captioners.base import Request
 from taro.preprocess.config import CaptionConfig
-from taro.preprocess.models import folder_sha256, load_tower_policy, model_folder
+from taro.preprocess.models import load_tower_policy
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ class TransformersCaptioner:
 
     def __init__(self, config: CaptionConfig, facts: dict[str, Any], device: torch.device, dtype: str) -> None:
         assert config.model is not None
-        self.policy = load_tower_policy(model_folder(config.model), device, dtype)
+        self.policy = load_tower_policy(resolve_model(config.model), device, dtype)
         self.prompt, self.fingerprint = str(facts["prompt"]), str(facts["fingerprint"])
         self._config = config
 
@@ -50,7 +51,7 @@ def model_facts(config: CaptionConfig, whole: bool, dtype: str) -> dict[str, Any
     from taro.models.folder import template_name
 
     assert config.model is not None
-    folder = model_folder(config.model)
+    folder = resolve_model(config.model)
     template = load_template(config.template or template_name(folder) or "taro")
     prompt = config.prompt or (template.caption_prompt if whole else template.segment_prompt)
     said = config.model_dump(mode="json", include={"max_new_tokens", "repetition_penalty", "sampling"})

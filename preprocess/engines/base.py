@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
-from taro.preprocess.captioners.cache import CaptionCache
-from taro.preprocess.captioners.cached import CachedCaptioner
+from taro.models.resolve import resolve_model
+from taro.preprocess.captioners.cache import CachedCaptioner, CaptionCache
 from taro.preprocess.captioners.registry import METHODS, given_captions
 from taro.preprocess.clip import ClipModel
 from taro.preprocess.drafts import Describer
 from taro.preprocess.job import Job, begin
 from taro.preprocess.ledger import slice_lock
-from taro.preprocess.models import load_tower_policy, model_folder
+from taro.preprocess.models import load_tower_policy
 from taro.preprocess.report import Progress
 from taro.preprocess.slices import Models, SliceTask, run_slice
 from taro.preprocess.todo import still_needed
@@ -97,7 +97,7 @@ def _load(job: Job, *, describe: bool) -> Models:
                                         round_s=config.segment.round_s)
         clip = None if config.clip_model is None else ClipModel(config.clip_model, job.device)
         describer = Describer(config.segment, clip, captioner, given_captions(caption))
-    return Models(load_tower_policy(model_folder(config.policy), job.device, job.dtype), describer)
+    return Models(load_tower_policy(resolve_model(config.policy), job.device, job.dtype), describer)
 
 
 @contextmanager

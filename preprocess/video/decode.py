@@ -19,6 +19,7 @@ Legend: T sampled frames, H, W pixels, C = 3 (RGB).
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -250,7 +251,5 @@ def _rgb(frame: Any, video: Inspection) -> np.ndarray:
 
 def _hint(path: Path) -> str:
     """The bare file name, as text that any reader can take."""
-    import os
-
     return os.fsencode(path.name).decode("utf-8", "replace")[:500]
 

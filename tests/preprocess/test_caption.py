@@ -10,12 +10,10 @@ import pytest
 
 from taro.core.errors import AnnotationError, ConfigError
 from taro.grounding.moment import Moment
-from taro.grounding.records import DenseCaption
 from taro.models.features import FrameSampling
 from taro.preprocess.captioners.base import Captioner, Request
-from taro.preprocess.captioners.cache import CaptionCache
-from taro.preprocess.captioners.cached import CachedCaptioner, tidy
-from taro.preprocess.captioners.imported import captions_file
+from taro.preprocess.captioners.cache import CachedCaptioner, CaptionCache
+from taro.preprocess.captioners.imported import Entry, captions_file, fit
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.run import preprocess
 from taro.preprocess.video.decode import DecodeJob, decode_clip
@@ -74,13 +72,10 @@ def test_a_stretch_has_an_even_number_of_its_own_frames(tmp_path: Path) -> None:
     assert times_s[0] == pytest.approx(frames.times_s[inside][0] - 1.0)
 
 
-def test_tidy_orders_clips_and_drops() -> None:
-    def caption(start_s: float, end_s: float, text: str) -> DenseCaption:
-        return DenseCaption(start_s=start_s, end_s=end_s, text=text)
-
-    messy = [caption(3, 99, "late"), caption(0, 2, " early "), caption(0, 2, "early"), caption(12, 20, "outside"),
-             caption(5, 5, "empty"), caption(1, 2, "  ")]  # fmt: skip
-    assert [(c.start_s, c.end_s, c.text) for c in tidy(messy, 10.0)] == [(0, 2, "early"), (3, 10, "late")]
+def test_captions_are_ordered_clipped_and_dropped() -> None:
+    messy = [Entry(3, 99, "late"), Entry(0, 2, " early "), Entry(0, 2, "early"), Entry(12, 20, "outside"),
+             Entry(5, 5, "empty"), Entry(1, 2, "  ")]  # fmt: skip
+    assert [(c.start_s, c.end_s, c.text) for c in fit(messy, 10.0)[0]] == [(0, 2, "early"), (3, 10, "late")]
 
 
 def test_a_model_describes_segments_in_process(job: Make, tiny_policy: Path) -> None:

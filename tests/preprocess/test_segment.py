@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taro.core.draws import rng
+from taro.preprocess.config import SegmentConfig
 from taro.preprocess.segment import boundary_s, change_points, change_segments, uniform_segments
 
 
@@ -57,7 +58,7 @@ def test_planted_changes_are_found() -> None:
 def test_a_still_video_is_one_segment() -> None:
     assert change_points(np.ones((50, 8)), penalty=0.5) == []
     assert change_points(np.ones((1, 8)), penalty=0.5) == []
-    whole = change_segments(np.ones((50, 8)), np.arange(50) / 2, 25.0, penalty=2, round_s=0.1, min_s=1, max_segments=9)
+    whole = change_segments(np.ones((50, 8)), np.arange(50) / 2, 25.0, SegmentConfig(max_segments=9))
     assert [(m.start_s, m.end_s) for m in whole] == [(0.0, 25.0)]
 
 
@@ -67,7 +68,7 @@ def test_segments_tile_the_clip(seed: int, duration_s: float, round_s: float, mi
     T = max(2, int(duration_s * 2))
     x = rng("test", seed).normal(size=(T, 4))
     times_s = np.linspace(0, duration_s, T, endpoint=False)
-    found = change_segments(x, times_s, duration_s, penalty=0.3, round_s=round_s, min_s=min_s, max_segments=64)
+    found = change_segments(x, times_s, duration_s, SegmentConfig(penalty=0.3, round_s=round_s, min_s=min_s))
     assert found[0].start_s == 0.0 and found[-1].end_s == duration_s
     assert all(a.end_s == b.start_s and a.duration_s > 0 for a, b in itertools.pairwise(found))
     assert all(abs(m.end_s / round_s - round(m.end_s / round_s)) < 1e-6 for m in found[:-1])
