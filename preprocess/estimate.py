@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from taro.preprocess.captioners.registry import given_captions
+from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.config import ASKED, PreprocessConfig
 from taro.preprocess.job import Job, Only, open_job
 from taro.preprocess.ledger import count_reasons
@@ -135,7 +135,7 @@ def _decode(job: Job, sample: list[Any]) -> tuple[float, list[Frames]]:
 
 def _captions(job: Job, clips: list[PlannedClip], mean_s: float) -> int:
     caption, segment = job.config.caption, job.config.segment
-    given = given_captions(job.config.caption)
+    given = METHODS[caption.method].given(caption)
     if given is not None:
         return sum(len(given.entries(clip)) for clip in clips)
     if caption.method not in ASKED:

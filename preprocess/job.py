@@ -16,7 +16,7 @@ from taro.core.errors import AnnotationError, ConfigError
 from taro.core.files import file_sha256
 from taro.models.features import EncoderFingerprint
 from taro.models.resolve import compute_device, resolve_model
-from taro.preprocess.captioners.registry import captioner_facts
+from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.clip import clip_encoder
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.ledger import count_reasons, plan_lock
@@ -89,7 +89,7 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
     device = compute_device(config.device)
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     encoder, width = encoder_fingerprint(resolve_model(config.policy), config.sampling, dtype)
-    facts = captioner_facts(config.caption, config.segment.method == "captioner", dtype)
+    facts = METHODS[config.caption.method].facts(config.caption, config.segment.method == "captioner", dtype)
     clip = None if config.clip_model is None else clip_encoder(config.clip_model)
     shaping: dict[str, Any] = {
         **config.shaping(), "annotations_sha256": annotations_sha256, "captioner": facts,

@@ -1,4 +1,4 @@
-"""What a job tells while it runs and at its end."""
+"""Progress of a job while it runs, and its report at the end."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from typing import Literal
 from taro.core.errors import ConfigError, ShardError, TaroError
 from taro.core.files import explain_disk_errors
 from taro.models.features import EncoderFingerprint
-from taro.preprocess.captioners.registry import given_captions
+from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.engines.base import Engine, SliceResult
 from taro.preprocess.engines.registry import ENGINES
@@ -89,7 +89,7 @@ def _finish(job: Job, made: int, began: float) -> PreprocessReport:
     if complete:
         _write_set(job, skipped, captions)
     given = sum((Counter(ledger.given) for ledger in done), Counter[str]())
-    found = given_captions(job.config.caption)
+    found = METHODS[job.config.caption.method].given(job.config.caption)
     given += Counter() if found is None else found.unasked(job.plan.clips)
     return PreprocessReport(
         out=job.config.out, inputs=job.plan.inputs, written=sum(ledger.written for ledger in done),

@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 def file_facts(config: CaptionConfig, whole: bool, dtype: str) -> dict[str, Any]:
     """What captions of a file are, for the plan: the file's digest. Raises AnnotationError."""
     assert config.file is not None
-    return {"sha256": hashlib.sha256(_bytes(config.file)).hexdigest()}
+    return {"method": config.method, "sha256": hashlib.sha256(_bytes(config.file)).hexdigest()}
 
 
 class Given:

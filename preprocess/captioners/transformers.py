@@ -56,5 +56,5 @@ def model_facts(config: CaptionConfig, whole: bool, dtype: str) -> dict[str, Any
     prompt = config.prompt or (template.caption_prompt if whole else template.segment_prompt)
     said = config.model_dump(mode="json", include={"max_new_tokens", "repetition_penalty", "sampling"})
     digest = hashlib.sha256(json.dumps([folder_sha256(folder), said, dtype], sort_keys=True).encode()).hexdigest()
-    return {"model": folder.name, "fingerprint": f"transformers:{digest[:32]}", "prompt": prompt,
-            "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()}  # fmt: skip
+    return {"method": config.method, "model": folder.name, "fingerprint": f"transformers:{digest[:32]}",
+            "prompt": prompt, "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()}  # fmt: skip

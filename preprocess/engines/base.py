@@ -7,15 +7,14 @@ can be mixed, a slice that died with its worker can be run by another, and the b
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol
 
 from taro.models.resolve import resolve_model
 from taro.preprocess.captioners.cache import CachedCaptioner, CaptionCache
-from taro.preprocess.captioners.registry import METHODS, given_captions
+from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.clip import ClipModel
 from taro.preprocess.drafts import Describer
 from taro.preprocess.job import Job, begin
@@ -62,9 +61,13 @@ class Worker:
         self._job, self._makes, self._stack = job, any(task.makes for task in tasks), ExitStack()
 
     def __enter__(self) -> Worker:
+        import torch
+
         config = self._job.config
         with ExitStack() as stack:
-            stack.enter_context(_cpu_threads(config.threads))
+            before = torch.get_num_threads()
+            stack.callback(torch.set_num_threads, before)
+            torch.set_num_threads(config.threads or before)
             self._pool = stack.enter_context(DecodePool(config.workers, deadline_s=config.decode.deadline_s))
             self._pool.warm()
             self._models = _load(self._job, describe=self._makes)
@@ -72,7 +75,7 @@ class Worker:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def run(self, task: SliceTask, tick: Callable[[str], None]) -> SliceResult:
@@ -90,24 +93,11 @@ def _load(job: Job, *, describe: bool) -> Models:
     config, caption = job.config, job.config.caption
     describer = None
     if describe:
-        load, captioner = METHODS[caption.method].captioner, None
-        if load is not None:
-            captioner = CachedCaptioner(load(caption, job.plan.captioner, job.device, job.dtype),
+        method, captioner = METHODS[caption.method], None
+        if method.captioner is not None:
+            captioner = CachedCaptioner(method.captioner(caption, job.plan.captioner, job.device, job.dtype),
                                         CaptionCache(job.state / "journal"), batch=caption.batch,
                                         round_s=config.segment.round_s)
         clip = None if config.clip_model is None else ClipModel(config.clip_model, job.device)
-        describer = Describer(config.segment, clip, captioner, given_captions(caption))
+        describer = Describer(config.segment, clip, captioner, method.given(caption))
     return Models(load_tower_policy(resolve_model(config.policy), job.device, job.dtype), describer)
-
-
-@contextmanager
-def _cpu_threads(count: int | None) -> Iterator[None]:
-    """torch's CPU threads for the block; None leaves them as they are."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,7 +1,7 @@
 """Decoding in child processes that can be killed: a hang or a crash costs one clip, never the job.
 
-Each worker is a Python process of its own (not a fork, not `multiprocessing.spawn`, so a user's script is not run
-again) and a thread here that feeds it one clip at a time over a socket. A worker that does not answer before the
+Each child is a Python process of its own (not a fork, not `multiprocessing.spawn`, so a user's script is not run
+again) and a thread here that feeds it one clip at a time over a socket. A child that does not answer before the
 deadline, or dies, is killed and replaced. Results come back in the order asked for, decoded a bounded number ahead.
 """
 
@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from types import TracebackType
 
 import numpy as np
 
@@ -33,17 +32,17 @@ __all__ = ["DecodePool", "serve"]
 log = logging.getLogger(__name__)
 
 START_S = 120.0
-"""seconds that a new worker may take to import its libraries, beyond the deadline of its first clip"""
+"""seconds that a new child may take to import its libraries, beyond the deadline of its first clip"""
 BOOT = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from taro.preprocess.video.pool import serve
 serve(int(sys.argv[2]))"""
 EXPECTED = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError)
-"""what an untrusted file makes decoding libraries raise; anything else ends the worker, which is replaced"""
+"""what an untrusted file makes decoding libraries raise; anything else ends the child, which is replaced"""
 
 
 def serve(descriptor: int) -> None:
-    """The worker's side: says that it is ready, then answers each job with frames or an error, until the socket
+    """The child's side: says that it is ready, then answers each job with frames or an error, until the socket
     closes. Runs in the child process alone."""
     connection = Connection(descriptor)
     connection.send_bytes(b"ready")
@@ -91,7 +90,7 @@ def _receive(connection: Connection) -> Frames:
     return Frames(arrays[0], times_s, facts, clip, arrays[1] if len(arrays) > 1 else None)
 
 
-class _Worker:
+class _Child:
     """One child process, started when it is first needed."""
 
     def __init__(self) -> None:
@@ -157,20 +156,18 @@ class DecodePool:
     def __init__(self, workers: int, *, deadline_s: float) -> None:
         self.workers, self.deadline_s = workers, deadline_s
         self._local = threading.local()
-        self._children: list[_Worker] = []
+        self._children: list[_Child] = []
         self._closed = False
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def __enter__(self) -> DecodePool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Kills every worker; decoding under way is given up."""
+        """Kills every child; decoding under way is given up."""
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for child in self._children:
@@ -181,9 +178,9 @@ class DecodePool:
             child.stop()
 
     def warm(self) -> None:
-        """Starts every worker now, so that they import their libraries while models load."""
+        """Starts every child now, so that they import their libraries while models load."""
         for _ in range(self.workers):
-            self._threads.submit(self._worker)
+            self._threads.submit(self._child)
 
     def map(self, jobs: Iterable[DecodeJob], *, ahead: int) -> Iterator[Frames | VideoError]:
         """Results in the order of `jobs`, at most `ahead` of them decoded or under way beyond the one handed out.
@@ -202,20 +199,20 @@ class DecodePool:
                 waiting.append(self._threads.submit(self._run, following))
             yield result
 
-    def _worker(self) -> _Worker:
-        worker: _Worker | None = getattr(self._local, "worker", None)
-        if worker is None:
-            worker = self._local.worker = _Worker()
-            self._children.append(worker)
+    def _child(self) -> _Child:
+        child: _Child | None = getattr(self._local, "child", None)
+        if child is None:
+            child = self._local.child = _Child()
+            self._children.append(child)
             if not self._closed:
-                worker.start()
-        return worker
+                child.start()
+        return child
 
     def _run(self, job: DecodeJob) -> Frames | VideoError:
-        worker = self._worker()
+        child = self._child()
         if self._closed:
             return VideoError(f"{job.path.name}: decoding was given up", reason="interrupted", transient=True)
         try:
-            return worker.ask(job, self.deadline_s)
+            return child.ask(job, self.deadline_s)
         except VideoError as error:
             return error
