@@ -30,7 +30,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.fuzz_targets import Target  # noqa: E402
 from taro.core import draws  # noqa: E402  found once the root is on the path
 from taro.core.errors import TaroError  # noqa: E402
 
@@ -45,23 +46,9 @@ DEADLINE_S = 20.0
 PEAK_BYTES = 512 * 2**20
 ROOM_BYTES = 3 * 2**30
 
-Files = dict[str, bytes]
-"""one input: file name -> content"""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A parser, or several: `make(rng)` draws an input, `run(files, folder)` feeds it; it gets `share` of --inputs."""
-
-    name: str
-    make: Callable[[random.Random], Files]
-    run: Callable[[Files, Path], Any]
-    share: float = 1.0
-
-
 @dataclass
 class Tally:
-    """What became of a target's inputs."""
+    """Outcomes of a target's inputs."""
 
     inputs: int = 0
     accepted: int = 0
@@ -115,16 +102,16 @@ def one(target: Target, seed: int, number: int, folder: Path) -> dict[str, Any]:
     signal.setitimer(signal.ITIMER_REAL, 0)
     found |= {"seconds": time.monotonic() - began, "peak": max(memory("VmHWM") - before, 0)}
     if found["kind"] != "failed" and found["peak"] > PEAK_BYTES:
-        found |= {"kind": "failed", "signature": "memory", "told": f"{found['peak']:,} bytes"}
+        found |= {"kind": "failed", "signature": "memory", "message": f"{found['peak']:,} bytes"}
     return found
 
 
-def failure(error: BaseException, told: str | None = None) -> dict[str, Any]:
+def failure(error: BaseException, message: str | None = None) -> dict[str, Any]:
     """An exception as a failure, named by its type and the deepest line of taro that it passed."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if str(ROOT) in frame.filename
               and "/.venv/" not in frame.filename and "fuzz" not in frame.filename]  # fmt: skip
     at = f"{Path(frames[-1].filename).relative_to(ROOT)}:{frames[-1].lineno}" if frames else "?"
-    return {"kind": "failed", "signature": f"{type(error).__name__} at {at}", "told": told or str(error)[:300],
+    return {"kind": "failed", "signature": f"{type(error).__name__} at {at}", "message": message or str(error)[:300],
             "trace": "".join(traceback.format_exception(error))[-6000:]}  # fmt: skip
 
 
@@ -171,7 +158,7 @@ def run_target(target: Target, seed: int, inputs: int, out: Path) -> Tally:
             if tally.inputs < start:
                 trace = (Path(scratch) / "trace.txt").read_text()
                 died = {"number": start - 1, "kind": "failed", "signature": "died", "seconds": 0.0,
-                        "told": f"status {status}", "trace": trace, "peak": 0}  # fmt: skip
+                        "message": f"status {status}", "trace": trace, "peak": 0}  # fmt: skip
                 count(tally, target, seed, died, out)
     tally.seconds = time.monotonic() - began
     return tally
@@ -202,7 +189,7 @@ def count(tally: Tally, target: Target, seed: int, found: dict[str, Any], out: P
     if all(other["signature"] != found["signature"] for other in tally.failures):
         folder = out / f"{target.name}-{seed}-{found['number']}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "failure.txt").write_text(f"{found['signature']}\n{found['told']}\n{found.get('trace', '')}",
+        (folder / "failure.txt").write_text(f"{found['signature']}\n{found['message']}\n{found.get('trace', '')}",
                                             errors="replace")  # fmt: skip
         for name, data in target.make(generator(seed, target.name, found["number"])).items():
             (folder / name.replace("/", "__")).write_bytes(data)
@@ -220,7 +207,7 @@ def table(tallies: dict[str, Tally]) -> str:
     for name, one_of in tallies.items():
         for signature, times in Counter(found["signature"] for found in one_of.failures).most_common():
             first = next(found for found in one_of.failures if found["signature"] == signature)
-            lines.append(f"{name}: {times} x {signature}: first at {first['number']}: {first['told'][:200]!r}")
+            lines.append(f"{name}: {times} x {signature}: first at {first['number']}: {first['message'][:200]!r}")
     return "\n".join(lines)
 
 
@@ -235,6 +222,7 @@ def total(tallies: dict[str, Tally]) -> Tally:
 def main() -> None:
     """The command line."""
     from benchmarks.fuzz_others import other_targets
+    from benchmarks.fuzz_runs import run_targets
     from benchmarks.fuzz_shards import shard_targets
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -245,7 +233,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"), help="failures are written here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="taro-fuzz-seeds-") as seeds:
-        known = {target.name: target for target in (*shard_targets(Path(seeds)), *other_targets(Path(seeds)))}
+        targets = (makes(Path(seeds)) for makes in (shard_targets, other_targets, run_targets))
+        known = {target.name: target for several in targets for target in several}
         names = list(known) if args.what == "all" else args.what.split(",")
         if unknown := sorted({*names} - {*known}):
             parser.error(f"--what {', '.join(unknown)}: expected all, or some of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""What is fuzzed besides shard sets: annotations, predictions, responses, YAML, model folders, run folders.
+"""What is fuzzed besides shard sets and folders of runs and models: annotations, predictions, responses, YAML, state.
 
 Seeds are small files as the other parts of taro write them; whatever a user may download or be sent is here.
 """
@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import fuzz_mutations as change
-from benchmarks.fuzz import Files, Target
+from benchmarks.fuzz_targets import Files, Target
 from taro.annotations import DATASETS, import_annotations
 from taro.annotations.charades_sta import read_lengths
 from taro.core.config import digest, load_config
@@ -59,11 +58,9 @@ ANSWERS = [{"query_id": "3", "text": RESPONSE}, {"qid": 2, "predicted": [1.0, 2.
 
 
 def other_targets(seeds: Path) -> list[Target]:
-    """The targets besides shard sets; `seeds`: a folder to make good files in."""
-    from benchmarks.fuzz_runs import run_targets
-
+    """The targets of this file; `seeds`: a folder to make good files in."""
     return [*(_annotations(name, *SEEDS[name]) for name in DATASETS), *_text_targets(), *_yaml_targets(seeds),
-            *_state_targets(), *run_targets(seeds)]  # fmt: skip
+            *_state_targets()]
 
 
 def _annotations(name: str, seed: Any, kind: str) -> Target:
@@ -203,17 +200,3 @@ def _state_targets() -> list[Target]:
                2),
         Target("ledger", lambda rng: {"ledger.json": change.json_file(rng, ledger)}, ledgers, 2),
     ]
-
-
-def folder_of(root: Path) -> Files:
-    """The files of a flat folder."""
-    return {path.name: path.read_bytes() for path in sorted(root.iterdir()) if path.is_file()}
-
-
-def lay_folder(files: Files, base: Path, folder: Path) -> None:
-    """A copy of `base` with some files replaced."""
-    shutil.copytree(base, folder)
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks import fuzz_mutations as change
-from benchmarks.fuzz import Files, Target
-from benchmarks.fuzz_others import folder_of, lay_folder
+from benchmarks.fuzz_targets import Files, Target, folder_of, lay_folder
 from taro.core.errors import TaroError
 from taro.grounding.prompts import load_template
 from taro.metrics.answers import read_answers, write_answers

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import fuzz_mutations as change
-from benchmarks.fuzz import Files, Target
+from benchmarks.fuzz_targets import Files, Target
 from taro.core.errors import TaroError
 from taro.core.json import canonical_json, parse_json, parse_model
 from taro.grounding.records import ClipRecord
@@ -210,9 +210,9 @@ def _signed(files: Files) -> Files:
         shard, sidecar = files[f"{stem}.tar"], files[f"{stem}.json"]
         entry |= {"bytes": len(shard), "sha256": _sha256(shard)}
         try:
-            told = json.loads(sidecar) | {"bytes": len(shard), "sha256": _sha256(shard)}
-            sidecar = files[f"{stem}.json"] = json.dumps(told).encode()
-            entry |= {"records": len(told["records"]), "queries": sum(one["queries"] for one in told["records"])}
+            read = json.loads(sidecar) | {"bytes": len(shard), "sha256": _sha256(shard)}
+            sidecar = files[f"{stem}.json"] = json.dumps(read).encode()
+            entry |= {"records": len(read["records"]), "queries": sum(one["queries"] for one in read["records"])}
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
         entry["sidecar_sha256"] = _sha256(sidecar)

@@ -20,8 +20,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import fuzz_mutations as change
-from benchmarks.fuzz import Target
 from benchmarks.fuzz_shards import shard_targets
+from benchmarks.fuzz_targets import Target
 from taro.core.errors import ShardError
 from taro.core.json import parse_model
 from taro.shards.format import (
