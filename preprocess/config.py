@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from taro.annotations import Policy as LintPolicy
+from taro.annotations import LintPolicy
 from taro.core.config import Config
 from taro.core.places import DataName, LocalPath, ModelName, TemplateName
 from taro.models.features import FrameSampling

@@ -335,7 +335,7 @@ def _saliency(value: Any, found: _Findings) -> Saliency | None:
 
 
 def _shown(value: Any) -> str:
-    """A value of a stranger's file, short enough for a message and on one line."""
+    """A value of an untrusted file, short enough for a message and on one line."""
     if isinstance(value, list | tuple) and len(value) <= SHOWN_ITEMS:
         text = f"[{', '.join(_shown_item(item) for item in value)}]"
     else:

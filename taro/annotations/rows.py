@@ -1,4 +1,4 @@
-"""What an annotation file says once it was read: rows, what became of each, and the report of a whole file.
+"""Annotations as values: rows, the outcome of each line, and the report of a whole file.
 
 Outcomes are values: every line of the input ends as `Kept`, `Repaired` or `Dropped`, and the report counts them, so
 that `lines == kept + repaired + dropped` can be checked by whoever goes on with the rows.

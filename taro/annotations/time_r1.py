@@ -52,11 +52,11 @@ def named_cut(video: Any, clip: list[Any]) -> bool:
     (True, False)
     """
     match = NAMED_CUT.search(video[-200:]) if isinstance(video, str) else None
-    told = [as_float(end) for end in clip]
-    if match is None or None in told:
+    annotated = [as_float(end) for end in clip]
+    if match is None or None in annotated:
         return False
     named = [_seconds(*match.groups()[:4]), _seconds(*match.groups()[4:])]
-    return all(end is not None and abs(end - said) <= SAME_S for end, said in zip(told, named, strict=True))
+    return all(end is not None and abs(end - other) <= SAME_S for end, other in zip(annotated, named, strict=True))
 
 
 def _seconds(hours: str, minutes: str, seconds: str, milliseconds: str) -> float:

@@ -90,7 +90,7 @@ COMMANDS: dict[str, Command] = {
     "sensitivity": Command(
         "taro.cli.sensitivity", "sensitivity",
         "Measure how a policy's reasonings depend on the order of a video.",
-        ("taro sensitivity --policy run/export --shards shards --split val --limit 32 --out probe.html",),
+        ("taro sensitivity --policy run/export --shards shards --split val --limit 32 --out page.html",),
     ),
     "report": Command(
         "taro.cli.report", "report",

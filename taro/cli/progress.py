@@ -1,4 +1,4 @@
-"""How far a command is: a bar in a terminal, elsewhere a line now and then, so that a long job is not silent.
+"""Progress output: a bar in a terminal, elsewhere a line now and then, so that a long job is not silent.
 
 Everything goes to stderr. A line comes with the first step after `every_s` seconds, so a command of seconds says
 nothing. Left out: a pulse inside one step (a timer would speak for work that hangs).
@@ -19,7 +19,7 @@ EVERY_S = 30.0
 
 
 class Lines:
-    """Says how far a job is, at most once in `every_s` seconds."""
+    """Progress as lines of text, at most one in `every_s` seconds."""
 
     def __init__(self, say: Callable[[str], None], *, every_s: float = EVERY_S) -> None:
         self._say, self._every_s = say, every_s
@@ -36,7 +36,7 @@ class Lines:
 
 
 class Shown:
-    """What a command tells: `update` how far it is, `say` a line beside it."""
+    """Progress of one command: `update` moves the bar, `say` prints a line beside it."""
 
     def __init__(self, console: Any, bar: Any, label: str) -> None:
         self._console, self._bar, self._label, self._total = console, bar, label, None

@@ -69,7 +69,7 @@ class Show(Protocol):
 
 @dataclass(frozen=True)
 class Quickstart:
-    """What a quickstart is told. `control`: permute takes the meaning out of the rewards, for an honest comparison."""
+    """Settings of a quickstart. `control`: permute takes the meaning out of the rewards, for comparison."""
 
     out: Path
     steps: int = 40

@@ -1,7 +1,7 @@
 """`taro sensitivity`: how a policy's reasonings depend on the order of a video, by kind, radius and boundary of
 disruption.
 
-Thin: `taro.train.sensitivity.measure` samples and scores, `taro.train.sensitivity.report` says what came out.
+Thin: `taro.train.sensitivity.measure` samples and scores, `taro.train.sensitivity.report` sums up and draws.
 """
 
 from __future__ import annotations

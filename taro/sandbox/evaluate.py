@@ -104,10 +104,10 @@ def _grounding(worlds: list[World], numbers: list[int], texts: list[str]) -> dic
 def _captions(worlds: list[World], texts: list[str]) -> dict[str, float]:
     emitted, true, right, found = 0, 0, 0, 0
     for world, text in zip(worlds, texts, strict=True):
-        said = [(Moment(c.start_s, c.end_s), c.text) for c in parse_captions(text)]
-        emitted, true = emitted + len(said), true + len(world.captions)
-        right += sum(any(_same(one, other) for other in world.captions) for one in said)
-        found += sum(any(_same(one, other) for other in said) for one in world.captions)
+        answered = [(Moment(c.start_s, c.end_s), c.text) for c in parse_captions(text)]
+        emitted, true = emitted + len(answered), true + len(world.captions)
+        right += sum(any(_same(one, other) for other in world.captions) for one in answered)
+        found += sum(any(_same(one, other) for other in answered) for one in world.captions)
     return {"captions_right": right / max(1, emitted), "captions_found": found / max(1, true)}
 
 
@@ -124,5 +124,5 @@ def _segments(policy: Policy, worlds: list[World], frames_FHWC: torch.Tensor, pr
             features.append(_features(policy, frames_FHWC[start + low : start + high]))
         wanted.append(segment_sentences(world, low, high))
         start += world.cells
-    said = responses(policy, features, [prompt] * len(worlds))
-    return float(np.mean([a.strip() == b for a, b in zip(said, wanted, strict=True)]))
+    answers = responses(policy, features, [prompt] * len(worlds))
+    return float(np.mean([a.strip() == b for a, b in zip(answers, wanted, strict=True)]))

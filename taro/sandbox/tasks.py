@@ -136,12 +136,12 @@ def _at(world: World, draw: np.random.Generator) -> Example:
 def segment_sentences(world: World, start: int, end: int) -> str:
     """What a captioner should say of cells `[start, end)`: the events of which it shows at least half, and those that
     fill at least half of it."""
-    told = []
+    sentences = []
     for event, (_, text) in zip(world.events, world.captions, strict=True):
         shown = min(event.end, end) - max(event.start, start)
         if shown > 0 and 2 * shown >= min(event.end - event.start, end - start):
-            told.append(text)
-    return " ".join(told) or "nothing happens."
+            sentences.append(text)
+    return " ".join(sentences) or "nothing happens."
 
 
 def _segment(world: World, draw: np.random.Generator) -> Example:
