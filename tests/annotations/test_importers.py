@@ -206,7 +206,7 @@ def test_another_document_is_one_message(tmp_path: Path, dataset: str, monkeypat
 
 
 def test_the_number_of_rows_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("taro.annotations"), "MAX_ROWS", 3)
+    monkeypatch.setattr(importlib.import_module("taro.annotations.importers"), "MAX_ROWS", 3)
     with pytest.raises(AnnotationError, match="at most 3 lines"):
         read(tmp_path, "tvgbench", [0] * 4)
     assert read(tmp_path, "tvgbench", [0] * 3).counts["dropped"] == 3
