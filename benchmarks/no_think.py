@@ -33,13 +33,14 @@ from taro.models.export import export_checkpoint
 from taro.models.load import load_policy
 from taro.models.logprobs import score
 from taro.models.policy import Policy
+from taro.models.resolve import resolve_model
 from taro.models.sampler import Decoding
 from taro.sandbox.tasks import response
 from taro.shards.reader import QueryRef, ShardSet
 from taro.train.config import TrainConfig
 from taro.train.evaluate import Questions, evaluate_policy
 from taro.train.loop import train
-from taro.train.run_dir import open_encoded_shards, policy_folder
+from taro.train.run_dir import open_encoded_shards
 
 TEACH_BATCH, TEACH_LR = 16, 3e-4
 SHIFT, WRONG = 3, 0.3
@@ -98,7 +99,7 @@ def _loss(policy: Policy, template: Any, shard_set: ShardSet, refs: list[QueryRe
 def answers(folder: Path, shards: Path, seed: int) -> list[dict[str, Any]]:
     """Scores of a policy in both modes and both decodings."""
     policy = load_policy(folder)
-    shard_set, found = open_encoded_shards(shards, policy), []
+    shard_set, found = open_encoded_shards(shards, policy.folder), []
     for no_think in (False, True):
         for temperature in (0.0, 1.0):
             rows = evaluate_policy(policy, shard_set, Asking(load_template("sandbox"), no_think),
@@ -124,9 +125,10 @@ def main() -> None:
     args = parser.parse_args()
     start = args.out / "start"
     if not start.exists():
-        base = policy_folder("sandbox:policy")
+        base = resolve_model("sandbox:policy")
         policy = load_policy(base, trainable=True)
-        print(f"taught: loss {teach(policy, open_encoded_shards(args.train, policy), args.teach):.3f}", flush=True)
+        taught = teach(policy, open_encoded_shards(args.train, policy.folder), args.teach)
+        print(f"taught: loss {taught:.3f}", flush=True)
         export_checkpoint(policy, base, start)
         (start / "taro.json").write_text(json.dumps({"template": "sandbox"}))
     result = {"start": answers(start, args.held_out, args.seed)}

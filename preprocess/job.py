@@ -20,8 +20,7 @@ from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.clip import clip_encoder
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.ledger import count_reasons, plan_lock
-from taro.preprocess.models import encoder_fingerprint
-from taro.preprocess.plan import STATE, Plan, freeze, load_plan, make_plan
+from taro.preprocess.plan import STATE, Plan, check_videos, freeze, load_plan, make_plan
 from taro.shards.format import MANIFEST
 
 if TYPE_CHECKING:
@@ -81,14 +80,16 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
     """Resolves a configuration and makes, or checks, the plan of its folder. Raises ConfigError where the folder was
     begun with other settings, AnnotationError where no row can become a query; neither claims the folder, nor does a
     plan of which no slice was begun."""
-    from taro.models.folder import pixel_settings
-
     if only == "variants" and not config.variants.count:
         raise ConfigError("--only variants needs variants.count above 0, such as --set variants.count=4")
-    annotations_sha256 = _annotations_sha256(config)
+    folder, annotations_sha256 = resolve_model(config.policy), _annotations_sha256(config)
+    check_videos(config.videos)
     device = compute_device(config.device)
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
-    encoder, width = encoder_fingerprint(resolve_model(config.policy), config.sampling, dtype)
+    from taro.models.fingerprint import encoder_fingerprint, token_width  # only now, since torch comes with them
+    from taro.models.folder import pixel_settings
+
+    encoder, width = encoder_fingerprint(folder, config.sampling, dtype), token_width(folder)
     facts = METHODS[config.caption.method].facts(config.caption, config.segment.method == "captioner", dtype)
     clip = None if config.clip_model is None else clip_encoder(config.clip_model)
     shaping: dict[str, Any] = {
@@ -114,7 +115,7 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
         if save:
             plan = _first(plan, config.out)
     _check(config, plan, shaping, encoder, only)
-    pixels = pixel_settings(resolve_model(config.policy))
+    pixels = pixel_settings(folder)
     return Job(config, plan, device, dtype, encoder, width, pixels.patch_size * pixels.merge)
 
 

@@ -28,8 +28,8 @@ from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.ledger import SkippedRow
 from taro.shards.format import ClipEncoder, clip_key
 
-__all__ = ["STATE", "Plan", "PlannedClip", "PlannedRow", "freeze", "list_videos", "load_plan",
-           "make_plan"]
+__all__ = ["STATE", "Plan", "PlannedClip", "PlannedRow", "check_videos", "freeze", "list_videos",
+           "load_plan", "make_plan"]
 
 STATE = ".preprocess"
 """folder of the job's own state inside the set: plan, locks, journal, ledgers; never shared"""
@@ -168,11 +168,16 @@ def load_plan(out: Path) -> Plan | None:
                           "and finished slices are kept; or use another out folder") from None
 
 
+def check_videos(folder: Path) -> None:
+    """Raises ConfigError where there is no such folder."""
+    if not folder.is_dir():
+        raise ConfigError(f"videos {folder}: no such folder; expected the folder that holds the video files")
+
+
 def list_videos(folder: Path) -> dict[str, os.stat_result]:
     """Every file under `folder` with its path relative to it; hidden ones are left out, and so is a folder inside
     itself: links are followed, a circle of them is not."""
-    if not folder.is_dir():
-        raise ConfigError(f"videos {folder}: no such folder; expected the folder that holds the video files")
+    check_videos(folder)
     found: dict[str, os.stat_result] = {}
     inside = {folder: {folder.resolve()}}  # a folder as walked, and what it and those around it really are
     for root, folders, files in os.walk(folder, followlinks=True):

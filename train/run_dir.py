@@ -17,31 +17,28 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import ValidationError
 
-from taro.core.config import changed_settings, read_yaml
 from taro.core.errors import ConfigError
 from taro.core.files import explain_disk_errors, locked, remove_temporary, write_atomically
-from taro.core.places import paths_for, paths_from
+from taro.core.places import paths_for
 from taro.grounding.prompts import Asking
 from taro.models.asking import asking_of
 from taro.models.features import FrameSampling
+from taro.models.fingerprint import encoder_fingerprint
 from taro.models.folder import pixel_settings
 from taro.models.load import load_frozen, load_policy
 from taro.models.policy import Policy
+from taro.models.resolve import compute_device, model_name, resolve_model
 from taro.shards.reader import Sample, ShardSet, check_encoder, open_shards
 from taro.shards.variants import VariantSettings
-from taro.train.checkpoint import RunState, checkpoints, resume_checkpoint
+from taro.train.check import check_folder, check_run
+from taro.train.checkpoint import DamagedError, RunState, checkpoints, read_state, resume_checkpoint
 from taro.train.config import RewardConfig, ShardSource, TrainConfig
 from taro.train.data import TrainingData, TrainingSet, select
-from taro.train.trackers import Tracker, check_trackers, open_trackers, truncate_to_step
+from taro.train.trackers import Tracker, open_trackers, truncate_to_step
 from taro.train.update import make_optimizer
 
-__all__ = ["Run", "compute_device", "open_encoded_shards", "open_policy", "open_run", "policy_folder",
-           "policy_name", "with_variants"]
-
-RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "device"}
-"""settings that a resumed run may change: none of them reaches the numbers of a step that both runs have"""
+__all__ = ["Run", "open_encoded_shards", "open_policy", "open_run", "with_variants"]
 
 AGAIN = "Make room or fix the disk, then run the same command again; nothing is lost"
 
@@ -114,12 +111,10 @@ class Run:
 def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None) -> Run:
     """Opens a new run, or an interrupted one from its newest checkpoint. Raises TaroError where something does not
     fit, before any weight is read where that can be told."""
-    _check_folder(config, resume=resume)
-    check_trackers(config.trackers)
-    folder, device = policy_folder(config.policy), compute_device(config.device)
-    policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
+    check_run(config, resume=resume)
+    folder, device = resolve_model(config.policy), compute_device(config.device)
     pixel_settings(folder)  # training needs no processor, but whoever loads the export does
-    data = TrainingData([_open_set(source, policy, config.reward) for source in config.sources],
+    data = TrainingData([_open_set(source, folder, config.reward) for source in config.sources],
                         prompts=config.rollout.prompts, seed=config.seed, draws=config.data.draws,
                         validation=config.validation)
     if config.curriculum.schedule != "off":
@@ -127,18 +122,17 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     asking = asking_of(folder, template=config.template, no_think=config.reward.no_think,
                        protocol=config.reward.protocol)
     asking.text("")  # raises where the template has no such mode, before the folder is begun
+    if resume:
+        _check_data(config, data)
+    policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
     with explain_disk_errors(config.out, lambda: AGAIN):
         lock = _lock(config, resume=resume)
         for name in ("checkpoints", "rollouts"):
             (config.out / name).mkdir(parents=True, exist_ok=True)
     optimizer = make_optimizer(policy, config.optimizer)
     found = resume_checkpoint(config.out / "checkpoints", policy.named_parameters(), optimizer) if resume else None
-    state, data_sha256 = found or RunState(), data.sha256
-    if state.data_sha256 not in ("", data_sha256):
-        paths = ", ".join(str(one.source.path) for one in data.drawn)
-        raise ConfigError(f"{paths}: the queries or features are not those that the run in {config.out} was "
-                          "started with; restore the shard set, or start a new run on this one")
-    state.data_sha256 = data_sha256
+    state = found or RunState()
+    state.data_sha256 = data.sha256
     with explain_disk_errors(config.out, lambda: AGAIN):
         truncate_to_step(config.out, state.step)
         settings = yaml.safe_dump(paths_for(config.model_dump(mode="json"), TrainConfig, config.out), sort_keys=False)
@@ -149,7 +143,21 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
                lock, on_step, None if found is None else state.step)
 
 
-def _open_set(source: ShardSource, policy: Policy, reward: RewardConfig) -> TrainingSet:
+def _check_data(config: TrainConfig, data: TrainingData) -> None:
+    """Raises ConfigError where the newest checkpoint that can be read is of other queries or features."""
+    for path in reversed(checkpoints(config.out / "checkpoints")):
+        try:
+            started_with = read_state(path).data_sha256
+        except DamagedError:
+            continue
+        if started_with not in ("", data.sha256):
+            paths = ", ".join(one.source.path for one in data.drawn)
+            raise ConfigError(f"{paths}: the queries or features are not those that the run in {config.out} was "
+                              "started with; restore the shard set, or start a new run on this one")
+        return
+
+
+def _open_set(source: ShardSource, policy: Path, reward: RewardConfig) -> TrainingSet:
     shard_set = open_encoded_shards(source.path, policy, encoder=source.encoder)
     if reward.disruption == "frame" and source.weight:
         shard_set, _ = with_variants(shard_set, dt_s=reward.dt_s)
@@ -163,37 +171,9 @@ def _lock(config: TrainConfig, *, resume: bool) -> contextlib.ExitStack:
         if not stack.enter_context(locked(config.out / ".lock", wait=False)):
             raise ConfigError(f"{config.out}: another process trains in this folder now; wait for it, end it, or "
                               "choose another folder with --set out=DIR")
-        _check_folder(config, resume=resume)  # again: the folder may have been begun since
+        check_folder(config, resume=resume)  # again: the folder may have been begun since
         remove_temporary(config.out)
         return stack.pop_all()
-
-
-def _check_folder(config: TrainConfig, *, resume: bool) -> None:
-    old = config.out / "config.yaml"
-    if old.is_file() and not resume:
-        raise ConfigError(f"{config.out} holds a run already; go on with it (--resume), or choose another folder with "
-                          "--set out=DIR")
-    if old.is_file():
-        then, now = _settings(old), config.model_dump(mode="json")
-        with contextlib.suppress(ValidationError):  # settings that are newer than the run have their defaults
-            then = TrainConfig.model_validate(then).model_dump(mode="json")
-        compared = now.keys() - RESUME_MAY_CHANGE
-        changed = changed_settings(*({key: one[key] for key in compared if key in one} for one in (then, now)))
-        if changed:
-            raise ConfigError(f"{config.out} was started with other settings; resume with the same ones, or start a "
-                              f"new run. Changed: {'; '.join(changed)}")
-    elif resume:
-        raise ConfigError(f"{config.out}: nothing to resume (no config.yaml); leave --resume out to start a run")
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        data = read_yaml(path)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: not the YAML that a run wrote ({error}); start a new run") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected the settings of a run, got a {type(data).__name__}; start a new run")
-    return dict(paths_from(data, TrainConfig, path.parent))
 
 
 def _computes_in_bf16(dtype: str, device: torch.device) -> bool:
@@ -209,47 +189,23 @@ def _reference(config: TrainConfig, folder: Path, device: torch.device) -> Polic
 def open_policy(name: str, device: str) -> Policy:
     """A policy to ask, by folder or `sandbox:NAME`, on the device of that name; in bfloat16 on a GPU."""
     where = compute_device(device)
-    return load_frozen(policy_folder(name), where, bf16=where.type == "cuda")
+    return load_frozen(resolve_model(name), where, bf16=where.type == "cuda")
 
 
-def compute_device(name: str) -> torch.device:
-    """The device of "auto", "cpu" or "cuda". Raises ConfigError where there is no GPU for "cuda"."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda: torch finds no GPU here; use device=auto or device=cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def policy_folder(name: str) -> Path:
-    """The folder of a policy: a path, or `sandbox:NAME` for one that ships with taro."""
-    kind, colon, rest = name.partition(":")
-    if kind == "sandbox" and colon:
-        from taro.sandbox import weights_folder
-
-        return Path(weights_folder(rest))
-    return Path(name)
-
-
-def policy_name(folder: Path) -> str:
-    """The other way: what to write for a folder in a command."""
-    from taro.sandbox import MODELS, weights_folder
-
-    shipped = folder.name in MODELS and folder == Path(weights_folder(folder.name))
-    return f"sandbox:{folder.name}" if shipped else str(folder)
-
-
-def open_encoded_shards(path: str | Path, policy: Policy, *, encoder: str | None = None) -> ShardSet:
-    """A shard set with the features that this policy's own vision tower made. Raises ShardError where it has none."""
+def open_encoded_shards(path: str | Path, policy: Path, *, encoder: str | None = None) -> ShardSet:
+    """A shard set with the features that the vision tower in the folder `policy` made; of the weights the tower's are
+    hashed, none is loaded. Raises ShardError where the set has none of this tower."""
     shard_set = open_shards(path, encoder=encoder)
     held = list(shard_set.manifest.encoders)
     if encoder is not None:
         held = [fingerprint for fingerprint in held if fingerprint.name == shard_set.encoder]
     sampling, dtype = (held[0].sampling, held[0].dtype) if held else (FrameSampling(), "float32")
-    ours = policy.fingerprint(sampling, dtype)  # reads and hashes the tower's tensors, once
+    ours = encoder_fingerprint(policy, sampling, dtype)  # reads and hashes the tower's tensors, once
     for fingerprint in held:
         mine = ours.model_copy(update={"sampling": fingerprint.sampling, "dtype": fingerprint.dtype})
         if mine.hex8 == fingerprint.hex8:
             return shard_set.reading(fingerprint.name)
-    check_encoder(shard_set, ours, policy=policy_name(policy.folder))  # raises, naming both fingerprints
+    check_encoder(shard_set, ours, policy=model_name(policy))  # raises, naming both fingerprints
     raise AssertionError("check_encoder accepts a fingerprint that no encoder of the set has")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from taro.grounding.prompts import load_template
-from taro.models.resolve import folder_sha256, resolve_model
+from taro.models.resolve import folder_sha256, model_id, resolve_model
 from taro.preprocess.captioners.base import Request
 from taro.preprocess.config import CaptionConfig
 from taro.preprocess.models import load_tower_policy
@@ -56,5 +56,5 @@ def model_facts(config: CaptionConfig, whole: bool, dtype: str) -> dict[str, Any
     prompt = config.prompt or (template.caption_prompt if whole else template.segment_prompt)
     said = config.model_dump(mode="json", include={"max_new_tokens", "repetition_penalty", "sampling"})
     digest = hashlib.sha256(json.dumps([folder_sha256(folder), said, dtype], sort_keys=True).encode()).hexdigest()
-    return {"method": config.method, "model": folder.name, "fingerprint": f"transformers:{digest[:32]}",
+    return {"method": config.method, "model": model_id(folder)[0], "fingerprint": f"transformers:{digest[:32]}",
             "prompt": prompt, "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()}  # fmt: skip

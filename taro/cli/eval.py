@@ -169,7 +169,7 @@ def _score_policy(options: EvalOptions, shards: Path) -> None:
     policy = open_policy(options.policy, options.device)
     asking = asking_of(policy.folder, template=options.template, no_think=options.no_think, protocol=options.protocol)
     modes = [False, True] if options.both else [asking.no_think]
-    shard_set = open_encoded_shards(shards, policy)
+    shard_set = open_encoded_shards(shards, policy.folder)
     missing = missing_predictions(shard_set, options.split) if options.limit is None else []
     if not missing and not shard_set.queries(split=options.split):
         splits = ", ".join(sorted({ref.query.split for ref in shard_set.queries()}))

@@ -98,7 +98,7 @@ def _answer(options: GroundOptions, shards: Path) -> Any:
     policy = open_policy(options.policy, options.device)
     decoding = Decoding(options.max_new_tokens, temperature=0.0, repetition_penalty=options.repetition_penalty)
     asking = asking_of(policy.folder, template=options.template, no_think=options.no_think, protocol="multi-window")
-    return evaluate_policy(policy, open_encoded_shards(shards, policy), asking, decoding)[0]
+    return evaluate_policy(policy, open_encoded_shards(shards, policy.folder), asking, decoding)[0]
 
 
 def _show(options: GroundOptions, row: Any, *, encode_s: float, answer_s: float) -> None:

@@ -48,7 +48,6 @@ def preprocess(options: PreprocessOptions) -> None:
     """Stage 1: videos and annotations to shards. Run it again to resume: finished slices are kept."""
     from taro.core.config import load_config
     from taro.preprocess.config import PreprocessConfig
-    from taro.preprocess.estimate import estimate
 
     named = as_overrides({key: getattr(options, key) for key in ("policy", "out", "max_skipped", "thumbnails")})
     config = load_config(PreprocessConfig, options.recipe, [*(options.overrides or []), *named],
@@ -56,6 +55,8 @@ def preprocess(options: PreprocessOptions) -> None:
     if options.dry_run:
         if options.retry is not None or options.partition != "1/1":
             raise typer.BadParameter("--dry-run counts all that is left to do; leave --retry and --partition out")
+        from taro.preprocess.estimate import estimate
+
         report = estimate(config, only=options.only)
         say_json(report.as_dict()) if options.as_json else say(report.table())
         return

@@ -190,9 +190,10 @@ def _answers(settings: Quickstart, shards: Path, policy_name: str, when: str, sh
     from taro.metrics.answers import read_answers, write_answers
     from taro.models.asking import asking_of
     from taro.models.load import load_policy
+    from taro.models.resolve import resolve_model
     from taro.models.sampler import Decoding
     from taro.train.evaluate import Questions, evaluate_policy
-    from taro.train.run_dir import open_encoded_shards, policy_folder
+    from taro.train.run_dir import open_encoded_shards
 
     show.begin(when)
     decodings = {"greedy": Decoding(96, temperature=0.0), SAMPLED: Decoding(96, temperature=1.0)}
@@ -200,8 +201,8 @@ def _answers(settings: Quickstart, shards: Path, policy_name: str, when: str, sh
     answers: dict[str, list[Any]] = {name: read_answers(file) for name, file in files.items() if file.is_file()}
     missing = [name for name in decodings if name not in answers]
     if missing:
-        policy = load_policy(policy_folder(policy_name))
-        shard_set, asking = open_encoded_shards(shards, policy), asking_of(policy.folder)
+        policy = load_policy(resolve_model(policy_name))
+        shard_set, asking = open_encoded_shards(shards, policy.folder), asking_of(policy.folder)
     for index, name in enumerate(missing):
 
         def progress(done: int, total: int, index: int = index) -> None:

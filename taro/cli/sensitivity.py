@@ -83,7 +83,7 @@ def _measure(options: SensitivityOptions, policy: Any, asking: Asking, *, over: 
     from taro.train.run_dir import open_encoded_shards, with_variants
     from taro.train.sensitivity.measure import conditions, measure_sensitivity
 
-    shard_set, frame_s = open_encoded_shards(options.shards, policy), None
+    shard_set, frame_s = open_encoded_shards(options.shards, policy.folder), None
     if "frame" in _words(options.kinds):
         shard_set, settings = with_variants(shard_set)
         frame_s = settings.dt_s

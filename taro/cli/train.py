@@ -35,12 +35,15 @@ def train(
     """Stage 2: train a policy on shards, guided then free; no video is opened and no vision tower is loaded."""
     from taro.cli.progress import progress
     from taro.core.config import load_config
+    from taro.train.check import check_run
     from taro.train.config import TrainConfig
-    from taro.train.data import data_lines
-    from taro.train.loop import train as run_training
 
     config = load_config(TrainConfig, recipe, [*(NO_THINK if no_think else ()), *(overrides or ())],
                          package="taro.train.recipes")
+    check_run(config, resume=resume)
+    from taro.train.data import data_lines  # only now, since torch comes with the loop
+    from taro.train.loop import train as run_training
+
     with progress("training", quiet=as_json) as shown:
 
         def show(line: dict[str, Any]) -> None:

@@ -18,10 +18,11 @@ from taro.models.families import family_of
 from taro.models.families.base import Family, PixelSettings
 from taro.models.families.pixels import normalise, resize_frames, to_patches
 from taro.models.features import EncoderFingerprint, FrameSampling, VideoFeatures, patch_times_s, resized_hw
-from taro.models.folder import pixel_settings, read_config, tower_sha256
+from taro.models.fingerprint import encoder_fingerprint
+from taro.models.folder import pixel_settings, read_config
 from taro.models.weights import build, fill
 
-__all__ = ["Encoder", "encoder_fingerprint", "folder_fingerprint", "load_encoder"]
+__all__ = ["Encoder", "load_encoder"]
 
 
 class Encoder:
@@ -57,7 +58,7 @@ class Encoder:
 
     def fingerprint(self, sampling: FrameSampling, dtype: str) -> EncoderFingerprint:
         """What identifies the features; reads and hashes the tower's tensors on disk."""
-        return folder_fingerprint(self.folder, self.config, sampling, dtype)
+        return encoder_fingerprint(self.folder, sampling, dtype)
 
     @cached_property
     def _pixels(self) -> PixelSettings:
@@ -81,17 +82,3 @@ def load_encoder(
     tower = build(folder, family, lambda: family.build_tower(config))
     fill({"tower": tower}, folder, family, device=torch.device(device), dtype=dtype)
     return Encoder(folder, config, family, tower.eval().requires_grad_(False))
-
-
-def folder_fingerprint(folder: Path, config: Any, sampling: FrameSampling, dtype: str) -> EncoderFingerprint:
-    """Fingerprint of the features that a model folder's tower gives, from its files. config: its config.json, read."""
-    family = family_of(config, folder)
-    return EncoderFingerprint(family=family.name, model_id=folder.name, tower_sha256=tower_sha256(folder, family),
-                              dtype=dtype, sampling=sampling, size=family.size_label(config))  # fmt: skip
-
-
-def encoder_fingerprint(folder: Path, sampling: FrameSampling, dtype: str) -> tuple[EncoderFingerprint, int]:
-    """(fingerprint of a model folder's tower, numbers that a video token takes, all its levels), from its files."""
-    config = read_config(folder)
-    width = int(config.text_config.hidden_size) * (1 + family_of(config, folder).levels(config))
-    return folder_fingerprint(folder, config, sampling, dtype), width

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from taro.core.json import read_json
-from taro.models.encoder import Encoder, folder_fingerprint
+from taro.models.encoder import Encoder
 from taro.models.families.base import Family
 from taro.models.features import EncoderFingerprint, FrameSampling, VideoFeatures
+from taro.models.fingerprint import encoder_fingerprint
 from taro.models.folder import template_name
 from taro.models.language_model import LanguageModel
 from taro.models.prompt import Prompt, PromptFormat
@@ -77,7 +78,7 @@ class Policy:
 
     def fingerprint(self, sampling: FrameSampling, dtype: str) -> EncoderFingerprint:
         """What identifies features of this checkpoint's tower; reads the files, the tower need not be loaded."""
-        return folder_fingerprint(self.folder, self.config, sampling, dtype)
+        return encoder_fingerprint(self.folder, sampling, dtype)
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from taro.core.places import hub_id
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SHIPPED", "compute_device", "folder_sha256", "model_id", "model_name", "resolve_model"]
+__all__ = ["SANDBOX", "SHIPPED", "compute_device", "folder_sha256", "model_id", "model_name", "resolve_model"]
 
 SHIPPED = ("policy", "policy-qwen3-vl", "captioner", "clip")
 """models of taro.sandbox that are named sandbox:NAME"""
@@ -104,7 +105,9 @@ def _shipped(name: str) -> Path:
     return folder
 
 
+@cache
 def _fetched(name: str, revision: str | None) -> Path:
+    """Once a process: a branch that moves meanwhile is one model all the same."""
     from huggingface_hub import snapshot_download
 
     try:

@@ -67,7 +67,7 @@ def test_the_drop_of_frame_is_that_of_spliced_variants_and_not_of_patches(tmp_pa
     config = stage_one(tmp_path, folder)
     preprocess(config)
     policy = load_policy(folder)
-    plain = open_encoded_shards(config.out, policy)
+    plain = open_encoded_shards(config.out, policy.folder)
     shard_set, made = with_variants(plain, dt_s=0.8)
     assert made.count == 4 and isinstance(shard_set, ShardSet)
     frame, patch = (settings(tmp_path, folder, kind) for kind in ("frame", "patch"))

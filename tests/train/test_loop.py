@@ -98,7 +98,7 @@ def test_the_export_answers_as_the_trained_policy(make_config: Callable[..., Tra
     asking = asking_of(report.export)
     template = asking.template
     assert template.name == "tiny" and template.text == "{query}?"
-    shard_set = open_encoded_shards(config.shards, exported)
+    shard_set = open_encoded_shards(config.shards, exported.folder)
     decoding = Decoding(96, temperature=0.0)
     rows = evaluate_policy(exported, shard_set, asking, decoding, questions=Questions("val"))
     scores = score_rows(rows).as_dict()
@@ -112,7 +112,7 @@ def test_the_export_answers_as_the_trained_policy(make_config: Callable[..., Tra
 
 def test_sampled_evaluation_repeats_by_seed_and_differs_between_seeds(tiny: Tiny) -> None:
     policy = load_policy(tiny.policy)
-    shard_set = open_encoded_shards(tiny.shards, policy)
+    shard_set = open_encoded_shards(tiny.shards, policy.folder)
 
     def texts(seed: int, batch_prompts: int) -> list[str]:
         rows = evaluate_policy(policy, shard_set, asking_of(tiny.policy), Decoding(96), questions=Questions(seed=seed),
@@ -125,7 +125,7 @@ def test_sampled_evaluation_repeats_by_seed_and_differs_between_seeds(tiny: Tiny
 
 def test_a_limit_draws_the_same_queries_each_time(tiny: Tiny) -> None:
     policy = load_policy(tiny.policy)
-    shard_set = open_encoded_shards(tiny.shards, policy)
+    shard_set = open_encoded_shards(tiny.shards, policy.folder)
     rows = [evaluate_policy(policy, shard_set, asking_of(tiny.policy), Decoding(8, temperature=0.0),
                             questions=Questions(limit=3, seed=seed)) for seed in (0, 0, 1)]
     keys = [[row.key for row in each] for each in rows]
@@ -138,7 +138,7 @@ def test_a_ledger_that_is_lost_is_no_set_without_misses(tiny: Tiny, tmp_path: Pa
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["counts"] |= {"skipped": 1, "inputs": manifest["counts"]["inputs"] + 1}
     (root / "manifest.json").write_text(json.dumps(manifest))
-    shard_set = open_encoded_shards(root, load_policy(tiny.policy))
+    shard_set = open_encoded_shards(root, tiny.policy)
     with pytest.raises(ShardError, match=r"skipped\.parquet holds 0 rows, the manifest counts 1"):
         missing_predictions(shard_set, None)
 

@@ -106,7 +106,7 @@ def test_conditions_lead_with_the_first_kind_at_the_methods_radius() -> None:
 
 def test_a_measured_drop_is_the_rewards_drop_whatever_the_batch(tiny: Tiny, tmp_path: Path) -> None:
     policy = load_policy(tiny.policy)
-    shard_set, asking = open_encoded_shards(tiny.shards, policy), asking_of(tiny.policy)
+    shard_set, asking = open_encoded_shards(tiny.shards, policy.folder), asking_of(tiny.policy)
     asked = conditions(["patch", "reverse", "elsewhere"], [3.0], ["both", "end"])
     one, many = (measure_sensitivity(policy, shard_set, asking, asked, questions=Questions("train"),
                                      rollout=RolloutConfig(group=4, max_new_tokens=96, batch_prompts=size))

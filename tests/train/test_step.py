@@ -36,7 +36,7 @@ def config(make_config: Any) -> TrainConfig:
 
 
 def drawn(policy: Policy, tiny: Tiny, config: TrainConfig, *, probability: float = 0.0, step: int = 5) -> RolloutBatch:
-    shard_set = open_encoded_shards(tiny.shards, policy)
+    shard_set = open_encoded_shards(tiny.shards, policy.folder)
     samples = [shard_set.sample(ref) for ref in shard_set.queries(split="train")[: config.rollout.prompts]]
     return roll_out(policy, Asking(TEMPLATE), samples, config.rollout, StepName(config.seed, 1, step),
                     guide=probability)
