@@ -75,7 +75,7 @@ class DataConfig(Config):
     text: Regex | None = None
     """keep queries in whose text this regular expression is found, capitals or not; null: all"""
     draws: int | None = Field(None, ge=1)
-    """queries drawn in an epoch, from all sets together; null: as many as they hold after their filters"""
+    """queries drawn in an epoch, from all sets together; null: all selected queries"""
 
 
 class ShardSource(Config):

@@ -2,7 +2,7 @@
 
 A step's samples are a function of (seed, step) alone (`taro.shards.mix`), whatever the number of sets or ranks. Where
 there are several sets every sample carries its set's name: two sets may hold the same key, and their draws, dumps and
-metrics must not meet. With one set it carries none, and all is as if there were no mixing.
+metrics must not meet. With one set it carries none: a list of one set gives the same run as that set alone.
 
 Every query is accounted for: `summary` says for each set how many it holds, how many each filter left out (the first
 that did, in the order split, difficulty, queries, keys, text), how many an epoch draws, and what no step takes.

@@ -11,38 +11,30 @@ Left out: several GPUs. Legend: B prompts, G rollouts of a group, R response tok
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-
 from taro.core.errors import TaroError
-from taro.core.files import explain_disk_errors, fsync, write_atomically
+from taro.core.files import explain_disk_errors
 from taro.metrics.answers import score_rows
 from taro.metrics.scores import METRICS
-from taro.models.export import export_checkpoint
 from taro.models.sampler import Decoding
 from taro.train.algorithms.base import make_algorithm
-from taro.train.checkpoint import DamagedError, load_checkpoint, prune_checkpoints, save_checkpoint
+from taro.train.checkpoint import prune_checkpoints, save_checkpoint
 from taro.train.config import TrainConfig
 from taro.train.curriculum import guide_probability
 from taro.train.evaluate import Questions, evaluate_policy
+from taro.train.export import export_run
 from taro.train.measures import dump_rollouts, step_measures
 from taro.train.rewards import compute_rewards, control_totals
 from taro.train.rollouts import StepName, roll_out, score_batch
 from taro.train.run_dir import OnStep, Run, open_run
 from taro.train.update import update_policy
 
-__all__ = ["TrainReport", "export_run", "is_due", "save_and_prune", "train", "train_step", "validate"]
-
-log = logging.getLogger(__name__)
+__all__ = ["TrainReport", "is_due", "save_and_prune", "train", "train_step", "validate"]
 
 
 @dataclass(frozen=True)
@@ -151,45 +143,3 @@ def save_and_prune(run: Run) -> None:
         return
     save_checkpoint(folder, run.policy.named_parameters(), run.optimizer, run.state)
     prune_checkpoints(folder, keep=run.config.checkpoint.keep)
-
-
-def export_run(run: Run) -> Path:
-    """Writes `out`/export, a Hugging Face folder that loads unedited, with the prompt template beside the weights. An
-    older export is there until the new one is whole."""
-    final, temporary, old = (run.folder / name for name in ("export", ".tmp-export", ".tmp-old-export"))
-    exported = _use_wanted_weights(run)
-    for left in (temporary, old):
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        dtype = torch.float32 if run.config.checkpoint.export_dtype == "float32" else None
-        export_checkpoint(run.policy, run.policy.folder, temporary, dtype=dtype)
-        template = run.asking.template
-        write_atomically(temporary / "template.yaml",
-                         yaml.safe_dump(template.model_dump(mode="json"), sort_keys=False).encode())
-        write_atomically(temporary / "taro.json", json.dumps(
-            {"template": "template.yaml", "template_name": template.name, "template_sha256": template.sha256,
-             "no_think": run.config.reward.no_think, "steps": exported, "seed": run.config.seed}, indent=1).encode())
-        for file in temporary.iterdir():
-            fsync(file)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its bytes
-        raise
-    if final.exists():
-        final.rename(old)
-    temporary.rename(final)
-    fsync(run.folder)
-    shutil.rmtree(old, ignore_errors=True)
-    return final
-
-
-def _use_wanted_weights(run: Run) -> int:
-    """Loads the best checkpoint where that is to be exported and is not the last. Returns the step of the weights."""
-    if run.config.checkpoint.export != "best" or run.state.best_step is None or run.state.best_step == run.state.step:
-        return run.state.step
-    best = run.folder / "checkpoints" / f"step-{run.state.best_step:06d}"
-    try:
-        load_checkpoint(best, run.policy.named_parameters(), run.optimizer)
-    except DamagedError as error:
-        raise TaroError(f"{error}. Training is done and this was the best on validation; bring it back from a copy, or "
-                        "export the last weights instead: --resume --set checkpoint.export=last") from None
-    return run.state.best_step

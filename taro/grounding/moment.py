@@ -1,7 +1,7 @@
 """A stretch of time in a video.
 
 Time is never a bare float elsewhere in taro: names end in `_s` (seconds), counts of frames in `_frames`. IoU here is
-intersection over hull (the union of two touching intervals, their hull otherwise), as METHOD and every grounding
+intersection over hull (the union of two touching intervals, their hull otherwise), as the method and every grounding
 benchmark use it for single windows.
 """
 

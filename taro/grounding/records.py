@@ -1,6 +1,6 @@
 """What a shard set says about a clip, as frozen models: the schema of KEY.json, shared by both stages.
 
-The same classes validate what strangers wrote, so every list and string is bounded. Unknown keys are refused inside a
+The same classes validate untrusted files, so every list and string is bounded. Unknown keys are refused inside a
 format version. Times are seconds from the start of the clip.
 """
 
@@ -40,7 +40,7 @@ class DenseCaption(Record):
 
 
 class CandidatePaths(Record):
-    """Seeded subsets of the clip's captions (indices, ascending) that open guided rollouts (METHOD 1)."""
+    """Seeded subsets of the clip's captions (indices, ascending) that open guided rollouts."""
 
     random: Annotated[list[list[int]], Field(max_length=256)] = []
     overlap: Annotated[list[list[int]], Field(max_length=256)] = []

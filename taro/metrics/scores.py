@@ -203,7 +203,7 @@ def query_hits(predictions: Sequence[Prediction], *, protocol: str = "taro") -> 
 
 
 def first_span_hit(reasoning: Reasoning, windows: Sequence[Moment]) -> bool:
-    """Whether the first time range of a reasoning has IoU >= 0.5 with the best window (METHOD 5b)."""
+    """Whether the first time range of a reasoning has IoU >= 0.5 with the best window."""
     return bool(reasoning.spans) and best_iou(reasoning.spans[0], tuple(windows)) >= FIRST_SPAN_IOU
 
 

@@ -41,7 +41,7 @@ def test_elsewhere_moves_as_many_patches_and_never_one_near_a_boundary(
     all_near = near(S, windows, dt_s, "both")
     wanted = near(S, windows, dt_s, boundary)
     if len(wanted) > S - len(all_near):
-        assert order is None  # no room: said, never a smaller disruption
+        assert order is None  # it does not fit: None, never a smaller disruption
     if order is None:
         return
     assert sorted(order.tolist()) == list(range(S))

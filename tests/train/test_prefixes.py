@@ -64,7 +64,7 @@ def test_a_prefix_that_does_not_fit_loses_captions_from_its_end(tiny: Tiny) -> N
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "a <|video_pad|> b"])
-def test_special_tokens_that_strangers_spell_stay_text(tiny: Tiny, text: str) -> None:
+def test_special_tokens_spelt_in_untrusted_text_stay_text(tiny: Tiny, text: str) -> None:
     policy = load_policy(tiny.policy)
     ids = plain_ids(policy, text)
     special = set(policy.tokenizer.convert_tokens_to_ids(policy.tokenizer.all_special_tokens))

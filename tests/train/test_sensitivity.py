@@ -124,7 +124,7 @@ def test_a_measured_drop_is_the_rewards_drop_whatever_the_batch(tiny: Tiny, tmp_
         assert not gaps or np.mean(gaps) == pytest.approx(drop, abs=1e-6)
     summary = summarise(many)
     by_kind = {row["kind"]: row for row in summary["conditions"] if row["boundary"] == "both"}
-    # Four patches of 2 s, all of them within 3 s of a boundary: the control has no room, and that is counted.
+    # Four patches of 2 s, all of them within 3 s of a boundary: the control does not fit, and that is counted.
     assert by_kind["elsewhere"]["undisrupted"] == 24 and by_kind["elsewhere"]["drop"] is None
     assert by_kind["patch"]["undisrupted"] == 0 and by_kind["patch"]["vs_elsewhere"] is None
     json.dumps(summary, allow_nan=False)
@@ -154,9 +154,9 @@ def test_a_summary_by_hand() -> None:
     assert "patch" in sensitivity_table(summary) and "1.00" in sensitivity_table(summary)
 
 
-def test_a_page_is_self_contained_and_runs_nothing_of_a_stranger() -> None:
-    probe = hand_made(query='<script src="http://x">\u202e')
-    text = sensitivity_page(probe, summarise(probe), title="<i>", made_by="taro sensitivity <b>")
+def test_a_page_is_self_contained_and_runs_no_untrusted_text() -> None:
+    measured = hand_made(query='<script src="http://x">\u202e')
+    text = sensitivity_page(measured, summarise(measured), title="<i>", made_by="taro sensitivity <b>")
     assert "<script" not in text and "<i>" not in text and "\u202e" not in text and "http://x" not in text.replace(
         "&#34;http://x&#34;", "")
     assert text.count("<polyline") == 2 and "&lt;b&gt;" in text and "largest drops" in text
@@ -175,7 +175,7 @@ def test_wrong_use_is_one_message(tiny: Tiny, capsys: pytest.CaptureFixture[str]
 def test_the_command_on_a_sandbox_set_with_the_shipped_policy(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("av")
-    world, shards, page = tmp_path / "world", tmp_path / "shards", tmp_path / "probe.html"
+    world, shards, page = tmp_path / "world", tmp_path / "shards", tmp_path / "sensitivity.html"
     assert run(capsys, "sandbox", "make", str(world), "--videos", "2", "--seed", "7", "--queries", "1")[0] == 0
     code, _, said = run(
         capsys, "preprocess", "sandbox", "--set", f"videos={world}/videos", "--set",

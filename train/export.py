@@ -1,0 +1,59 @@
+"""The export of a run: a Hugging Face folder that loads unedited, with the prompt template beside the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+
+from taro.core.errors import TaroError
+from taro.core.files import fsync, write_atomically
+from taro.models.export import export_checkpoint
+from taro.train.checkpoint import DamagedError, load_checkpoint
+from taro.train.run_dir import Run
+
+__all__ = ["export_run"]
+
+
+def export_run(run: Run) -> Path:
+    """Writes `out`/export and returns it. An older export is there until the new one is whole."""
+    final, temporary, old = (run.folder / name for name in ("export", ".tmp-export", ".tmp-old-export"))
+    exported = _use_wanted_weights(run)
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        dtype = torch.float32 if run.config.checkpoint.export_dtype == "float32" else None
+        export_checkpoint(run.policy, run.policy.folder, temporary, dtype=dtype)
+        template = run.asking.template
+        write_atomically(temporary / "template.yaml",
+                         yaml.safe_dump(template.model_dump(mode="json"), sort_keys=False).encode())
+        write_atomically(temporary / "taro.json", json.dumps(
+            {"template": "template.yaml", "template_name": template.name, "template_sha256": template.sha256,
+             "no_think": run.config.reward.no_think, "steps": exported, "seed": run.config.seed}, indent=1).encode())
+        for file in temporary.iterdir():
+            fsync(file)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its bytes
+        raise
+    if final.exists():
+        final.rename(old)
+    temporary.rename(final)
+    fsync(run.folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _use_wanted_weights(run: Run) -> int:
+    """Loads the best checkpoint where that is to be exported and is not the last. Returns the step of the weights."""
+    if run.config.checkpoint.export != "best" or run.state.best_step is None or run.state.best_step == run.state.step:
+        return run.state.step
+    best = run.folder / "checkpoints" / f"step-{run.state.best_step:06d}"
+    try:
+        load_checkpoint(best, run.policy.named_parameters(), run.optimizer)
+    except DamagedError as error:
+        raise TaroError(f"{error}. Training is done and this was the best on validation; bring it back from a copy, or "
+                        "export the last weights instead: --resume --set checkpoint.export=last") from None
+    return run.state.best_step
