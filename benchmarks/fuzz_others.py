@@ -101,7 +101,7 @@ def _text_targets() -> list[Target]:
         for protocol in ANSWER_PARSERS:
             found = evaluate_file(folder / "answers", annotations, protocol=protocol)
             assert json.dumps(found.as_dict()) and _visible(found.table()), "a table that moves the cursor"
-            answers_page(found.examples, table=found.table(), protocol=protocol)
+            answers_page(found.examples, scores=found.scores, table=found.table(), protocol=protocol)
         compare_files(folder / "answers", folder / "good", annotations)
 
     def read(files: Files, _: Path) -> None:

@@ -62,7 +62,7 @@ class EvalOptions:
     batch: Annotated[int, typer.Option(min=1, help="Prompts decoded at once.")] = 16
     device: Device = "auto"
     out: Annotated[File, typer.Option(help="Write every answer to this JSONL file.")] = None
-    html: Annotated[File, typer.Option(help="Page of the worst, the best and random --predictions.")] = None
+    html: Annotated[File, typer.Option(help="Write a page of the worst, the best and random answers.")] = None
     as_json: Json = False
 
 
@@ -93,12 +93,13 @@ def _check(options: EvalOptions) -> None:
         if options.compare is not None and (options.breakdown or options.html is not None):
             raise typer.BadParameter("--compare prints one table; leave --breakdown and --html to runs of one file")
         return
-    if options.compare is not None or options.html is not None:
-        raise typer.BadParameter("--compare and --html need --predictions")
+    if options.compare is not None:
+        raise typer.BadParameter("--compare needs --predictions")
     if options.policy is None:
         raise typer.BadParameter("give --policy, the model that answers")
-    if options.both and (options.no_think is not None or options.out is not None):
-        raise typer.BadParameter("--both answers in both modes; leave --think, --no-think and --out to runs of one")
+    if options.both and (options.no_think is not None or options.out is not None or options.html is not None):
+        raise typer.BadParameter("--both answers in both modes; leave --think, --no-think, --out and --html to runs of "
+                                 "one")
 
 
 def _check_before(protocol: str, out: Path | None) -> None:
@@ -148,8 +149,8 @@ def _score_file(options: EvalOptions, predictions: Path) -> None:
     found: Any = (evaluate_file(predictions, truth, **how) if options.compare is None else
                   compare_files(predictions, options.compare, truth, **how))
     if options.html is not None:
-        write_page(options.html, answers_page(found.examples, table=found.table(), scores=found.scores,
-                                            protocol=options.protocol, seed=options.seed))
+        write_page(options.html, answers_page(found.examples, scores=found.scores, table=found.table(),
+                                              protocol=options.protocol, seed=options.seed))
     if options.as_json:
         say_json(found.as_dict())
         return
@@ -161,7 +162,10 @@ def _score_file(options: EvalOptions, predictions: Path) -> None:
 def _score_policy(options: EvalOptions, shards: Path) -> None:
     from taro.core.errors import ConfigError
     from taro.metrics.answers import write_answers
+    from taro.metrics.examples import examples_of
     from taro.models.asking import asking_of
+    from taro.pages.answers import answers_page
+    from taro.pages.render import write_page
     from taro.train.evaluate import missing_predictions
     from taro.train.run_dir import open_encoded_shards, open_policy
 
@@ -185,6 +189,9 @@ def _score_policy(options: EvalOptions, shards: Path) -> None:
                 say(scores.breakdown_table())
     if options.out is not None:
         write_answers(rows, options.out)
+    if options.html is not None:
+        write_page(options.html, answers_page(examples_of(rows), scores=scores, protocol=options.protocol,
+                                              seed=options.seed, sets=[shard_set]))
     if options.as_json:
         objects = [{**scores.as_dict(), "decoding": decoding, "no_think": mode == "no think", "tokens": tokens}
                    for mode, (scores, tokens) in found.items()]

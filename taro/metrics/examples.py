@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from taro.core.draws import rng
 from taro.grounding.protocols import Protocol, protocol_named
+from taro.metrics.answers import AnswerRow, predictions
 from taro.metrics.scores import Prediction
 
-__all__ = ["Example", "choose", "example_iou"]
+__all__ = ["Example", "choose", "example_iou", "examples_of"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Example:
     query: str
     text: str | None = None
     key: str = ""
+
+
+def examples_of(rows: Sequence[AnswerRow]) -> list[Example]:
+    """Answers of a policy as examples, with the keys of their clips."""
+    return [Example(one, row.query, row.text, row.key) for one, row in zip(predictions(rows), rows, strict=True)]
 
 
 def choose(examples: Sequence[Example], *, protocol: str, each: int, seed: int = 0) -> dict[str, list[Example]]:

@@ -10,8 +10,19 @@ from collections.abc import Sequence
 
 from taro.grounding.protocols import Protocol, protocol_named
 from taro.metrics.examples import Example, choose, example_iou
+from taro.metrics.ranked import RankedScores
 from taro.metrics.scores import METRICS, Scores
-from taro.pages.cards import MAX_TEXT, Card, Clips, Fold, Response, caption_lanes, find_clip, window_lane
+from taro.pages.cards import (
+    AGREEMENT_NOTE,
+    MAX_TEXT,
+    Card,
+    Clips,
+    Fold,
+    Response,
+    caption_lanes,
+    find_clip,
+    window_lane,
+)
 from taro.pages.render import number, render, windows_text
 from taro.pages.timeline import timeline
 
@@ -21,20 +32,20 @@ METRIC_NAMES = {key: "mIoU" if key == "miou" else key.upper() for key in METRICS
 """metrics as pages write them"""
 
 
-def answers_page(examples: Sequence[Example], *, table: str, scores: Scores | None = None, protocol: str = "taro",
-                 each: int = 10, seed: int = 0, sets: Sequence[Clips] = ()) -> str:
+def answers_page(examples: Sequence[Example], *, scores: Scores | RankedScores, table: str | None = None,
+                 protocol: str = "taro", each: int = 10, seed: int = 0, sets: Sequence[Clips] = ()) -> str:
     """The page, `each` answers of each kind.
 
-    Args: table: the plain text of the scores; scores: the same as values, for the figures at the top; sets: where the
-    clips of the examples' keys are.
+    Args: scores: of all answers; table: them as plain text, None: their own table; sets: where the clips of the
+    examples' keys are.
     """
     rules = protocol_named(protocol)
     groups = [(name, [_card(example, rules, sets) for example in chosen])
               for name, chosen in choose(examples, protocol=protocol, each=each, seed=seed).items() if chosen]
-    tiles = [] if scores is None else [(METRIC_NAMES[key], scores.metrics[key], scores.intervals[key])
-                                       for key in METRICS]
-    return render("answers.html", title=f"Answers under {protocol}", table=table, tiles=tiles, scores=scores,
-                  groups=groups, total=len(examples))
+    top = scores.top if isinstance(scores, RankedScores) else scores
+    return render("answers.html", title=f"Answers under {protocol}", table=scores.table() if table is None else table,
+                  tiles=[(METRIC_NAMES[key], top.metrics[key], top.intervals[key]) for key in METRICS],
+                  agreement=AGREEMENT_NOTE if sets else "", groups=groups, total=len(examples))
 
 
 def _card(example: Example, rules: Protocol, sets: Sequence[Clips]) -> Card:

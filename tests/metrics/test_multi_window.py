@@ -128,7 +128,7 @@ def test_answers_of_a_policy_go_out_and_come_back(tmp_path: Path) -> None:
     assert read_answers(tmp_path / "rows.jsonl") == [row]
     assert (row_iou(row, "multi-window"), row_iou(row, "union")) == (1.0, pytest.approx(3.5 / 4.5))
     assert evaluate_predictions(predictions([row]), protocol="multi-window").miou == 1.0
-    shown = answers_page([Example(predictions([row])[0], "q")], table="", protocol="multi-window")
+    shown = answers_page([Example(predictions([row])[0], "q")], scores=score_rows([row]), protocol="multi-window")
     assert "2.00s to 5.50s, 8.00s to 9.00s" in shown
     plain = Prediction("1", "v", Moment(2, 5.5), row.windows, 10.0)
     assert evaluate_predictions([plain], protocol="multi-window").miou == pytest.approx(3.5 / 4.5)

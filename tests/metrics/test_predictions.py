@@ -15,7 +15,7 @@ from taro.core.errors import AnnotationError, ConfigError
 from taro.grounding.moment import Moment
 from taro.metrics.examples import Example, choose
 from taro.metrics.predictions import Annotations, FileEvaluation, compare_files, evaluate_file
-from taro.metrics.scores import PROTOCOLS, Prediction
+from taro.metrics.scores import PROTOCOLS, Prediction, evaluate_predictions
 from taro.pages.answers import answers_page
 from taro.pages.render import write_page
 
@@ -190,7 +190,8 @@ def test_the_page_is_safe_and_whole(tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script>" + chr(0x202E)
     prediction = Prediction(hostile, hostile, Moment(9, float("inf")), (Moment(0, 5),), None)
     silent = Prediction("m", "v", None, (), 0.0, missing=True)
-    text = answers_page([Example(prediction, hostile, hostile), Example(silent, "q")], table=hostile, each=1)
+    examples = [Example(prediction, hostile, hostile), Example(silent, "q")]
+    text = answers_page(examples, scores=evaluate_predictions([prediction, silent]), table=hostile, each=1)
     assert "<script" not in text and chr(0x202E) not in text and "no answer" in text and "[U+202E]" in text
     write_page(tmp_path / "a" / "b.html", text)
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.html"]
@@ -215,7 +216,7 @@ def test_whatever_a_line_holds_it_is_scored_or_named(tmp_path: Path, row: dict[s
         assert "line 1" in str(error)
     else:
         assert 0 <= found.scores.miou <= 1 and json.dumps(found.as_dict()) and found.table()
-        answers_page(found.examples, table=found.table(), protocol=protocol)
+        answers_page(found.examples, scores=found.scores, protocol=protocol)
 
 
 def test_a_predictions_file_that_is_none_is_called_so(tmp_path: Path) -> None:
@@ -228,6 +229,7 @@ def test_a_predictions_file_that_is_none_is_called_so(tmp_path: Path) -> None:
 def test_a_page_shows_which_windows_count() -> None:
     """A protocol of the first window names the others apart; one of the best window shows all as truth."""
     two = Prediction("q", "v", Moment(10, 20), (Moment(0, 5), Moment(10, 20)), 30.0)
-    pages = {name: answers_page([Example(two, "q")], table="", protocol=name, each=1) for name in ("taro", "timelens")}
+    pages = {name: answers_page([Example(two, "q")], scores=evaluate_predictions([two], protocol=name), protocol=name,
+                                each=1) for name in ("taro", "timelens")}
     assert "not counted" not in pages["taro"] and "IoU 1.00" in pages["taro"]
     assert "not counted" in pages["timelens"] and "IoU 0.00" in pages["timelens"]

@@ -1,4 +1,4 @@
-"""Every page that taro writes, full of a stranger's markup, in a real browser: nothing runs, nothing is loaded.
+"""Every page that taro writes, full of hostile markup, in a real browser: nothing runs, nothing is loaded.
 
 The content-security policy of a page would stop what got out of its text; it is taken out here, so that the escapes
 stand alone, and looked at on its own.
@@ -20,10 +20,11 @@ import yaml
 from taro.grounding.moment import Moment
 from taro.grounding.records import CandidatePaths, ClipRecord, DenseCaption, QueryRecord
 from taro.metrics.examples import Example
-from taro.metrics.scores import Prediction
+from taro.metrics.scores import Prediction, evaluate_predictions
 from taro.pages.answers import answers_page as draw_answers
 from taro.shards.format import ClipEncoder
 from taro.shards.manifest import build_manifest, write_manifest, write_skipped
+from taro.shards.reader import open_shards
 from taro.shards.view import view
 from taro.shards.writer import SliceWriter
 from taro.train.disruption import Disruption
@@ -98,25 +99,27 @@ def report_page(tmp_path: Path) -> str:
                          title=EVIL, lead=EVIL, commands=[EVIL], notes=[EVIL]).read_text(encoding="utf-8")
 
 
-def answers_page(_: Path) -> str:
+def answers_page(tmp_path: Path) -> str:
     window = Moment(0.0, 5.0)
-    examples = [Example(Prediction(text, EVIL, Moment(1.0, float("inf")), (window,), 9.0), text, text)
+    examples = [Example(Prediction(text, EVIL, Moment(1.0, float("inf")), (window,), 9.0), text, text, "clip-00")
                 for text in [EVIL, *PAYLOADS]]  # fmt: skip
-    return draw_answers(examples, table=EVIL, each=30)
+    scores = evaluate_predictions([one.prediction for one in examples])
+    return draw_answers(examples, scores=scores, table=EVIL, each=30, sets=[open_shards(evil_set(tmp_path / "set"))])
 
 
-def probed_page(_: Path) -> str:
-    rollouts = tuple(MeasuredRollout(EVIL, text, text, EVIL, text, Moment(1, 2), (Moment(1, 3),), 9.0,
+def measured_page(tmp_path: Path) -> str:
+    rollouts = tuple(MeasuredRollout("clip-00", text, text, EVIL, text, Moment(1, 2), (Moment(1, 3),), 9.0,
                                      0.5 * (index % 2), tuple(PAYLOADS), (0.5,) * len(PAYLOADS), (Moment(0, 1),))
                      for index, text in enumerate([EVIL, *PAYLOADS[:3]]))  # fmt: skip
     drops = np.array([[0.4, 0.2, 0.3, 0.1]])
-    probe = Sensitivity((Disruption("patch", 3.0, "both"),), rollouts, drops, np.ones((1, 4), bool),
+    found = Sensitivity((Disruption("patch", 3.0, "both"),), rollouts, drops, np.ones((1, 4), bool),
                   np.repeat(drops[..., None], 10, axis=2))  # fmt: skip
-    return sensitivity_page(probe, summarise(probe), title=EVIL, made_by=EVIL)
+    return sensitivity_page(found, summarise(found), title=EVIL, made_by=EVIL,
+                            sets=[open_shards(evil_set(tmp_path / "set"))])
 
 
 PAGES: dict[str, Callable[[Path], str]] = {
-    "shards": shards_page, "report": report_page, "answers": answers_page, "probe": probed_page}
+    "shards": shards_page, "report": report_page, "answers": answers_page, "sensitivity": measured_page}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -143,6 +146,6 @@ def test_no_browser_runs_anything_of_it(name: str, tmp_path: Path) -> None:
     assert title is not None and title[1] != "owned" and "CONSOLE" not in done.stderr
     body = done.stdout.partition("<body")[2]
     for tag in ("script", "iframe", "link", "meta", "base", "math", "animate", "a ", "noscript", "style"):
-        assert f"<{tag}" not in body, f"a stranger's <{tag}> stands in the page"
+        assert f"<{tag}" not in body, f"a foreign <{tag}> stands in the page"
     assert not re.search(r"<[^>]*\son[a-z]+=", re.sub(r'="[^"]*"', '=""', body)), "a handler stands in the page"
     assert all(source.startswith("data:image/") for source in re.findall(r'<[^>]*\ssrc="([^"]*)"', body))

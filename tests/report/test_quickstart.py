@@ -88,14 +88,17 @@ def test_a_stopped_quickstart_goes_on_to_the_same_numbers(done: tuple[Path, dict
 
 @shipped
 @pytest.mark.slow
-def test_taro_eval_repeats_the_score_of_the_quickstart(done: tuple[Path, dict[str, Any], Quiet]) -> None:
+def test_taro_eval_repeats_the_score_of_the_quickstart(done: tuple[Path, dict[str, Any], Quiet],
+                                                       tmp_path: Path) -> None:
     _, result, _ = done
     line = [sys.executable, "-m", "taro", "eval", "--policy", result["checkpoint"], "--shards",
             result["shards"]["held-out"], "--max-new-tokens", "96", "--repetition-penalty", "1", "--device", "cpu",
-            "--json"]
+            "--json", "--html", str(tmp_path / "answers.html")]
     found = json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
     assert {key: found[key] for key in ("miou", "r1@0.5", "queries")} == {
         key: result["after"][key] for key in ("miou", "r1@0.5", "queries")}
+    page = (tmp_path / "answers.html").read_text(encoding="utf-8")
+    assert f"{found['miou']:.3f}" in page and page.count('src="data:image/jpeg') == page.count('class="card"') > 0
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page of a run: its numbers are the inputs', nothing a stranger wrote leaves its text, every section is there."""
+"""The page of a run: its numbers are the inputs', what was written elsewhere stays text, every section is there."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_examples_are_chosen_by_rule_and_show_a_loss() -> None:
     assert "no query lost" in examples(Evaluation("same", given.before, given.before))[-1].why
 
 
-def test_what_strangers_wrote_stays_text(html: str) -> None:
+def test_what_was_written_elsewhere_stays_text(html: str) -> None:
     page = Page(html)
     assert "script" not in page.tags and not [a for a in page.attributes if a[1].startswith("on")]
     sources = [value for _, name, value in page.attributes if name in {"src", "href", "xlink:href"}]
