@@ -92,7 +92,7 @@ def test_a_span_that_is_not_finite_stays_in_the_tooltip() -> None:
 
 
 def test_text_that_reorders_a_page_is_made_visible() -> None:
-    out = render("answers.html", title="x\u202e<y>\ud800", table="a\u2028b", tiles=[], groups=[], total=0)
+    out = render("answers.html", title="x\u202e<y>\ud800", table="a\u2028b", agreement="", tiles=[], groups=[], total=0)
     assert "\u202e" not in out and "[U+202E]&lt;y&gt;[U+D800]" in out and "a[U+2028]b" in out and out.encode()
 
 
