@@ -66,8 +66,9 @@ def answers(root: Path) -> str:
 
 def measured(root: Path) -> str:
     row = eval_rows(True)[0]
-    rollouts = tuple(MeasuredRollout(row.key, str(n), row.query, "v", row.text, row.predicted, row.windows, DURATION_S, 0.5 * n,
-                            ("From ", "2.0s ", "to ", "5.5s, "), (0.1, 0.5, -0.1, 0.3), row.windows) for n in range(4))
+    rollouts = tuple(MeasuredRollout(row.key, str(n), row.query, "v", row.text, row.predicted, row.windows, DURATION_S,
+                                     0.5 * n, ("From ", "2.0s ", "to ", "5.5s, "), (0.1, 0.5, -0.1, 0.3), row.windows)
+                     for n in range(4))
     conditions = tuple(Disruption(kind, 3.0, "both") for kind in ("patch", "elsewhere", "reverse", "noise"))
     drops = np.linspace(0.1, 0.5, 16).reshape(4, 4)
     found = Sensitivity(conditions, rollouts, drops, np.ones((4, 4), bool), np.repeat(drops[..., None], 10, axis=2))

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taro.core import draws
 from taro.core.config import read_yaml
 from taro.core.errors import ConfigError
 from taro.core.json import read_json
 from taro.core.jsonl import checked_row, read_jsonl
 from taro.core.places import paths_from
 from taro.metrics.answers import AnswerRow, score_rows
+from taro.metrics.bootstrap import percentiles_M
 from taro.metrics.scores import PROTOCOLS, Scores
 from taro.train.config import TrainConfig
 from taro.train.report.rows import RolloutLine, eval_line, step_line
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Evaluation", "Example", "Run", "examples", "last_rollouts", "mean_of", "read_run",
            "row_iou", "training_groups"]
 
-BOOTSTRAP_DRAWS = 2000
 GAIN_IOU = 0.05
 """a query counts as better or worse where its IoU changed by more than this"""
 
@@ -118,20 +117,14 @@ class Evaluation:
     def paired_gain(self) -> tuple[float, float, float]:
         """Mean change of IoU over all queries and its 95 % interval: a paired bootstrap over videos, since the queries
         of one video are not independent. (nan, nan, nan) where there is no query."""
-        sums: dict[str, list[float]] = {}
-        for before, after in self.pairs:
-            video = sums.setdefault(before.video_sha256, [0.0, 0.0])
-            video[0] += self.change(before, after)
-            video[1] += 1
-        for query in self.missing:  # a miss on both sides: no change, and it stays in the denominator
-            sums.setdefault(query.video, [0.0, 0.0])[1] += 1
-        if not sums:
+        changes = [self.change(*pair) for pair in self.pairs]
+        changes += [0.0] * len(self.missing)  # a miss on both sides: no change, and it stays in the denominator
+        if not changes:
             return math.nan, math.nan, math.nan
-        totals_V, counts_V = np.array(list(sums.values())).T
-        picks = draws.rng("report-bootstrap", len(sums)).integers(len(sums), size=(BOOTSTRAP_DRAWS, len(sums)))
-        means = totals_V[picks].sum(1) / counts_V[picks].sum(1)
-        low, high = np.quantile(means, [0.025, 0.975])
-        return float(totals_V.sum() / counts_V.sum()), float(low), float(high)
+        videos = [before.video_sha256 for before, _ in self.pairs] + [query.video for query in self.missing]
+        gain = float(np.mean(changes))
+        low, high = percentiles_M(np.array(changes)[:, None], videos, 0)[0] or (gain, gain)
+        return gain, low, high
 
 
 @dataclass(frozen=True)

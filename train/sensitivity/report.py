@@ -1,4 +1,4 @@
-"""What a probe says: a table, the same as JSON, and a page with charts.
+"""What a sensitivity measure says: a table, the same as JSON, and a page with charts.
 
 Drops of different policies are nats per token and comparable; their intervals draw videos. `vs elsewhere` is the mean
 difference to the control of the same radius and boundary over the rollouts that have both: near 0, the drop is about
@@ -39,74 +39,74 @@ NOTE = ('Intervals: 95 %, over videos. "not disruptable": rollouts whose video h
 CORRELATION_HEAD = ["kinds", "radius s", "boundary", "rollouts", "rho of d", "in group"]
 
 
-def summarise(probe: Sensitivity, *, seed: int = 0) -> dict[str, Any]:
+def summarise(measured: Sensitivity, *, seed: int = 0) -> dict[str, Any]:
     """Everything of the table, for JSON: nan and missing intervals are null."""
-    right_N = np.array([rollout.iou >= CORRECT_IOU for rollout in probe.rollouts])
+    right_N = np.array([rollout.iou >= CORRECT_IOU for rollout in measured.rollouts])
     return {
-        "queries": len({rollout.group for rollout in probe.rollouts}), "rollouts": len(probe.rollouts),
-        "videos": len({rollout.video for rollout in probe.rollouts}),
-        "without_reasoning": sum(not rollout.pieces for rollout in probe.rollouts),
-        "right": float(right_N.mean()), "right_iou": CORRECT_IOU, "lead": probe.conditions[0].name,
-        "conditions": [_condition(probe, c, right_N, seed) for c in range(len(probe.conditions))],
-        "rank_correlations": _correlations(probe),
+        "queries": len({rollout.group for rollout in measured.rollouts}), "rollouts": len(measured.rollouts),
+        "videos": len({rollout.video for rollout in measured.rollouts}),
+        "without_reasoning": sum(not rollout.pieces for rollout in measured.rollouts),
+        "right": float(right_N.mean()), "right_iou": CORRECT_IOU, "lead": measured.conditions[0].name,
+        "conditions": [_condition(measured, c, right_N, seed) for c in range(len(measured.conditions))],
+        "rank_correlations": _correlations(measured),
     }
 
 
-def _condition(probe: Sensitivity, c: int, right_N: np.ndarray, seed: int) -> dict[str, Any]:
-    condition, drop_N = probe.conditions[c], probe.drops_CN[c]
+def _condition(measured: Sensitivity, c: int, right_N: np.ndarray, seed: int) -> dict[str, Any]:
+    condition, drop_N = measured.conditions[c], measured.drops_CN[c]
     known = np.flatnonzero(np.isfinite(drop_N))
     drops, right = drop_N[known], right_N[known]
-    videos, groups = ([getattr(probe.rollouts[n], name) for n in known] for name in ("video", "group"))
+    videos, groups = ([getattr(measured.rollouts[n], name) for n in known] for name in ("video", "group"))
     wins, pairs, of = pairs_within(drops, right, groups)
     return {
         "kind": condition.kind, "radius_s": condition.dt_s, "boundary": condition.boundary,
-        "rollouts": len(known), "undisrupted": int((~probe.disrupted_CN[c]).sum()),
+        "rollouts": len(known), "undisrupted": int((~measured.disrupted_CN[c]).sum()),
         "drop": _known(drops.mean() if len(drops) else math.nan),
         "drop_interval": video_interval(lambda at: float(drops[at].mean()), videos, seed),
         "drop_std": _known(drops.std() if len(drops) else math.nan),
         "positive": _known((drops > 0).mean() if len(drops) else math.nan),
-        **_against_elsewhere(probe, c, seed),
+        **_against_elsewhere(measured, c, seed),
         "auc": _known(auc(drops, right)),
         "auc_interval": video_interval(lambda at: auc(drops[at], right[at]), videos, seed),
         "auc_within": _known(auc_within(drops, right, groups)), "auc_within_pairs": int(pairs.sum()),
         "auc_within_interval": video_interval(lambda at: float(wins[at].sum() / pairs[at].sum()),
                                               [videos[n] for n in of], seed),
-        "by_position": [_known(value) for value in _position_means(probe.positions_CNK[c])],
+        "by_position": [_known(value) for value in _position_means(measured.positions_CNK[c])],
     }
 
 
-def _against_elsewhere(probe: Sensitivity, c: int, seed: int) -> dict[str, Any]:
-    condition = probe.conditions[c]
-    control = _index(probe, Disruption("elsewhere", condition.dt_s, condition.boundary))
+def _against_elsewhere(measured: Sensitivity, c: int, seed: int) -> dict[str, Any]:
+    condition = measured.conditions[c]
+    control = _index(measured, Disruption("elsewhere", condition.dt_s, condition.boundary))
     if control is None or control == c:
         return {"vs_elsewhere": None, "vs_elsewhere_interval": None, "vs_elsewhere_rollouts": 0}
-    gap_N = probe.drops_CN[c] - probe.drops_CN[control]
+    gap_N = measured.drops_CN[c] - measured.drops_CN[control]
     both = np.flatnonzero(np.isfinite(gap_N))
     gaps = gap_N[both]
     return {"vs_elsewhere": _known(gaps.mean() if len(gaps) else math.nan),
             "vs_elsewhere_interval": video_interval(lambda at: float(gaps[at].mean()),
-                                                    [probe.rollouts[n].video for n in both], seed),
+                                                    [measured.rollouts[n].video for n in both], seed),
             "vs_elsewhere_rollouts": len(both)}
 
 
-def _correlations(probe: Sensitivity) -> list[dict[str, Any]]:
+def _correlations(measured: Sensitivity) -> list[dict[str, Any]]:
     """Spearman's rho of d between the kinds, at the same radius and boundary, over the rollouts that have both."""
     found = []
-    for a, b in combinations(range(len(probe.conditions)), 2):
-        one, other = probe.conditions[a], probe.conditions[b]
+    for a, b in combinations(range(len(measured.conditions)), 2):
+        one, other = measured.conditions[a], measured.conditions[b]
         if (one.dt_s, one.boundary) != (other.dt_s, other.boundary):
             continue
-        both = np.flatnonzero(np.isfinite(probe.drops_CN[a]) & np.isfinite(probe.drops_CN[b]))
-        groups = [probe.rollouts[n].group for n in both]
-        x, y = probe.drops_CN[a][both], probe.drops_CN[b][both]
+        both = np.flatnonzero(np.isfinite(measured.drops_CN[a]) & np.isfinite(measured.drops_CN[b]))
+        groups = [measured.rollouts[n].group for n in both]
+        x, y = measured.drops_CN[a][both], measured.drops_CN[b][both]
         found.append({"kinds": [one.kind, other.kind], "radius_s": one.dt_s, "boundary": one.boundary,
                       "rollouts": len(both), "rho": _known(spearman(x, y)),
                       "rho_within": _known(spearman(centred(x, groups), centred(y, groups)))})
     return found
 
 
-def _index(probe: Sensitivity, condition: Disruption) -> int | None:
-    return probe.conditions.index(condition) if condition in probe.conditions else None
+def _index(measured: Sensitivity, condition: Disruption) -> int | None:
+    return measured.conditions.index(condition) if condition in measured.conditions else None
 
 
 def _known(value: float) -> float | None:
@@ -120,13 +120,14 @@ def _position_means(positions_NK: np.ndarray) -> list[float]:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    def told(name: str, digits: int) -> str:
+    def with_interval(name: str, digits: int) -> str:
         pair = row[f"{name}_interval"]
         return number(row[name], digits) + (
             "" if pair is None else f" [{number(pair[0], digits)}, {number(pair[1], digits)}]")
 
     return [row["kind"], f"{row['radius_s']:g}", row["boundary"], str(row["rollouts"]), str(row["undisrupted"]),
-            told("drop", 3), number(row["positive"], 2), told("vs_elsewhere", 3), told("auc", 2), told("auc_within", 2)]
+            with_interval("drop", 3), number(row["positive"], 2), with_interval("vs_elsewhere", 3),
+            with_interval("auc", 2), with_interval("auc_within", 2)]
 
 
 def _sorted(summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -143,14 +144,14 @@ def _correlation_cells(summary: dict[str, Any]) -> list[list[str]]:
             if row["boundary"] == "both" or all(c["boundary"] != "both" for c in summary["conditions"])]
 
 
-def _told(summary: dict[str, Any]) -> str:
+def _counts_text(summary: dict[str, Any]) -> str:
     return (f"{summary['rollouts']} rollouts of {summary['queries']} queries in {summary['videos']} videos, "
             f"{summary['without_reasoning']} without reasoning; {summary['right']:.0%} right (IoU >= {CORRECT_IOU})")
 
 
 def sensitivity_table(summary: dict[str, Any]) -> str:
     """Plain text: a line a condition, then a line a pair of kinds."""
-    lines = [_told(summary), "", *_aligned([HEAD, *map(_cells, _sorted(summary))])]
+    lines = [_counts_text(summary), "", *_aligned([HEAD, *map(_cells, _sorted(summary))])]
     if pairs := _correlation_cells(summary):
         lines += ["", *_aligned([CORRELATION_HEAD, *pairs])]
     return "\n".join(lines)
@@ -161,16 +162,16 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
 
 
-def sensitivity_page(probe: Sensitivity, summary: dict[str, Any], *, title: str, made_by: str,
+def sensitivity_page(measured: Sensitivity, summary: dict[str, Any], *, title: str, made_by: str,
                      sets: Sequence[Clips] = ()) -> str:
     """A self-contained page: tables, per-token drop by relative position, and reasonings with their tokens' drops.
     `sets`: where the clips are, for their contact sheets and captions."""
-    return render("sensitivity.html", title=title, lead=_told(summary), made_by=made_by,
-                  lead_condition=probe.conditions[0].name, conditions_note=NOTE, charts=_charts(summary),
+    return render("sensitivity.html", title=title, lead=_counts_text(summary), made_by=made_by,
+                  lead_condition=measured.conditions[0].name, conditions_note=NOTE, charts=_charts(summary),
                   conditions=Table(HEAD, [_cells(row) for row in _sorted(summary)], texts=3),
                   correlations=Table(CORRELATION_HEAD, _correlation_cells(summary), texts=3),
                   groups=[(name, [(_card(rollout, drop, sets), _tokens(rollout)) for rollout, drop in chosen])
-                          for name, chosen in _examples(probe).items() if chosen])
+                          for name, chosen in _examples(measured).items() if chosen])
 
 
 def _charts(summary: dict[str, Any]) -> list[LinesChart]:
@@ -185,17 +186,17 @@ def _charts(summary: dict[str, Any]) -> list[LinesChart]:
         for place in places]
 
 
-def _examples(probe: Sensitivity) -> dict[str, list[tuple[MeasuredRollout, float]]]:
+def _examples(measured: Sensitivity) -> dict[str, list[tuple[MeasuredRollout, float]]]:
     """The rollouts with the largest and the smallest drop under the lead condition, one a query, with their drops."""
-    ranked = sorted((n for n in range(len(probe.rollouts)) if np.isfinite(probe.drops_CN[0, n])),
-                    key=lambda n: (-probe.drops_CN[0, n], n))
+    ranked = sorted((n for n in range(len(measured.rollouts)) if np.isfinite(measured.drops_CN[0, n])),
+                    key=lambda n: (-measured.drops_CN[0, n], n))
     found: dict[str, list[tuple[MeasuredRollout, float]]] = {"largest": [], "smallest": []}
     used: set[str] = set()
     for chosen, order in zip(found.values(), (ranked, ranked[::-1]), strict=True):
         for n in order:
-            if len(chosen) < EXAMPLES and probe.rollouts[n].group not in used:
-                chosen.append((probe.rollouts[n], float(probe.drops_CN[0, n])))
-                used.add(probe.rollouts[n].group)
+            if len(chosen) < EXAMPLES and measured.rollouts[n].group not in used:
+                chosen.append((measured.rollouts[n], float(measured.drops_CN[0, n])))
+                used.add(measured.rollouts[n].group)
     return found
 
 
