@@ -1,4 +1,4 @@
-"""Making sets out of sets under faults: killed anywhere, out of memory's reach, out of room, fed by a stranger."""
+"""Making sets out of sets under faults: killed anywhere, out of memory's reach, out of room, fed untrusted files."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ GOOD: dict[str, Any] = {"row_id": "1", "line": 1, "video": "v", "key": "", "stag
 @pytest.mark.parametrize("row", [
     GOOD | {"line": None}, GOOD | {"line": "1"}, GOOD | {"row_id": 3}, GOOD | {"detail": None},
     GOOD | {"reason": ["r"]}, GOOD | {"transient": 1}, {"other": 1}])
-def test_a_strangers_skipped_rows_are_a_message(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_untrusted_skipped_rows_are_a_message(tmp_path: Path, row: dict[str, Any]) -> None:
     write_set(tmp_path / "set", [[1]])
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([row]), sink)
@@ -137,7 +137,7 @@ def test_a_strangers_skipped_rows_are_a_message(tmp_path: Path, row: dict[str, A
 @pytest.mark.parametrize("config", [
     {"derived": "x"}, {"derived": {"a": 1}}, {"configs": 3}, {"configs": []}, {"configs": ["x"]}, {"thumbnails": []},
     {"derived": [[[[]]]], "configs": [{"configs": [1]}]}])
-def test_a_strangers_settings_do_not_break_a_merge(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_untrusted_settings_do_not_break_a_merge(tmp_path: Path, config: dict[str, Any]) -> None:
     for number, name in ((1, "a"), (2, "b")):
         write_set(tmp_path / name, [[number]])
         path = tmp_path / name / MANIFEST

@@ -90,8 +90,8 @@ def test_the_command_exits_1_where_they_differ(tmp_path: Path) -> None:
     write_set(tmp_path / "b", [[2]])
     same = CliRunner().invoke(app, ["shards", "diff", str(tmp_path / "a"), str(tmp_path / "a")])
     assert same.exit_code == 0 and "nothing differs" in same.output
-    told = CliRunner().invoke(app, ["shards", "diff", str(tmp_path / "a"), str(tmp_path / "b")])
-    assert told.exit_code == 1 and record(1).key in told.output
+    result = CliRunner().invoke(app, ["shards", "diff", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert result.exit_code == 1 and record(1).key in result.output
     found = CliRunner().invoke(app, ["shards", "diff", str(tmp_path / "a"), str(tmp_path / "b"), "--json"])
     assert found.exit_code == 1 and json.loads(found.output)["clips_only_a"] == [record(1).key]
     lost = CliRunner().invoke(app, ["shards", "diff", str(tmp_path / "a"), str(tmp_path / "none")])

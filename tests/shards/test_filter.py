@@ -150,9 +150,9 @@ def test_what_a_killed_job_left_is_cleared_and_a_living_one_is_respected(source:
 
 def test_the_commands(source: Path, tmp_path: Path) -> None:
     (tmp_path / "ids").write_text("1.0\n\n2.1\n")
-    told = CliRunner().invoke(app, ["shards", "filter", str(source), str(tmp_path / "f"), "--query",
-                                    f"@{tmp_path / 'ids'}", "--query", "3.1", "--difficulty", "20:"])  # fmt: skip
-    assert told.exit_code == 0 and "7 rows = 2 queries + 5 skipped, 2 clips" in told.output, told.output
+    result = CliRunner().invoke(app, ["shards", "filter", str(source), str(tmp_path / "f"), "--query",
+                                      f"@{tmp_path / 'ids'}", "--query", "3.1", "--difficulty", "20:"])  # fmt: skip
+    assert result.exit_code == 0 and "7 rows = 2 queries + 5 skipped, 2 clips" in result.output, result.output
     cut = CliRunner().invoke(app, ["shards", "split", str(source), str(tmp_path / "s"), "--by", "fraction",
                                    "--fractions", "train=0.6,val=0.4"])  # fmt: skip
     assert cut.exit_code == 0 and "val" in cut.output, cut.output

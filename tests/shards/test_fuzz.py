@@ -1,7 +1,7 @@
 """The parsers of a shard set under structure-aware lies: right checksums, wrong content (benchmarks/fuzz.py, in small).
 
 An example is a number that seeds one input of the fuzzer, so that a failure found by hand is a test by its number.
-What a parser accepts is held against the format's promises; the long run is by hand.
+What a parser accepts is checked against the format's promises; the long run is by hand.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shards of strangers: whatever is changed, the only thing that comes out is a ShardError or the right answer."""
+"""Untrusted shards: whatever is changed, the only thing that comes out is a ShardError or the right answer."""
 
 from __future__ import annotations
 
@@ -319,7 +319,7 @@ def test_any_json_is_a_manifest_or_a_shard_error(tree: object) -> None:
     assert isinstance(read, Manifest | ShardError)
 
 
-def test_a_strangers_text_cannot_reach_the_terminal() -> None:
+def test_untrusted_text_cannot_reach_the_terminal() -> None:
     bad = record(1).model_dump(mode="json") | {"a\x1b[2J\u202e": 1}
     with pytest.raises(ShardError) as error:
         parse_model(ClipRecord, json.dumps(bad).encode(), "x", limit_bytes=10**6)

@@ -1,4 +1,4 @@
-"""A stranger's folder: files that are no files, tables that are bombs, names planted where taro writes."""
+"""An untrusted folder: files that are no files, tables that are bombs, names planted where taro writes."""
 
 from __future__ import annotations
 

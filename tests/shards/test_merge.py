@@ -130,15 +130,15 @@ def test_a_contradiction_is_refused_by_name_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-def test_a_strangers_names_cannot_move_the_cursor(tmp_path: Path) -> None:
+def test_untrusted_names_cannot_move_the_cursor(tmp_path: Path) -> None:
     hostile = change(record(1).queries[0], id="\u001b[2J\u202e")
     a = write_clips(tmp_path / "a", [change(record(1), queries=[hostile])])
     b = write_clips(tmp_path / "b", [change(record(1), queries=[change(hostile, text="other")])])
     write_set(tmp_path / "c", [[3]], encoders={"float32": change(fingerprint("1"), model_id="\u001b[2J\u202e")})
     for other in (b, tmp_path / "c"):
-        told = CliRunner().invoke(app, ["shards", "merge", str(a), str(other), str(tmp_path / "out")])
-        assert told.exit_code == 1 and "error: " in told.output
-        assert "\u001b" not in told.output and "\u202e" not in told.output
+        result = CliRunner().invoke(app, ["shards", "merge", str(a), str(other), str(tmp_path / "out")])
+        assert result.exit_code == 1 and "error: " in result.output
+        assert "\u001b" not in result.output and "\u202e" not in result.output
 
 
 def test_variants_come_along_where_all_sets_hold_the_same(tmp_path: Path) -> None:
@@ -161,8 +161,8 @@ def test_variants_that_differ_are_left_out_and_named(tmp_path: Path, why: str) -
         if name == "a" or why != "one set has none":
             add_variants(tmp_path / name, seed=int(name == "b" and why == "another seed"),
                          but=frozenset({2} if name == "b" and why.startswith("the shared") else ()))
-    told = CliRunner().invoke(app, ["shards", "merge", str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "out")])
-    assert told.exit_code == 0 and f"left out: variants/{FINGERPRINT.name}" in told.output
+    result = CliRunner().invoke(app, ["shards", "merge", *(str(tmp_path / name) for name in ("a", "b", "out"))])
+    assert result.exit_code == 0 and f"left out: variants/{FINGERPRINT.name}" in result.output
     assert verify(tmp_path / "out").ok and open_shards(tmp_path / "out").manifest.kinds == [
         f"features/{FINGERPRINT.name}", "paths"]
 
@@ -184,8 +184,8 @@ def test_other_encoders_are_refused_by_name(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     write_set(tmp_path / "a", [[1, 2]])
     write_set(tmp_path / "b", [[2, 3]])
-    told = CliRunner().invoke(app, ["shards", "merge", *(str(tmp_path / name) for name in ("a", "b", "out"))])
-    assert told.exit_code == 0 and "7 rows = 6 queries + 1 skipped, 3 clips" in told.output, told.output
-    assert "10 rows in 2 sets, 3 of them repeated; 1 clips in more than one" in told.output
+    result = CliRunner().invoke(app, ["shards", "merge", *(str(tmp_path / name) for name in ("a", "b", "out"))])
+    assert result.exit_code == 0 and "7 rows = 6 queries + 1 skipped, 3 clips" in result.output, result.output
+    assert "10 rows in 2 sets, 3 of them repeated; 1 clips in more than one" in result.output
     again = CliRunner().invoke(app, ["shards", "merge", *(str(tmp_path / name) for name in ("a", "b", "out"))])
     assert again.exit_code == 1 and "exists already" in again.output

@@ -59,10 +59,10 @@ def test_a_sample_is_drawn_by_its_seed_without_repeat(tmp_path: Path) -> None:
 
 def test_the_commands_print_text_and_json(tmp_path: Path) -> None:
     write_set(tmp_path, [[1, 2]])
-    told = CliRunner().invoke(app, ["shards", "stats", str(tmp_path)])
-    assert told.exit_code == 0, told.output
-    assert "rows: 5 = 4 queries + 1 skipped" in told.output and "plan: missing: 1" in told.output
-    assert "1-2       4 " + "#" * 40 in told.output
+    result = CliRunner().invoke(app, ["shards", "stats", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "rows: 5 = 4 queries + 1 skipped" in result.output and "plan: missing: 1" in result.output
+    assert "1-2       4 " + "#" * 40 in result.output
     found = json.loads(CliRunner().invoke(app, ["shards", "stats", str(tmp_path), "--json"]).output)
     assert found["splits"] == {"train": 2, "val": 2}
     shown = CliRunner().invoke(app, ["shards", "sample", str(tmp_path), "--n", "4"])
@@ -82,5 +82,5 @@ def test_a_hostile_text_cannot_move_the_cursor(tmp_path: Path) -> None:
         writer.commit()
     write_manifest(tmp_path, build_manifest(tmp_path, inputs=1, skipped=0, captions=3))
     for words in (["sample"], ["stats"]):
-        told = CliRunner().invoke(app, ["shards", *words, str(tmp_path)])
-        assert told.exit_code == 0 and "\u001b" not in told.output and "\u202e" not in told.output
+        result = CliRunner().invoke(app, ["shards", *words, str(tmp_path)])
+        assert result.exit_code == 0 and "\u001b" not in result.output and "\u202e" not in result.output

@@ -1,4 +1,4 @@
-"""Frame variants in shards: named by boundaries, exact through the tar, and whatever else a stranger wrote refused."""
+"""Frame variants in shards: named by boundaries, exact through the tar, and whatever else is written refused."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def put(*at: int, value: float) -> Callable[[torch.Tensor], None]:
     return action
 
 
-@pytest.mark.parametrize(("wrong", "told"), [
+@pytest.mark.parametrize(("wrong", "found"), [
     ({"x": torch.ones(2)}, "tensors are"),
     (changed("main", lambda x: x[:-1]), "all alike"),
     (changed("deepstack.0", lambda x: x[:-1]), "all alike"),
@@ -149,9 +149,9 @@ def put(*at: int, value: float) -> Callable[[torch.Tensor], None]:
     (changed("rows", lambda x: x.__setitem__((0, slice(3, 5)), torch.tensor([0, 1]))), "its own frames"),
     (changed("rows", put(1, 3, value=1)), "another order"),
 ])  # fmt: skip
-def test_what_lies_is_refused_with_its_fault(wrong: dict[str, torch.Tensor], told: str) -> None:
+def test_what_lies_is_refused_with_its_fault(wrong: dict[str, torch.Tensor], found: str) -> None:
     metadata = unpack_tensors(PACKED, "packed")[1]
-    with pytest.raises(ShardError, match=told):
+    with pytest.raises(ShardError, match=found):
         unpack_variants(pack_tensors(wrong, metadata), "here")
 
 

@@ -106,8 +106,8 @@ def test_a_wrong_key_or_run_is_said(tmp_path: Path) -> None:
 
 def test_info_prints_what_the_manifest_says(tmp_path: Path) -> None:
     write_set(tmp_path, [[1, 2], [3]])
-    told = CliRunner().invoke(app, ["shards", "info", str(tmp_path)])
-    assert told.exit_code == 0 and "7 annotation rows = 6 queries + 1 skipped; 3 clips, 9 captions" in told.output
+    result = CliRunner().invoke(app, ["shards", "info", str(tmp_path)])
+    assert result.exit_code == 0 and "7 annotation rows = 6 queries + 1 skipped; 3 clips, 9 captions" in result.output
     found = json.loads(CliRunner().invoke(app, ["shards", "info", str(tmp_path), "--json"]).output)
     assert [one["name"] for one in found["encoders"]] == [FINGERPRINT.name]
     assert {one["kind"]: one["records"] for one in found["kinds"]}["paths"] == 3
@@ -121,9 +121,9 @@ def test_verify_exits_1_and_names_every_problem(tmp_path: Path) -> None:
         shard = tmp_path / shard_path("paths", index)
         shard.write_bytes(shard.read_bytes()[:-512])
     (tmp_path / "paths" / "paths-000009.tar").write_bytes(b"")
-    told = CliRunner().invoke(app, ["shards", "verify", str(tmp_path), "--json"])
-    problems = "\n".join(json.loads(told.output)["problems"])
-    assert told.exit_code == 1
+    result = CliRunner().invoke(app, ["shards", "verify", str(tmp_path), "--json"])
+    problems = "\n".join(json.loads(result.output)["problems"])
+    assert result.exit_code == 1
     assert all(name in problems for name in ("paths-000000.tar", "paths-000001.tar", "paths-000009.tar"))
 
 
