@@ -6,7 +6,7 @@ import math
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taro.pages.render import environment, render
@@ -51,6 +51,7 @@ def bars(one: Timeline) -> list[Bar]:
     return [bar for lane in one.lanes for bar in lane.bars]
 
 
+@settings(deadline=None)  # the first example compiles the template
 @given(texts, texts, texts, times, times, times)
 def test_any_input_is_well_formed_and_adds_no_element(label: str, text: str, css: str, a: float, b: float,
                                                       duration_s: float) -> None:
