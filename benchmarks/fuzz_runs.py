@@ -22,10 +22,10 @@ from taro.models.features import FrameSampling
 from taro.models.folder import pixel_settings, template_name, tower_sha256
 from taro.models.load import load_policy
 from taro.shards.view import view as write_view
-from taro.train.check import check_folder
 from taro.train.checkpoint import RunState, checkpoints, load_checkpoint, save_checkpoint
 from taro.train.report.data import Evaluation, last_rollouts, read_run
 from taro.train.report.write import render_report
+from taro.train.run_dir import check_folder
 from taro.train.trackers import truncate_to_step
 from tests.helpers_models import tiny_qwen2_5_vl, tiny_qwen3_vl
 from tests.report.synthetic import eval_rows, run_folder, shard_set

@@ -40,7 +40,7 @@ from taro.shards.reader import QueryRef, ShardSet
 from taro.train.config import TrainConfig
 from taro.train.evaluate import Questions, evaluate_policy
 from taro.train.loop import train
-from taro.train.run_dir import open_encoded_shards
+from taro.train.sets import open_encoded_shards
 
 TEACH_BATCH, TEACH_LR = 16, 3e-4
 SHIFT, WRONG = 3, 0.3

@@ -13,7 +13,7 @@ from taro.core.errors import TaroError
 from taro.core.files import fsync, write_atomically
 from taro.models.export import export_checkpoint
 from taro.train.checkpoint import DamagedError, load_checkpoint
-from taro.train.run_dir import Run
+from taro.train.open import Run
 
 __all__ = ["export_run"]
 

@@ -29,9 +29,9 @@ from taro.train.curriculum import guide_probability
 from taro.train.evaluate import Questions, evaluate_policy
 from taro.train.export import export_run
 from taro.train.measures import dump_rollouts, step_measures
+from taro.train.open import OnStep, Run, open_run
 from taro.train.rewards import compute_rewards, control_totals
 from taro.train.rollouts import StepName, roll_out, score_batch
-from taro.train.run_dir import OnStep, Run, open_run
 from taro.train.update import update_policy
 
 __all__ = ["TrainReport", "is_due", "save_and_prune", "train", "train_step", "validate"]

@@ -1,171 +1,78 @@
-"""A training run, opened: the folder, the policy and its frozen reference, the data (`taro.train.data`).
+"""The folder of a run: whose it is, who may train in it, and what a run is refused for before a weight is read.
 
-`open_run` does everything that happens once, and refuses what does not fit before anything is loaded: a folder that
-holds another run, a shard set of another vision tower, an empty split. Left out: the loop (`taro.train.loop`).
-One process at a time trains in a folder. Run folder: config.yaml, data.json, metrics.jsonl,
-rollouts/step-N.jsonl, checkpoints/step-N/, export/.
+One process at a time trains in a folder. It holds config.yaml, data.json, metrics.jsonl, rollouts/step-N.jsonl,
+checkpoints/step-N/ and export/. A misspelt name must not cost the minutes in which 7B of weights are loaded, so nothing
+here imports more than numpy. Left out: what takes the data or the policy's files to know (`taro.train.open`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
+from pydantic import ValidationError
 
+from taro.core.config import changed_settings, read_yaml
 from taro.core.errors import ConfigError
-from taro.core.files import explain_disk_errors, locked, remove_temporary, write_atomically
-from taro.core.places import paths_for
-from taro.grounding.prompts import Asking
-from taro.models.asking import asking_of
-from taro.models.features import FrameSampling
-from taro.models.fingerprint import encoder_fingerprint
-from taro.models.folder import pixel_settings
-from taro.models.load import load_frozen, load_policy
-from taro.models.policy import Policy
-from taro.models.resolve import compute_device, model_name, resolve_model
-from taro.shards.reader import Sample, ShardSet, check_encoder, open_shards
-from taro.shards.variants import VariantSettings
-from taro.train.check import check_folder, check_run
-from taro.train.checkpoint import DamagedError, RunState, checkpoints, read_state, resume_checkpoint
-from taro.train.config import RewardConfig, ShardSource, TrainConfig
-from taro.train.data import TrainingData, TrainingSet, select
-from taro.train.trackers import Tracker, open_trackers, truncate_to_step
-from taro.train.update import make_optimizer
+from taro.core.files import locked, remove_temporary, write_atomically
+from taro.core.places import paths_for, paths_from
+from taro.models.resolve import resolve_model
+from taro.shards.manifest import read_manifest
+from taro.shards.places import open_store
+from taro.train.config import TrainConfig
+from taro.train.trackers import check_trackers
 
-__all__ = ["Run", "open_encoded_shards", "open_policy", "open_run", "with_variants"]
+__all__ = ["check_folder", "check_run", "lock_folder", "write_facts"]
 
-AGAIN = "Make room or fix the disk, then run the same command again; nothing is lost"
-
-OnStep = Callable[[dict[str, Any]], None]
+RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "device"}
+"""settings that a resumed run may change: none of them reaches the numbers of a step that both runs have"""
 
 
-@dataclass
-class Run:
-    """Everything that a step needs. `state` and the tensors change; the rest is fixed for the run."""
-
-    config: TrainConfig
-    policy: Policy
-    reference: Policy | None
-    asking: Asking
-    data: TrainingData
-    optimizer: torch.optim.Optimizer
-    state: RunState
-    trackers: list[Tracker]
-    lock: contextlib.ExitStack
-    on_step: OnStep | None = None
-    resumed_at: int | None = None
-    last: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.config.out
-
-    @property
-    def bf16(self) -> bool:
-        """Whether the run computes in bfloat16 (auto: on cuda)."""
-        return _computes_in_bf16(self.config.dtype, self.policy.device)
-
-    @property
-    def steps(self) -> int:
-        """Updates in the whole run."""
-        return self.config.length.amount * (self.steps_per_epoch if self.config.length.unit == "epochs" else 1)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in one pass over the data."""
-        return self.data.steps_per_epoch
-
-    def samples(self, step: int) -> tuple[int, list[Sample]]:
-        """Epoch and samples of a step; a function of (seed, step) alone."""
-        return self.data.samples(step)
-
-    def log(self, step: int, values: dict[str, Any]) -> None:
-        """Hands one line to every tracker and to the caller's callback."""
-        for tracker in self.trackers:
-            tracker.log(step, values)
-        if self.on_step is not None:
-            self.on_step({"step": step, "steps": self.steps, **values})
-
-    def close(self) -> None:
-        """Closes the trackers, then leaves the folder to others, whatever the trackers meet."""
-        try:
-            for tracker in self.trackers:
-                tracker.close()
-        finally:
-            self.lock.close()
-
-    def kept(self) -> str:
-        """What a message says of a run that stops: what is kept, and how to go on."""
-        found = checkpoints(self.folder / "checkpoints")
-        last = f"Checkpoint {found[-1].name} is kept" if found else "There is no checkpoint yet"
-        return f"{last}; make room or fix the disk, then run the same command with --resume"
+def check_run(config: TrainConfig, *, resume: bool) -> None:
+    """Raises TaroError: a folder with another run, a tracker that is not installed, a place without a shard set, a
+    policy that is nowhere."""
+    check_folder(config, resume=resume)
+    check_trackers(config.trackers)
+    for source in config.sources:
+        read_manifest(open_store(source.path))
+    resolve_model(config.policy)
 
 
-def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None) -> Run:
-    """Opens a new run, or an interrupted one from its newest checkpoint. Raises TaroError where something does not
-    fit, before any weight is read where that can be told."""
-    check_run(config, resume=resume)
-    folder, device = resolve_model(config.policy), compute_device(config.device)
-    pixel_settings(folder)  # training needs no processor, but whoever loads the export does
-    data = TrainingData([_open_set(source, folder, config.reward) for source in config.sources],
-                        prompts=config.rollout.prompts, seed=config.seed, draws=config.data.draws,
-                        validation=config.validation)
-    if config.curriculum.schedule != "off":
-        data.warn_missing_captions(config.rollout.paths)
-    asking = asking_of(folder, template=config.template, no_think=config.reward.no_think,
-                       protocol=config.reward.protocol)
-    asking.text("")  # raises where the template has no such mode, before the folder is begun
-    if resume:
-        _check_data(config, data)
-    policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
-    with explain_disk_errors(config.out, lambda: AGAIN):
-        lock = _lock(config, resume=resume)
-        for name in ("checkpoints", "rollouts"):
-            (config.out / name).mkdir(parents=True, exist_ok=True)
-    optimizer = make_optimizer(policy, config.optimizer)
-    found = resume_checkpoint(config.out / "checkpoints", policy.named_parameters(), optimizer) if resume else None
-    state = found or RunState()
-    state.data_sha256 = data.sha256
-    with explain_disk_errors(config.out, lambda: AGAIN):
-        truncate_to_step(config.out, state.step)
-        settings = yaml.safe_dump(paths_for(config.model_dump(mode="json"), TrainConfig, config.out), sort_keys=False)
-        write_atomically(config.out / "config.yaml", settings.encode())
-        write_atomically(config.out / "data.json", (json.dumps(data.summary(), indent=1) + "\n").encode())
-    return Run(config, policy, _reference(config, folder, device), asking, data, optimizer, state,
-               open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
-               lock, on_step, None if found is None else state.step)
+def check_folder(config: TrainConfig, *, resume: bool) -> None:
+    """Raises ConfigError where the folder holds another run, or none to resume."""
+    old = config.out / "config.yaml"
+    if old.is_file() and not resume:
+        raise ConfigError(f"{config.out} holds a run already; go on with it (--resume), or choose another folder with "
+                          "--set out=DIR")
+    if old.is_file():
+        then, now = _settings(old), config.model_dump(mode="json")
+        with contextlib.suppress(ValidationError):  # settings that are newer than the run have their defaults
+            then = TrainConfig.model_validate(then).model_dump(mode="json")
+        compared = now.keys() - RESUME_MAY_CHANGE
+        changed = changed_settings(*({key: one[key] for key in compared if key in one} for one in (then, now)))
+        if changed:
+            raise ConfigError(f"{config.out} was started with other settings; resume with the same ones, or start a "
+                              f"new run. Changed: {'; '.join(changed)}")
+    elif resume:
+        raise ConfigError(f"{config.out}: nothing to resume (no config.yaml); leave --resume out to start a run")
 
 
-def _check_data(config: TrainConfig, data: TrainingData) -> None:
-    """Raises ConfigError where the newest checkpoint that can be read is of other queries or features."""
-    for path in reversed(checkpoints(config.out / "checkpoints")):
-        try:
-            started_with = read_state(path).data_sha256
-        except DamagedError:
-            continue
-        if started_with not in ("", data.sha256):
-            paths = ", ".join(one.source.path for one in data.drawn)
-            raise ConfigError(f"{paths}: the queries or features are not those that the run in {config.out} was "
-                              "started with; restore the shard set, or start a new run on this one")
-        return
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        data = read_yaml(path)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: not the YAML that a run wrote ({error}); start a new run") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected the settings of a run, got a {type(data).__name__}; start a new run")
+    return dict(paths_from(data, TrainConfig, path.parent))
 
 
-def _open_set(source: ShardSource, policy: Path, reward: RewardConfig) -> TrainingSet:
-    shard_set = open_encoded_shards(source.path, policy, encoder=source.encoder)
-    if reward.disruption == "frame" and source.weight:
-        shard_set, _ = with_variants(shard_set, dt_s=reward.dt_s)
-    return select(source, shard_set)
-
-
-def _lock(config: TrainConfig, *, resume: bool) -> contextlib.ExitStack:
-    """Keeps the run folder to this process: two that wrote into one would leave a mixture of both."""
+def lock_folder(config: TrainConfig, *, resume: bool) -> contextlib.ExitStack:
+    """Keeps the run folder to this process until what is returned is closed: two that wrote into one would leave a
+    mixture of both. Raises ConfigError where another process trains in it."""
     config.out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if not stack.enter_context(locked(config.out / ".lock", wait=False)):
@@ -176,49 +83,8 @@ def _lock(config: TrainConfig, *, resume: bool) -> contextlib.ExitStack:
         return stack.pop_all()
 
 
-def _computes_in_bf16(dtype: str, device: torch.device) -> bool:
-    return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
-
-
-def _reference(config: TrainConfig, folder: Path, device: torch.device) -> Policy | None:
-    if config.loss.kl == 0:
-        return None
-    return load_frozen(folder, device, bf16=_computes_in_bf16(config.dtype, device))
-
-
-def open_policy(name: str, device: str) -> Policy:
-    """A policy to ask, by folder or `sandbox:NAME`, on the device of that name; in bfloat16 on a GPU."""
-    where = compute_device(device)
-    return load_frozen(resolve_model(name), where, bf16=where.type == "cuda")
-
-
-def open_encoded_shards(path: str | Path, policy: Path, *, encoder: str | None = None) -> ShardSet:
-    """A shard set with the features that the vision tower in the folder `policy` made; of the weights the tower's are
-    hashed, none is loaded. Raises ShardError where the set has none of this tower."""
-    shard_set = open_shards(path, encoder=encoder)
-    held = list(shard_set.manifest.encoders)
-    if encoder is not None:
-        held = [fingerprint for fingerprint in held if fingerprint.name == shard_set.encoder]
-    sampling, dtype = (held[0].sampling, held[0].dtype) if held else (FrameSampling(), "float32")
-    ours = encoder_fingerprint(policy, sampling, dtype)  # reads and hashes the tower's tensors, once
-    for fingerprint in held:
-        mine = ours.model_copy(update={"sampling": fingerprint.sampling, "dtype": fingerprint.dtype})
-        if mine.hex8 == fingerprint.hex8:
-            return shard_set.reading(fingerprint.name)
-    check_encoder(shard_set, ours, policy=model_name(policy))  # raises, naming both fingerprints
-    raise AssertionError("check_encoder accepts a fingerprint that no encoder of the set has")
-
-
-def with_variants(shard_set: ShardSet, *, dt_s: float | None = None) -> tuple[ShardSet, VariantSettings]:
-    """The same set, its samples with frame variants, and how those were made. Raises ConfigError where it has none, or
-    none of `dt_s` (None: any)."""
-    found, root, wanted = shard_set.variant_settings(), shard_set.place, 3.0 if dt_s is None else dt_s
-    command = (f"`taro preprocess RECIPE --set out={root} --only variants --set variants.count=4 --set "
-               f"variants.dt_s={wanted:g}` (it needs the videos)")
-    if found is None:
-        raise ConfigError(f"{root}: the disruption frame needs frame variants of {shard_set.encoder}, and the set has "
-                          f"none; make them with {command}, or use another disruption")
-    if dt_s is not None and found.dt_s != dt_s:
-        raise ConfigError(f"{root}: its frame variants shuffle frames within {found.dt_s:g} s, reward.dt_s is "
-                          f"{dt_s:g}; set reward.dt_s={found.dt_s:g}, or make others with {command}")
-    return shard_set.reading(shard_set.encoder, variants=True), found
+def write_facts(config: TrainConfig, data: dict[str, Any]) -> None:
+    """Writes config.yaml, a recipe whose relative paths count from the run folder, and data.json."""
+    settings = yaml.safe_dump(paths_for(config.model_dump(mode="json"), TrainConfig, config.out), sort_keys=False)
+    write_atomically(config.out / "config.yaml", settings.encode())
+    write_atomically(config.out / "data.json", (json.dumps(data, indent=1) + "\n").encode())

@@ -164,10 +164,11 @@ def _score_policy(options: EvalOptions, shards: Path) -> None:
     from taro.metrics.answers import write_answers
     from taro.metrics.examples import examples_of
     from taro.models.asking import asking_of
+    from taro.models.load import open_policy
     from taro.pages.answers import answers_page
     from taro.pages.render import write_page
     from taro.train.evaluate import missing_predictions
-    from taro.train.run_dir import open_encoded_shards, open_policy
+    from taro.train.sets import open_encoded_shards
 
     assert options.policy is not None
     policy = open_policy(options.policy, options.device)

@@ -91,9 +91,10 @@ def _encode(options: GroundOptions, folder: Path) -> Path:
 
 def _answer(options: GroundOptions, shards: Path) -> Any:
     from taro.models.asking import asking_of
+    from taro.models.load import open_policy
     from taro.models.sampler import Decoding
     from taro.train.evaluate import evaluate_policy
-    from taro.train.run_dir import open_encoded_shards, open_policy
+    from taro.train.sets import open_encoded_shards
 
     policy = open_policy(options.policy, options.device)
     decoding = Decoding(options.max_new_tokens, temperature=0.0, repetition_penalty=options.repetition_penalty)

@@ -193,7 +193,7 @@ def _answers(settings: Quickstart, shards: Path, policy_name: str, when: str, sh
     from taro.models.resolve import resolve_model
     from taro.models.sampler import Decoding
     from taro.train.evaluate import Questions, evaluate_policy
-    from taro.train.run_dir import open_encoded_shards
+    from taro.train.sets import open_encoded_shards
 
     show.begin(when)
     decodings = {"greedy": Decoding(96, temperature=0.0), SAMPLED: Decoding(96, temperature=1.0)}

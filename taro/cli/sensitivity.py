@@ -53,9 +53,9 @@ def sensitivity(options: SensitivityOptions) -> None:
     """Measure the log-probability drop of a policy's sampled reasonings under broken videos."""
     from taro.core.errors import ConfigError
     from taro.models.asking import asking_of
+    from taro.models.load import open_policy
     from taro.pages.render import write_page
     from taro.shards.reader import open_shards
-    from taro.train.run_dir import open_policy
     from taro.train.sensitivity.measure import conditions
     from taro.train.sensitivity.report import sensitivity_page, sensitivity_table, summarise
 
@@ -80,8 +80,8 @@ def _measure(options: SensitivityOptions, policy: Any, asking: Asking, *, over: 
     from taro.cli.progress import progress
     from taro.train.config import RolloutConfig
     from taro.train.evaluate import Questions
-    from taro.train.run_dir import open_encoded_shards, with_variants
     from taro.train.sensitivity.measure import conditions, measure_sensitivity
+    from taro.train.sets import open_encoded_shards, with_variants
 
     shard_set, frame_s = open_encoded_shards(options.shards, policy.folder), None
     if "frame" in _words(options.kinds):

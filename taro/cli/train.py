@@ -35,8 +35,8 @@ def train(
     """Stage 2: train a policy on shards, guided then free; no video is opened and no vision tower is loaded."""
     from taro.cli.progress import progress
     from taro.core.config import load_config
-    from taro.train.check import check_run
     from taro.train.config import TrainConfig
+    from taro.train.run_dir import check_run
 
     config = load_config(TrainConfig, recipe, [*(NO_THINK if no_think else ()), *(overrides or ())],
                          package="taro.train.recipes")

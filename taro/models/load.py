@@ -13,9 +13,10 @@ from taro.models.families import family_of
 from taro.models.folder import check_tokenizer, read_config
 from taro.models.language_model import LanguageModel
 from taro.models.policy import Policy
+from taro.models.resolve import compute_device, resolve_model
 from taro.models.weights import build, fill
 
-__all__ = ["load_frozen", "load_policy"]
+__all__ = ["load_frozen", "load_policy", "open_policy"]
 
 
 def load_policy(
@@ -68,3 +69,9 @@ def load_frozen(folder: str | Path, device: torch.device, *, bf16: bool) -> Poli
                 module.to(torch.bfloat16)
         model.to(device)
     return policy
+
+
+def open_policy(name: str, device: str) -> Policy:
+    """A policy to ask, by the names of a model and of a device; in bfloat16 on a GPU."""
+    where = compute_device(device)
+    return load_frozen(resolve_model(name), where, bf16=where.type == "cuda")

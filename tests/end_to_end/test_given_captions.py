@@ -15,7 +15,7 @@ from taro.preprocess.run import preprocess
 from taro.shards.reader import open_shards
 from taro.train.config import TrainConfig
 from taro.train.loop import train
-from taro.train.run_dir import open_run
+from taro.train.open import open_run
 from tests.helpers_models import tiny_qwen2_5_vl
 from tests.helpers_video import write_video
 

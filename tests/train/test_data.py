@@ -18,9 +18,9 @@ from taro.models.load import load_policy
 from taro.train.config import TrainConfig
 from taro.train.data import data_lines, sample_name
 from taro.train.loop import train
+from taro.train.open import open_run
 from taro.train.report.data import last_rollouts, read_run, training_groups
 from taro.train.report.write import render_report
-from taro.train.run_dir import open_run
 from tests.helpers_models import tiny_qwen2_5_vl
 from tests.train.conftest import Tiny
 from tests.train.tiny import WIDTH, tiny_shards

@@ -32,8 +32,8 @@ from taro.train.checkpoint import (
 )
 from taro.train.config import TrainConfig
 from taro.train.loop import train
+from taro.train.open import open_run
 from taro.train.report.data import read_run
-from taro.train.run_dir import open_run
 from tests.helpers_faults import ROOT, TARO, dies, mad_clock, small_disk
 from tests.train.conftest import Tiny
 from tests.train.test_loop import lines

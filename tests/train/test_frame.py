@@ -19,10 +19,11 @@ from taro.preprocess.run import preprocess
 from taro.shards.reader import ShardSet, open_shards
 from taro.train.config import RewardConfig, RolloutConfig, TrainConfig
 from taro.train.disruption import Disruption
+from taro.train.open import open_run
 from taro.train.rollouts import RolloutBatch, StepName, disrupt, roll_out, score_batch
-from taro.train.run_dir import open_encoded_shards, open_run, with_variants
 from taro.train.sensitivity.measure import conditions, measure_sensitivity
 from taro.train.sensitivity.report import sensitivity_table, summarise
+from taro.train.sets import open_encoded_shards, with_variants
 from tests.helpers_models import TINY
 from tests.helpers_video import write_video
 

@@ -25,7 +25,8 @@ from taro.train.checkpoint import checkpoints, read_state
 from taro.train.config import TrainConfig
 from taro.train.evaluate import Questions, evaluate_policy, missing_predictions
 from taro.train.loop import train
-from taro.train.run_dir import open_encoded_shards, open_run
+from taro.train.open import open_run
+from taro.train.sets import open_encoded_shards
 from tests.helpers_models import tiny_qwen2_5_vl
 from tests.train.conftest import Tiny
 

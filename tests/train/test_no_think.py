@@ -20,7 +20,7 @@ from taro.models.load import load_policy
 from taro.models.logprobs import score
 from taro.train.config import TrainConfig
 from taro.train.loop import train
-from taro.train.run_dir import open_run
+from taro.train.open import open_run
 from tests.train.conftest import Tiny
 from tests.train.tiny import CLIPS, TEMPLATE, clip_record, response
 

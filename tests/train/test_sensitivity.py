@@ -22,7 +22,6 @@ from taro.train.disruption import Disruption
 from taro.train.evaluate import Questions
 from taro.train.rewards import log_prob_drop
 from taro.train.rollouts import StepName, roll_out, score_batch
-from taro.train.run_dir import open_encoded_shards
 from taro.train.sensitivity.measure import MeasuredRollout, Sensitivity, conditions, measure_sensitivity
 from taro.train.sensitivity.report import sensitivity_page, sensitivity_table, summarise
 from taro.train.sensitivity.stats import (
@@ -35,6 +34,7 @@ from taro.train.sensitivity.stats import (
     spearman,
     video_interval,
 )
+from taro.train.sets import open_encoded_shards
 from tests.train.conftest import Tiny
 
 VALUES = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=12)

@@ -19,7 +19,7 @@ from taro.train.config import TrainConfig
 from taro.train.disruption import Disruption
 from taro.train.rewards import compute_rewards, control_totals
 from taro.train.rollouts import RolloutBatch, Scores, StepName, disrupt, roll_out, score_batch
-from taro.train.run_dir import open_encoded_shards
+from taro.train.sets import open_encoded_shards
 from taro.train.update import update_policy
 from tests.train.conftest import Tiny
 from tests.train.tiny import TEMPLATE

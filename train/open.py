@@ -1,0 +1,165 @@
+"""A run, opened: the policy and its frozen reference, the data, the optimizer, and where they stand.
+
+`open_run` does everything that happens once, and refuses what does not fit before a weight is loaded: a folder that
+holds another run, a shard set of another vision tower, an empty split. Left out: the loop (`taro.train.loop`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taro.core.errors import ConfigError
+from taro.core.files import explain_disk_errors
+from taro.grounding.prompts import Asking
+from taro.models.asking import asking_of
+from taro.models.folder import pixel_settings
+from taro.models.load import load_frozen, load_policy
+from taro.models.policy import Policy
+from taro.models.resolve import compute_device, resolve_model
+from taro.shards.reader import Sample
+from taro.train.checkpoint import DamagedError, RunState, checkpoints, read_state, resume_checkpoint
+from taro.train.config import RewardConfig, ShardSource, TrainConfig
+from taro.train.data import TrainingData, TrainingSet, select
+from taro.train.run_dir import check_run, lock_folder, write_facts
+from taro.train.sets import open_encoded_shards, with_variants
+from taro.train.trackers import Tracker, open_trackers, truncate_to_step
+from taro.train.update import make_optimizer
+
+__all__ = ["OnStep", "Run", "open_run"]
+
+AGAIN = "Make room or fix the disk, then run the same command again; nothing is lost"
+
+OnStep = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Run:
+    """Everything that a step needs. `state` and the tensors change; the rest is fixed for the run."""
+
+    config: TrainConfig
+    policy: Policy
+    reference: Policy | None
+    asking: Asking
+    data: TrainingData
+    optimizer: torch.optim.Optimizer
+    state: RunState
+    trackers: list[Tracker]
+    lock: contextlib.ExitStack
+    on_step: OnStep | None = None
+    resumed_at: int | None = None
+    last: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.config.out
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the run computes in bfloat16 (auto: on cuda)."""
+        return _computes_in_bf16(self.config.dtype, self.policy.device)
+
+    @property
+    def steps(self) -> int:
+        """Updates in the whole run."""
+        return self.config.length.amount * (self.steps_per_epoch if self.config.length.unit == "epochs" else 1)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the data."""
+        return self.data.steps_per_epoch
+
+    def samples(self, step: int) -> tuple[int, list[Sample]]:
+        """Epoch and samples of a step; a function of (seed, step) alone."""
+        return self.data.samples(step)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Hands one line to every tracker and to the caller's callback."""
+        for tracker in self.trackers:
+            tracker.log(step, values)
+        if self.on_step is not None:
+            self.on_step({"step": step, "steps": self.steps, **values})
+
+    def close(self) -> None:
+        """Closes the trackers, then leaves the folder to others, whatever the trackers meet."""
+        try:
+            for tracker in self.trackers:
+                tracker.close()
+        finally:
+            self.lock.close()
+
+    def kept(self) -> str:
+        """What a message says of a run that stops: what is kept, and how to go on."""
+        found = checkpoints(self.folder / "checkpoints")
+        last = f"Checkpoint {found[-1].name} is kept" if found else "There is no checkpoint yet"
+        return f"{last}; make room or fix the disk, then run the same command with --resume"
+
+
+def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None) -> Run:
+    """Opens a new run, or an interrupted one from its newest checkpoint. Raises TaroError where something does not
+    fit, before any weight is read where that can be told."""
+    check_run(config, resume=resume)
+    folder, device = resolve_model(config.policy), compute_device(config.device)
+    pixel_settings(folder)  # training needs no processor, but whoever loads the export does
+    data = TrainingData([_open_set(source, folder, config.reward) for source in config.sources],
+                        prompts=config.rollout.prompts, seed=config.seed, draws=config.data.draws,
+                        validation=config.validation)
+    if config.curriculum.schedule != "off":
+        data.warn_missing_captions(config.rollout.paths)
+    asking = asking_of(folder, template=config.template, no_think=config.reward.no_think,
+                       protocol=config.reward.protocol)
+    asking.text("")  # raises where the template has no such mode, before the folder is begun
+    if resume:
+        _check_data(config.out, data)
+    policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
+    with explain_disk_errors(config.out, lambda: AGAIN):
+        lock = lock_folder(config, resume=resume)
+        for name in ("checkpoints", "rollouts"):
+            (config.out / name).mkdir(parents=True, exist_ok=True)
+    optimizer = make_optimizer(policy, config.optimizer)
+    found = resume_checkpoint(config.out / "checkpoints", policy.named_parameters(), optimizer) if resume else None
+    state = found or RunState()
+    state.data_sha256 = data.sha256
+    with explain_disk_errors(config.out, lambda: AGAIN):
+        truncate_to_step(config.out, state.step)
+        write_facts(config, data.summary())
+    return Run(config, policy, _reference(config, folder, device), asking, data, optimizer, state,
+               open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
+               lock, on_step, None if found is None else state.step)
+
+
+def _check_data(folder: Path, data: TrainingData) -> None:
+    """Raises ConfigError where the newest checkpoint that can be read is of other queries or features."""
+    for path in reversed(checkpoints(folder / "checkpoints")):
+        try:
+            started_with = read_state(path).data_sha256
+        except DamagedError:
+            continue
+        if started_with not in ("", data.sha256):
+            paths = ", ".join(one.source.path for one in data.drawn)
+            raise ConfigError(f"{paths}: the queries or features are not those that the run in {folder} was "
+                              "started with; restore the shard set, or start a new run on this one")
+        return
+
+
+def _open_set(source: ShardSource, policy: Path, reward: RewardConfig) -> TrainingSet:
+    shard_set = open_encoded_shards(source.path, policy, encoder=source.encoder)
+    if reward.disruption == "frame" and source.weight:
+        shard_set, _ = with_variants(shard_set, dt_s=reward.dt_s)
+    return select(source, shard_set)
+
+
+def _computes_in_bf16(dtype: str, device: torch.device) -> bool:
+    return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+
+
+def _reference(config: TrainConfig, folder: Path, device: torch.device) -> Policy | None:
+    if config.loss.kl == 0:
+        return None
+    return load_frozen(folder, device, bf16=_computes_in_bf16(config.dtype, device))
