@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from taro.core.errors import VideoError
 from taro.core.json import parse_model
@@ -35,6 +35,9 @@ from taro.shards.format import MAX_JSON_BYTES, shard_path, sidecar_path
 from taro.shards.store_local import LocalStore
 from taro.shards.tar import read_tar
 from taro.shards.writer import SliceWriter
+
+if TYPE_CHECKING:
+    from taro.models.encoder import Encoder
 
 __all__ = ["Models", "SliceTask", "decode_jobs", "made_records", "run_slice"]
 
@@ -57,7 +60,7 @@ class SliceTask:
 class Models:
     """What a job has loaded. `describer`: None where slices are only added to."""
 
-    policy: Any
+    encoder: Encoder
     describer: Describer | None = None
 
 
@@ -78,7 +81,7 @@ def run_slice(job: Job, task: SliceTask, models: Models, pool: DecodePool, tick:
             for draft, record in zip(drafts, work.records(drafts), strict=True):
                 tick(draft.planned.path)
                 if record is not None:
-                    _write(writer, job, task, models.policy, draft, record)
+                    _write(writer, job, task, models.encoder, draft, record)
         work.commit(writer)
     return work.problems
 
@@ -178,15 +181,15 @@ class _MadeSlice:
             writer.commit()
 
 
-def _write(writer: SliceWriter, job: Job, task: SliceTask, policy: Any, draft: Draft, record: ClipRecord) -> None:
+def _write(writer: SliceWriter, job: Job, task: SliceTask, encoder: Encoder, draft: Draft, record: ClipRecord) -> None:
     """Encodes a clip for the kinds of a task and adds it to their shards."""
     import torch
 
     name, frames, sampling = job.encoder.name, draft.frames, job.config.sampling
-    features = {name: encode_clip(policy, frames, sampling)} if f"features/{name}" in task.kinds else {}
+    features = {name: encode_clip(encoder, frames, sampling)} if f"features/{name}" in task.kinds else {}
     clip = {} if draft.clip_TD is None or job.plan.clip_encoder is None else {
         job.plan.clip_encoder.name: torch.from_numpy(draft.clip_TD)}
-    variants = {name: encode_variants(policy, frames, record, sampling, settings_of(job.config.variants),
+    variants = {name: encode_variants(encoder, frames, record, sampling, settings_of(job.config.variants),
                                       factor=job.factor)} if job.variants_kind in task.kinds else {}
     sheet = contact_sheet(frames.views) if task.makes and job.config.thumbnails else None
     writer.add_clip(record, sheet, features, clip, variants)

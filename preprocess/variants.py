@@ -33,7 +33,7 @@ from taro.shards.variants import FrameVariants, VariantSettings, wanted_groups
 if TYPE_CHECKING:
     import torch
 
-    from taro.models.policy import Policy
+    from taro.models.encoder import Encoder
     from taro.preprocess.video.decode import Frames
 
 __all__ = ["encode_variants", "frame_order", "frame_stretches", "settings_of"]
@@ -68,7 +68,7 @@ def frame_order(times_T: np.ndarray, boundaries: Sequence[float], settings: Vari
     return order_T
 
 
-def encode_variants(policy: Policy, frames: Frames, record: ClipRecord, sampling: FrameSampling,
+def encode_variants(encoder: Encoder, frames: Frames, record: ClipRecord, sampling: FrameSampling,
                     settings: VariantSettings, *, factor: int) -> FrameVariants | None:
     """The variants of all queries of a clip, None where it can have none. `factor`: pixels of a merged patch's side."""
     groups = wanted_groups(record)
@@ -84,11 +84,11 @@ def encode_variants(policy: Policy, frames: Frames, record: ClipRecord, sampling
             for patch in np.flatnonzero((pairs_S2 != np.arange(2 * S).reshape(S, 2)).any(axis=1)):
                 rows.append((group, variant, int(patch), int(pairs_S2[patch, 0]), int(pairs_S2[patch, 1])))
     rows_M5 = np.array(rows, dtype=np.int64)
-    main, deep = _encode(policy, frames, rows_M5[:, 3:], sampling, factor)
+    main, deep = _encode(encoder, frames, rows_M5[:, 3:], sampling, factor)
     return FrameVariants(settings, tuple(groups), rows_M5, main, deep)
 
 
-def _encode(policy: Policy, frames: Frames, pairs_M2: np.ndarray, sampling: FrameSampling,
+def _encode(encoder: Encoder, frames: Frames, pairs_M2: np.ndarray, sampling: FrameSampling,
             factor: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Features [M, N, D] of pairs of sampled frames, shown at the size that the whole clip has, and their levels."""
     import torch
@@ -104,7 +104,7 @@ def _encode(policy: Policy, frames: Frames, pairs_M2: np.ndarray, sampling: Fram
     main, deep = [], []
     for start in range(0, len(pairs_M2), S):  # no more at once than the clip itself took
         place = place_M2[start : start + S].reshape(-1)
-        x = policy.encode(shown_UHWC[place], frames.times_s[used][place], sampling, duration_s=frames.duration_s)
+        x = encoder.encode(shown_UHWC[place], frames.times_s[used][place], sampling, duration_s=frames.duration_s)
         patch_px = hw[0] // x.grid_thw[1]
         assert (x.grid_thw[1] * patch_px, x.grid_thw[2] * patch_px) == hw, f"{x.grid_thw} patches of {hw} px"
         row_bytes = x.main_SND[0].numel() * x.main_SND.element_size() * (1 + len(x.deepstack_LSND))

@@ -18,11 +18,11 @@ import torch
 from taro.core import draws
 from taro.grounding.prompts import Asking
 from taro.models.features import VideoFeatures
-from taro.models.grouped import generate
+from taro.models.grouped import grouped_sampler
 from taro.models.logprobs import score
 from taro.models.policy import Policy
 from taro.models.prompt import Prompt
-from taro.models.sampler import Decoding
+from taro.models.sampler import Decoding, Sampler
 from taro.train.config import RewardConfig, RolloutConfig
 from taro.train.curriculum import guided_rollouts
 from taro.train.data import sample_name
@@ -86,12 +86,13 @@ class Scores:
 
 
 def roll_out(policy: Policy, asking: Asking, samples: Sequence[Sample], config: RolloutConfig, at: StepName, *,
-             guide: float = 0.0, bf16: bool = False) -> RolloutBatch:
+             guide: float = 0.0, bf16: bool = False, sampler: Sampler | None = None) -> RolloutBatch:
     """Draws G responses to each sample, guided ones with their prefix forced.
 
     Args: guide: probability that a rollout is guided at this step (`taro.train.curriculum`); bf16: compute under
-    autocast.
+    autocast; sampler: what draws, None: grouped decoding.
     """
+    sampler = sampler or grouped_sampler(policy)
     prompts = [policy.prompt(_on(sample.features, policy.device), asking.text(sample.query.text)) for sample in samples]
     forced_BG, fallbacks = [], 0
     for sample in samples:
@@ -105,8 +106,9 @@ def roll_out(policy: Policy, asking: Asking, samples: Sequence[Sample], config: 
         fallbacks += int(wanted_G.sum()) - sum(bool(ids) for ids in forced_G)
         forced_BG.append(forced_G)
     decoding = Decoding(config.max_new_tokens, temperature=config.temperature, top_p=config.top_p)
+    autocast = torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16)
     ids_BGR, mask_BGR, sampled_BGR, finished_BG = (torch.cat(parts) for parts in zip(*(
-        _decode(policy, prompts[part], forced_BG[part], _uniforms(samples[part], config, at), decoding, bf16=bf16)
+        _decode(sampler, prompts[part], forced_BG[part], _uniforms(samples[part], config, at), decoding, autocast)
         for part in (slice(start, start + config.batch_prompts)
                      for start in range(0, len(prompts), config.batch_prompts))), strict=True))
     R = max(int(mask_BGR.sum(-1).max()), 1)
@@ -130,12 +132,12 @@ def _uniforms(samples: Sequence[Sample], config: RolloutConfig, at: StepName) ->
                   for g in range(config.group)]) for sample in samples])
 
 
-def _decode(policy: Policy, prompts: list[Prompt], forced_BG: list[list[list[int]]], uniforms_BGR: np.ndarray,
-            decoding: Decoding, *, bf16: bool) -> tuple[torch.Tensor, ...]:
+def _decode(sampler: Sampler, prompts: list[Prompt], forced_BG: list[list[list[int]]], uniforms_BGR: np.ndarray,
+            decoding: Decoding, autocast: torch.autocast) -> tuple[torch.Tensor, ...]:
     """ids, mask, log-probs [B, G, max_new_tokens] and finished [B, G], on the CPU."""
-    with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16):
-        drawn = generate(policy, prompts, G=uniforms_BGR.shape[1], decoding=decoding, forced=forced_BG,
-                         uniforms_BGR=uniforms_BGR)
+    with autocast:
+        drawn = sampler(prompts, G=uniforms_BGR.shape[1], decoding=decoding, forced=forced_BG,
+                        uniforms_BGR=uniforms_BGR)
     return tuple(x.cpu() for x in (drawn.ids_BGR, drawn.mask_BGR, drawn.logprobs_BGR, drawn.finished_BG))
 
 

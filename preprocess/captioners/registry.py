@@ -13,7 +13,7 @@ from taro.preprocess.captioners.transformers import TransformersCaptioner, model
 from taro.preprocess.config import CaptionConfig, CaptionMethod
 
 if TYPE_CHECKING:
-    import torch
+    from taro.models.encoder import Encoder
 
 __all__ = ["METHODS", "Method"]
 
@@ -21,11 +21,11 @@ __all__ = ["METHODS", "Method"]
 @dataclass(frozen=True)
 class Method:
     """One source of captions. facts(settings, whole clips, dtype): what makes them, for plan and manifest, from files
-    alone; captioner(settings, facts, device, dtype): loads the one to be asked, None where none is; given(settings):
-    what somebody else wrote, None where nothing is. Each may raise AnnotationError or ModelError."""
+    alone; captioner(settings, facts, the job's encoder): loads the one to be asked, None where none is;
+    given(settings): what somebody else wrote, None where nothing is. Each may raise AnnotationError or ModelError."""
 
     facts: Callable[[CaptionConfig, bool, str], dict[str, Any]]
-    captioner: Callable[[CaptionConfig, dict[str, Any], torch.device, str], Captioner] | None = None
+    captioner: Callable[[CaptionConfig, dict[str, Any], Encoder], Captioner] | None = None
     given: Callable[[CaptionConfig], Given | None] = lambda config: None
 
 

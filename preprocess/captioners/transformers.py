@@ -11,20 +11,24 @@ from taro.grounding.prompts import load_template
 from taro.models.resolve import folder_sha256, model_id, resolve_model
 from taro.preprocess.captioners.base import Request
 from taro.preprocess.config import CaptionConfig
-from taro.preprocess.models import load_tower_policy
 
 if TYPE_CHECKING:
-    import torch
+    from taro.models.encoder import Encoder
 
 __all__ = ["TransformersCaptioner", "model_facts"]
 
 
 class TransformersCaptioner:
-    """See `taro.preprocess.captioners.base.Captioner`; `facts`: those of `model_facts`. It never fails."""
+    """See `taro.preprocess.captioners.base.Captioner`; `facts`: those of `model_facts`. It never fails. A model from
+    the folder of the job's `encoder` uses that tower; device and dtype are the encoder's."""
 
-    def __init__(self, config: CaptionConfig, facts: dict[str, Any], device: torch.device, dtype: str) -> None:
+    def __init__(self, config: CaptionConfig, facts: dict[str, Any], encoder: Encoder) -> None:
+        from taro.models.load import load_policy
+
         assert config.model is not None
-        self.policy = load_tower_policy(resolve_model(config.model), device, dtype)
+        folder, weight = resolve_model(config.model), encoder.weight
+        tower = encoder if folder.samefile(encoder.folder) else True
+        self.policy = load_policy(folder, device=weight.device, dtype=weight.dtype, tower=tower)
         self.prompt, self.fingerprint = str(facts["prompt"]), str(facts["fingerprint"])
         self._config = config
 

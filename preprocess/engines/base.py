@@ -19,7 +19,6 @@ from taro.preprocess.clip import ClipModel
 from taro.preprocess.drafts import Describer
 from taro.preprocess.job import Job, begin
 from taro.preprocess.ledger import slice_lock
-from taro.preprocess.models import load_tower_policy
 from taro.preprocess.report import Progress
 from taro.preprocess.slices import Models, SliceTask, run_slice
 from taro.preprocess.todo import still_needed
@@ -90,14 +89,18 @@ class Worker:
 
 def _load(job: Job, *, describe: bool) -> Models:
     """Every model that the job needs, once; with `describe` those that captions come from, too."""
-    config, caption = job.config, job.config.caption
-    describer = None
+    import torch
+
+    from taro.models.encoder import load_encoder
+
+    config, caption, describer = job.config, job.config.caption, None
+    encoder = load_encoder(resolve_model(config.policy), device=job.device, dtype=getattr(torch, job.dtype))
     if describe:
         method, captioner = METHODS[caption.method], None
         if method.captioner is not None:
-            captioner = CachedCaptioner(method.captioner(caption, job.plan.captioner, job.device, job.dtype),
+            captioner = CachedCaptioner(method.captioner(caption, job.plan.captioner, encoder),
                                         CaptionCache(job.state / "journal"), batch=caption.batch,
                                         round_s=config.segment.round_s)
         clip = None if config.clip_model is None else ClipModel(config.clip_model, job.device)
         describer = Describer(config.segment, clip, captioner, method.given(caption))
-    return Models(load_tower_policy(resolve_model(config.policy), job.device, job.dtype), describer)
+    return Models(encoder, describer)

@@ -31,6 +31,12 @@ class Encoder:
     def __init__(self, folder: Path, config: Any, family: Family, tower: Any) -> None:
         self.folder, self.config, self.family, self.tower = folder, config, family, tower
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """One of the tower's: where it is and in which dtype."""
+        weight: torch.Tensor = next(self.tower.parameters())
+        return weight
+
     def encode(
         self, frames_THWC: np.ndarray, frame_times_s: np.ndarray, sampling: FrameSampling, *, duration_s: float
     ) -> VideoFeatures:
@@ -47,7 +53,7 @@ class Encoder:
         height, width = frames_THWC.shape[1:3]
         hw = resized_hw(height, width, S, sampling, factor=pixels.patch_size * pixels.merge)
         grid = (hw[0] // pixels.patch_size, hw[1] // pixels.patch_size)
-        weight = next(self.tower.parameters())
+        weight = self.weight
         frames = torch.from_numpy(np.ascontiguousarray(resize_frames(frames_THWC, hw))).to(weight.device)
         patches_SPC = to_patches(
             normalise(frames, mean=pixels.mean, std=pixels.std), patch_size=pixels.patch_size, merge=pixels.merge

@@ -59,7 +59,7 @@ def captioner(monkeypatch: pytest.MonkeyPatch) -> Callable[[Captioner], None]:
     def put(one: Captioner) -> None:
         monkeypatch.setitem(METHODS, "transformers", Method(
             facts=lambda config, whole, dtype: {"fingerprint": one.fingerprint},
-            captioner=lambda config, facts, device, dtype: one))
+            captioner=lambda config, facts, encoder: one))
 
     return put
 
