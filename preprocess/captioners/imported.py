@@ -10,7 +10,6 @@ Left out: entries that are no captions at all (a time that is no number): readin
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taro.core.errors import AnnotationError
+from taro.core.json import strict_json
 from taro.grounding.moment import Moment
 from taro.grounding.records import DenseCaption
 from taro.preprocess.config import CaptionConfig
@@ -90,10 +90,10 @@ def captions_file(path: Path) -> dict[str, list[Entry]]:
         if not line.strip():
             continue
         try:
-            row: Any = json.loads(line)
+            row = strict_json(line.encode(), any_value=True)
             entries = [_entry(caption) for caption in row["captions"]]
             found.setdefault(str(row["video"]), []).extend(entries)
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise AnnotationError(f'{path}, line {number}: expected {{"video": ..., "captions": [{{"start_s", "end_s", '
                                   f'"text"}}]}}; {type(error).__name__}: {str(error)[:200]}') from None  # fmt: skip
     return found

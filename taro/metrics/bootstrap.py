@@ -7,14 +7,14 @@ Legend: Q queries, V videos, M metrics, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taro.core.draws import rng
 
-__all__ = ["RESAMPLES", "percentiles_M", "resampled_means_RM"]
+__all__ = ["RESAMPLES", "percentiles_M", "resampled_means_RM", "video_interval"]
 
 RESAMPLES = 1000
 
@@ -28,10 +28,9 @@ def resampled_means_RM(values_QM: Floats, videos: Sequence[str], seed: int) -> F
     if len(count_V) < 2:
         return None
     sums_VM = np.stack([np.bincount(video_Q, weights=column) for column in values_QM.T], axis=1)
-    generator = rng("bootstrap", seed)
     means = []
-    for _ in range(RESAMPLES):
-        times_V = np.bincount(generator.integers(len(count_V), size=len(count_V)), minlength=len(count_V))
+    for picks_V in _draws(len(count_V), seed):
+        times_V = np.bincount(picks_V, minlength=len(count_V))
         means.append((times_V @ sums_VM) / (times_V @ count_V))
     return np.array(means)
 
@@ -43,3 +42,27 @@ def percentiles_M(values_QM: Floats, videos: Sequence[str], seed: int) -> list[t
         return [None] * values_QM.shape[1]
     low_M, high_M = np.percentile(means_RM, [2.5, 97.5], axis=0)
     return [(float(low), float(high)) for low, high in zip(low_M, high_M, strict=True)]
+
+
+def video_interval(statistic: Callable[[NDArray[np.int64]], float], videos: Sequence[str],
+                   seed: int) -> tuple[float, float] | None:
+    """A 95 % interval of `statistic`, a function of the indices of the rows that count: all rows of each drawn video.
+    None below two videos; draws where it is nan are left out."""
+    _, video_Q = np.unique(np.array(videos), return_inverse=True)
+    count = int(video_Q.max(initial=-1)) + 1
+    if count < 2:
+        return None
+    of_video = [np.flatnonzero(video_Q == v) for v in range(count)]
+    found = [statistic(np.concatenate([of_video[v] for v in picks_V])) for picks_V in _draws(count, seed)]
+    known = [value for value in found if np.isfinite(value)]
+    if not known:
+        return None
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _draws(count: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Each resample: `count` videos drawn with replacement, [V]."""
+    generator = rng("bootstrap", seed)
+    for _ in range(RESAMPLES):
+        yield generator.integers(count, size=count)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from taro.core.config import load_config
-from taro.core.errors import ConfigError, ShardError
+from taro.core.errors import ConfigError, ModelError, ShardError
 from taro.core.jsonl import read_jsonl
 from taro.models.load import load_policy
 from taro.train.config import TrainConfig
@@ -194,3 +196,17 @@ def test_sets_are_settings_like_others() -> None:
     assert (second.name, second.weight, second.split, second.difficulty) == ("b", 1.0, "mine", None)
     again = TrainConfig.model_validate(config.model_dump(mode="json"))
     assert again == config and again.sources == config.sources
+
+
+def test_a_set_of_another_tower_is_refused_before_weights_are_loaded(
+        make_config: Callable[..., TrainConfig], tiny: Tiny, tmp_path: Path) -> None:
+    """The policy's language model could not even be loaded: its tensors are gone."""
+    policy = Path(shutil.copytree(tiny.policy, tmp_path / "policy"))
+    weights = load_file(policy / "model.safetensors")
+    tower = {name: tensor + 1 for name, tensor in weights.items() if "visual" in name}
+    assert 0 < len(tower) < len(weights)
+    save_file(tower, policy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ShardError, match=r"fingerprint|tower"):
+        open_run(make_config(policy=str(policy)), resume=False)
+    with pytest.raises(ModelError, match="do not fit"):
+        load_policy(policy)

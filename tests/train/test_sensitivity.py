@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from taro.cli.app import main
 from taro.core.errors import ConfigError
 from taro.grounding.moment import Moment
+from taro.metrics.bootstrap import video_interval
 from taro.models.asking import asking_of
 from taro.models.load import load_policy
 from taro.train.config import RolloutConfig
@@ -32,7 +33,6 @@ from taro.train.sensitivity.stats import (
     pairs_within,
     ranks,
     spearman,
-    video_interval,
 )
 from taro.train.sets import open_encoded_shards
 from tests.train.conftest import Tiny

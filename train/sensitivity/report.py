@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from taro.metrics.bootstrap import video_interval
 from taro.pages.cards import MAX_TEXT, Card, Clips, Table, caption_lanes, find_clip, window_lane
 from taro.pages.charts import LinesChart, lines_chart
 from taro.pages.render import number, render, windows_text
 from taro.pages.timeline import Lane, Span, timeline
 from taro.train.disruption import Disruption
 from taro.train.sensitivity.measure import MeasuredRollout, Sensitivity
-from taro.train.sensitivity.stats import auc, auc_within, centred, pairs_within, spearman, video_interval
+from taro.train.sensitivity.stats import auc, auc_within, centred, pairs_within, spearman
 
 __all__ = ["CORRECT_IOU", "sensitivity_page", "sensitivity_table", "summarise"]
 

@@ -1,21 +1,17 @@
 """The statistics of the sensitivity measure as pure functions: ranks, areas, means by position, and their intervals.
 
 All work on plain arrays with one entry a rollout; nan means "has none" and must be dropped by the caller where a
-function does not say that it does. Intervals draw whole videos (taro/metrics/bootstrap.py says why).
+function does not say that it does. Intervals are those of taro/metrics/bootstrap.py.
 Legend: N rollouts, R response tokens, K bins of relative position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from taro.core.draws import rng
-from taro.metrics.bootstrap import RESAMPLES
-
-__all__ = ["auc", "auc_within", "centred", "means_by_position", "pairs_within", "ranks", "spearman",
-           "video_interval"]
+__all__ = ["auc", "auc_within", "centred", "means_by_position", "pairs_within", "ranks", "spearman"]
 
 
 def ranks(values_N: np.ndarray) -> np.ndarray:
@@ -106,23 +102,3 @@ def means_by_position(gap_R: np.ndarray, over_R: np.ndarray, bins: int = 10) -> 
     counts_K = np.bincount(bin_of, minlength=bins)
     sums_K = np.bincount(bin_of, weights=gaps, minlength=bins)
     return np.where(counts_K > 0, sums_K / np.maximum(counts_K, 1), np.nan)
-
-
-def video_interval(statistic: Callable[[np.ndarray], float], videos: Sequence[str],
-                   seed: int) -> tuple[float, float] | None:
-    """A 95 % interval of `statistic`, a function of the indices of the rollouts that count: videos are drawn with
-    replacement, all rollouts of each kept. None below two videos; draws where it is nan are left out."""
-    _, video_N = np.unique(np.array(videos), return_inverse=True)
-    count = int(video_N.max(initial=-1)) + 1
-    if count < 2:
-        return None
-    of_video = [np.flatnonzero(video_N == v) for v in range(count)]
-    generator = rng("bootstrap", seed)
-    found = []
-    for _ in range(RESAMPLES):
-        found.append(statistic(np.concatenate([of_video[v] for v in generator.integers(count, size=count)])))
-    known = [value for value in found if np.isfinite(value)]
-    if not known:
-        return None
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)
