@@ -165,20 +165,22 @@ def _score_policy(options: EvalOptions, shards: Path) -> None:
     from taro.metrics.examples import examples_of
     from taro.models.asking import asking_of
     from taro.models.load import open_policy
+    from taro.models.resolve import resolve_model
     from taro.pages.answers import answers_page
     from taro.pages.render import write_page
     from taro.train.evaluate import missing_predictions
     from taro.train.sets import open_encoded_shards
 
     assert options.policy is not None
-    policy = open_policy(options.policy, options.device)
-    asking = asking_of(policy.folder, template=options.template, no_think=options.no_think, protocol=options.protocol)
+    folder = resolve_model(options.policy)
+    asking = asking_of(folder, template=options.template, no_think=options.no_think, protocol=options.protocol)
     modes = [False, True] if options.both else [asking.no_think]
-    shard_set = open_encoded_shards(shards, policy.folder)
+    shard_set = open_encoded_shards(shards, folder)
     missing = missing_predictions(shard_set, options.split) if options.limit is None else []
     if not missing and not shard_set.queries(split=options.split):
         splits = ", ".join(sorted({ref.query.split for ref in shard_set.queries()}))
         raise ConfigError(f"{shards}: no query of split {options.split!r}; the set has {splits or 'no query at all'}")
+    policy = open_policy(options.policy, options.device)  # the weights, once all else is right
     decoding, found = "sampled" if options.sampled else "greedy", dict[str, tuple[Any, float]]()
     rows: list[Any] = []
     for no_think in modes:

@@ -11,12 +11,15 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from taro.cli.options import Device, Json, MaxNewTokens, NoThink, Policy, RepetitionPenalty, Template, takes_options
 from taro.cli.output import say, say_json
+
+if TYPE_CHECKING:
+    from taro.grounding.prompts import Asking
 
 __all__ = ["GroundOptions", "ground"]
 
@@ -41,16 +44,20 @@ def ground(options: GroundOptions) -> None:
     """Ask one video when something happens; exit code 1 where the response holds no moment."""
     from taro.core.errors import VideoError
     from taro.grounding.prompts import normalise_query
+    from taro.models.asking import asking_of
+    from taro.models.resolve import resolve_model
 
     if not options.video.is_file():
         raise VideoError(f"{options.video}: no such video file; give the path of a file")
     if not normalise_query(options.query):
         raise typer.BadParameter("the query is empty; say what should be found", param_hint="QUERY")
+    asking = asking_of(resolve_model(options.policy), template=options.template, no_think=options.no_think,
+                       protocol="multi-window")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="taro-ground-") as folder:
         shards = _encode(options, Path(folder))
         encoded = time.monotonic()
-        row = _answer(options, shards)
+        row = _answer(options, shards, asking)
     _show(options, row, encode_s=encoded - started, answer_s=time.monotonic() - encoded)
     if row.predicted is None:
         raise typer.Exit(1)
@@ -89,17 +96,16 @@ def _encode(options: GroundOptions, folder: Path) -> Path:
     return shards
 
 
-def _answer(options: GroundOptions, shards: Path) -> Any:
-    from taro.models.asking import asking_of
+def _answer(options: GroundOptions, shards: Path, asking: Asking) -> Any:
     from taro.models.load import open_policy
+    from taro.models.resolve import resolve_model
     from taro.models.sampler import Decoding
     from taro.train.evaluate import evaluate_policy
     from taro.train.sets import open_encoded_shards
 
-    policy = open_policy(options.policy, options.device)
     decoding = Decoding(options.max_new_tokens, temperature=0.0, repetition_penalty=options.repetition_penalty)
-    asking = asking_of(policy.folder, template=options.template, no_think=options.no_think, protocol="multi-window")
-    return evaluate_policy(policy, open_encoded_shards(shards, policy.folder), asking, decoding)[0]
+    shard_set = open_encoded_shards(shards, resolve_model(options.policy))
+    return evaluate_policy(open_policy(options.policy, options.device), shard_set, asking, decoding)[0]
 
 
 def _show(options: GroundOptions, row: Any, *, encode_s: float, answer_s: float) -> None:

@@ -53,7 +53,7 @@ def sensitivity(options: SensitivityOptions) -> None:
     """Measure the log-probability drop of a policy's sampled reasonings under broken videos."""
     from taro.core.errors import ConfigError
     from taro.models.asking import asking_of
-    from taro.models.load import open_policy
+    from taro.models.resolve import resolve_model
     from taro.pages.render import write_page
     from taro.shards.reader import open_shards
     from taro.train.sensitivity.measure import conditions
@@ -61,12 +61,11 @@ def sensitivity(options: SensitivityOptions) -> None:
 
     if options.over not in (None, "reasoning", "response"):
         raise ConfigError(f"--over {options.over}: expected reasoning or response")
-    # A wrong word is an error before anything is loaded.
     conditions(_words(options.kinds), _seconds(options.radius), _words(options.boundary))
-    policy = open_policy(options.policy, options.device)
-    asking = asking_of(policy.folder, template=options.template, no_think=options.no_think)
+    folder = resolve_model(options.policy)
+    asking = asking_of(folder, template=options.template, no_think=options.no_think)
     over: Over = "response" if options.over == "response" or (asking.no_think and options.over is None) else "reasoning"
-    found = _measure(options, policy, asking, over=over)
+    found = _measure(options, folder, asking, over=over)
     summary = {"policy": options.policy, "shards": str(options.shards), "split": options.split, "seed": options.seed,
                "group": options.group, "over": over, "no_think": asking.no_think, **summarise(found, seed=options.seed)}
     if options.out is not None:
@@ -76,18 +75,20 @@ def sensitivity(options: SensitivityOptions) -> None:
     say_json(summary) if options.as_json else say(sensitivity_table(summary))
 
 
-def _measure(options: SensitivityOptions, policy: Any, asking: Asking, *, over: Over) -> Any:
+def _measure(options: SensitivityOptions, folder: Path, asking: Asking, *, over: Over) -> Any:
     from taro.cli.progress import progress
+    from taro.models.load import open_policy
     from taro.train.config import RolloutConfig
     from taro.train.evaluate import Questions
     from taro.train.sensitivity.measure import conditions, measure_sensitivity
     from taro.train.sets import open_encoded_shards, with_variants
 
-    shard_set, frame_s = open_encoded_shards(options.shards, policy.folder), None
+    shard_set, frame_s = open_encoded_shards(options.shards, folder), None
     if "frame" in _words(options.kinds):
         shard_set, settings = with_variants(shard_set)
         frame_s = settings.dt_s
     under = conditions(_words(options.kinds), _seconds(options.radius), _words(options.boundary), frame_s=frame_s)
+    policy = open_policy(options.policy, options.device)  # the weights, once all else is right
     with progress("measuring", quiet=options.as_json) as shown:
         return measure_sensitivity(
             policy, shard_set, asking, under, questions=Questions(options.split, options.limit, options.seed),

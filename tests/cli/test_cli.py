@@ -35,11 +35,22 @@ def test_help_imports_no_stage_and_nothing_heavy() -> None:
     code = (
         "import sys, contextlib, io\nfrom taro.cli.app import main\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(['--help'])\n"
-        "print([m for m in ('torch','numpy','transformers','preprocess','shards','train','taro.cli.train')"
-        " if m in sys.modules])"
+        "print([m for m in ('torch','numpy','transformers','rich','pydantic','taro.preprocess','taro.shards',"
+        "'taro.train','taro.cli.train') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("words", [("train", "taro-7bb"), ("train", "sandbox", "--set", "polcy=x"),
+                                   ("preprocess", "sandbx"), ("preprocess", "sandbox", "--set", "vidoes=x")])
+def test_a_misspelt_recipe_or_setting_loads_nothing_heavy(words: tuple[str, ...]) -> None:
+    """What takes seconds to import (torch, transformers) is imported once the settings are right."""
+    code = (f"import sys\nfrom taro.cli.app import main\ntry:\n    main({list(words)!r})\n"
+            "except SystemExit as stop:\n"
+            "    print(stop.code, [m for m in ('torch', 'transformers') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "1 []\n" and done.stderr.startswith("error: "), done.stderr
 
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
