@@ -21,7 +21,7 @@ from taro.annotations import AnnotationRow, Kept, LintReport
 from taro.core.config import load_config, recipe_names
 from taro.core.errors import ConfigError, ShardError, TaroError
 from taro.grounding.moment import Moment
-from taro.models.load import load_policy
+from taro.models.encoder import load_encoder
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.encode import encode_clip
 from taro.preprocess.estimate import estimate
@@ -52,11 +52,11 @@ def test_rows_in_are_queries_out(job: Make, tiny_policy: Path, videos: Path) -> 
     assert verify(config.out).problems == []
     found = open_shards(config.out)
     assert sorted(ref.query.id for ref in found.queries()) == sorted(f"{i}-{q}" for i in range(6) for q in range(2))
-    policy = load_policy(tiny_policy, tower=True)
+    encoder = load_encoder(tiny_policy)
     for key in found.keys:
         clip = found.clip(key)
         frames = decode_clip(DecodeJob(videos / clip.video.path_hint, config.sampling))
-        expected = encode_clip(policy, frames, config.sampling)
+        expected = encode_clip(encoder, frames, config.sampling)
         got = found.features(key)
         assert torch.equal(got.main_SND, expected.main_SND)
         assert np.array_equal(got.times_S, expected.times_S)
