@@ -1,6 +1,6 @@
 """What taro raises at its users: one base class, one subclass per kind of thing that was wrong.
 
-A user's mistake (or a stranger's file) is a `TaroError`: its message says what was expected, what was got and what
+A user's mistake (or an untrusted file) is a `TaroError`: its message says what was expected, what was got and what
 to do. The command line prints that message alone, a traceback only with `--debug`. A broken invariant of our own is
 an assert, never one of these.
 """

@@ -1,4 +1,4 @@
-"""Texts of strangers, made fit to show: what could move a cursor, reorder a line or hide is written out.
+"""Untrusted texts, made fit to show: what could move a cursor, reorder a line or hide is written out.
 
 Captions, queries, file names and messages about them end on terminals and pages. A terminal obeys control characters
 (clear the screen, set the title, write over a line), and bidirectional ones make a text read otherwise than it is
