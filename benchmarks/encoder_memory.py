@@ -51,6 +51,7 @@ def write_folder(size: str, folder: Path) -> Path:
         text = config.text_config
         parts = {"model.language_model.": family.build_lm(config), "model.visual.": family.build_tower(config),
                  "lm_head.": torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False)}
+    noise = torch.randn(2**20, dtype=torch.float32).to(torch.bfloat16) * 0.02  # tiled: 8e9 draws would take minutes
     waiting: dict[str, torch.Tensor] = {}
     files: dict[str, str] = {}
 
@@ -64,7 +65,8 @@ def write_folder(size: str, folder: Path) -> Path:
 
     for prefix, module in parts.items():
         for name, tensor in module.state_dict().items():
-            waiting[prefix + name] = torch.randn(tensor.shape, dtype=torch.bfloat16) * 0.02
+            tiles = -(-tensor.numel() // len(noise))
+            waiting[prefix + name] = noise.repeat(tiles)[: tensor.numel()].reshape(tensor.shape).clone()
             if sum(x.nbytes for x in waiting.values()) > SHARD_BYTES:
                 flush()
     flush()
