@@ -14,7 +14,7 @@ from taro.models.prompt import Prompt
 from taro.models.sampler import Decoding, Forced, Rollouts, Sampler
 from taro.train.config import TrainConfig
 from taro.train.rollouts import RolloutBatch, StepName, roll_out, score_batch
-from taro.train.run_dir import open_encoded_shards
+from taro.train.sets import open_encoded_shards
 from taro.train.update import update_policy
 from tests.train.conftest import Tiny
 from tests.train.tiny import TEMPLATE
