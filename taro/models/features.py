@@ -1,7 +1,7 @@
 """Frame sampling, a video's features, and the fingerprint of what encoded them.
 
 Legend: T sampled frames, S temporal patches (S = T / 2), N tokens of a patch after merging, D width, L deepstack
-levels. The sampling is METHOD 3 exactly: n frames spread over the frames shown, so the effective rate is not quite
+levels. The sampling is the released models': n frames spread over the frames shown, so the effective rate is not quite
 the policy's 2 fps; its value, not 2, enters the positions.
 """
 
@@ -25,7 +25,7 @@ FRAMES_PER_PATCH = 2
 
 
 class FrameSampling(Config):
-    """How frames are chosen and how large they are shown. Defaults: the released models' training (METHOD 3)."""
+    """How frames are chosen and how large they are shown. Defaults: the released models' training."""
 
     policy: Literal["uniform-2fps"] = "uniform-2fps"
     sample_fps: float = Field(2.0, gt=0, le=60)
@@ -41,7 +41,7 @@ class FrameSampling(Config):
 
 def sample_frames(frames: int, duration_s: float, sampling: FrameSampling) -> np.ndarray:
     """Indices [T] of the frames to show of `frames` shown frames: `round(linspace(0, frames - 1, n))` with n the even
-    number nearest below `duration_s * sample_fps`, between min_frames and max_frames (METHOD 3). A clip with fewer
+    number nearest below `duration_s * sample_fps`, between min_frames and max_frames. A clip with fewer
     frames than n repeats some.
 
     >>> sample_frames(30, 1.0, FrameSampling()).tolist()
@@ -118,7 +118,7 @@ class VideoFeatures:
 
     def permuted(self, order: np.ndarray) -> VideoFeatures:
         """The same clip with the content of patch i taken from patch `order[i]`, all levels together; times and
-        positions stay: content moves, time does not (METHOD 5)."""
+        positions stay: content moves, time does not (the paper's disruption)."""
         import torch
 
         index = torch.as_tensor(order, dtype=torch.long, device=self.main_SND.device)

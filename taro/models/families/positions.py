@@ -1,7 +1,7 @@
 """M-RoPE positions of a prompt that holds one video: computed here, in one function, and always passed to the model.
 
 Released Qwen2.5-VL weights were trained with the text after a video starting at `max(t, h, w) + 1`; several versions of
-transformers start it elsewhere, or truncate the seconds per patch (METHOD 6), so nothing here asks the stock model.
+transformers start it elsewhere, or truncate the seconds per patch, so nothing here asks the stock model.
 
 Legend: S temporal patches, N tokens of a video or patch, P prompt tokens; axis 0 of every positions tensor is (time,
 height, width).
@@ -27,7 +27,7 @@ def video_positions(
     """Positions of a video's tokens, and the position of the text token that follows it.
 
     Time index of patch i: `floor(i * tokens_per_second * seconds_per_patch)`; rows and columns count merged cells; all
-    three are offset by `start`. Text resumes at the largest of them plus one (METHOD 6).
+    three are offset by `start`. Text resumes at the largest of them plus one.
 
     Args:
         start: position of the first video token, one past the text before it.

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: names, tower, positions. Reference: transformers' `models/qwen2_5_vl`, and METHOD 6 for where it errs."""
+"""Qwen2.5-VL: names, tower, positions. Reference: transformers' `models/qwen2_5_vl`, but for positions."""
 
 from __future__ import annotations
 
