@@ -47,7 +47,7 @@ def test_what_is_wrong_is_one_message(recipe: str, tmp_path: Path) -> None:
         ([recipe, "--set", f"videos={tmp_path}/nowhere"], 1, "no such folder"),
         ([recipe, "--set", f"annotations={tmp_path}/nowhere"], 1, "no such file"),
         ([recipe, "--policy", f"{tmp_path}/nowhere"], 1, "no such model folder"),
-        ([recipe, "--policy", str(tmp_path)], 1, "not a usable model folder"),
+        ([recipe, "--policy", str(tmp_path)], 1, "no config.json; expected a Hugging Face model folder"),
         ([recipe, "--only", "features"], 1, "run without it first"),
         ([recipe, "--set", "device=cuda:9"], 1, "device"),
         ([recipe, "--partition", "3/2"], 2, "expected I/N"),
