@@ -170,9 +170,8 @@ class PreprocessConfig(Config):
         """The settings that decide the bytes, as plain values. Folders are left out: the plan holds what was found in
         them, the fingerprints of the models stand for the models. Variants can be added to a set that is there, and say
         themselves how they were made."""
-        data = self.model_dump(mode="json", exclude={
-            "name", "videos", "annotations", "lengths", "out", "policy", "clip_model", "device", "dtype",
-            "max_skipped", "engine", "workers", "threads", "licences", "variants",
-        })  # fmt: skip
+        data = self.model_dump(mode="json", exclude={"name", "videos", "annotations", "lengths", "out", "policy",
+                                                     "clip_model", "device", "dtype", "max_skipped", "engine",
+                                                     "workers", "threads", "licences", "variants"})
         del data["decode"]["deadline_s"], data["caption"]["model"], data["caption"]["file"]
         return data

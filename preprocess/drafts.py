@@ -111,14 +111,14 @@ def record_of(draft: Draft, config: PathsConfig) -> tuple[ClipRecord | None, lis
             continue
         clipped += sum(before != after for before, after in zip(windows, inside, strict=True))
         paths = candidate_paths(draft.captions, kept, row.query, count=config.count, seed=config.seed,
-                                clip_key=planned.key, query_id=row.row_id)  # fmt: skip
+                                clip_key=planned.key, query_id=row.row_id)
         try:
             queries.append(QueryRecord(id=row.row_id, text=row.query, split=row.split, difficulty=row.difficulty,
-                                       windows_s=[(w.start_s, w.end_s) for w in kept], paths=paths))  # fmt: skip
+                                       windows_s=[(w.start_s, w.end_s) for w in kept], paths=paths))
         except ValidationError as error:
             lost.append(planned.skipped(row, "record", "does not fit the format", str(error.errors()[0]["msg"])))
     if not queries:
         return None, lost, 0
     record = ClipRecord(key=planned.key, video=frames.facts, clip=frames.clip, times_s=frames.times_s.tolist(),
-                        captions=draft.captions, queries=queries)  # fmt: skip
+                        captions=draft.captions, queries=queries)
     return record, lost, clipped

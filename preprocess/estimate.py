@@ -71,21 +71,17 @@ class Estimate:
         lines = [
             f"{self.inputs:,} annotation rows: {self.rows:,} to be looked at, {self.skipped:,} skipped already",
             *(f"  skipped {count:>6,}  {reason}" for reason, count in self.reasons.items()),
-            f"{self.videos:,} videos, {self.clips:,} clips, {self.slices:,} slices" + (f", {video}" if whole else ""),
-        ]
+            f"{self.videos:,} videos, {self.clips:,} clips, {self.slices:,} slices" + (f", {video}" if whole else "")]
         if not self.slices_left:
             return "\n".join([*lines, "nothing is left to do"])
         if not whole:
             lines.append(f"{self.slices_left:,} slices are left: {self.clips_left:,} clips, {video}")
-        lines += [
-            f"about {self.captions:,} captions",
-            f"at most {self.feature_bytes / 1e9:,.2f} GB of features",
-            f"decoding: {_span(self.decode_hours)} (measured on {self.sampled} clips here"
-            + (f", {self.failed} of which failed)" if self.failed else ")"),
-            f"models: {_span(self.model_hours)} with a 7B policy on one H200 (stated constants, not a measure)",
-            *([f"and {self.variants} frame variants of each query, not counted here"] if self.variants else []),
-            "nothing was written",
-        ]
+        lines += [f"about {self.captions:,} captions", f"at most {self.feature_bytes / 1e9:,.2f} GB of features",
+                  f"decoding: {_span(self.decode_hours)} (measured on {self.sampled} clips here"
+                  + (f", {self.failed} of which failed)" if self.failed else ")"),
+                  f"models: {_span(self.model_hours)} with a 7B policy on one H200 (stated constants, not a measure)",
+                  *([f"and {self.variants} frame variants of each query, not counted here"] if self.variants else []),
+                  "nothing was written"]
         return "\n".join(lines)
 
 
@@ -112,15 +108,13 @@ def estimate(config: PreprocessConfig, *, only: Only | None = None) -> Estimate:
     size = job.bytes_per_clip(mean_s or None) * sum(len(plan.slice_clips(index)) for index in encoded)
     tokens = size / max(job.bytes_per_clip(), 1) * config.sampling.total_tokens
     asked = captions if config.caption.method in ASKED else 0
-    return Estimate(
-        inputs=plan.inputs, rows=plan.rows, skipped=len(plan.skipped), videos=len({clip.path for clip in plan.clips}),
-        clips=len(plan.clips), slices=len(plan.slices), slices_left=len(todo), clips_left=clips,
-        hours_of_video=mean_s * clips / 3600, captions=captions,
-        feature_bytes=size, decode_hours=seconds / max(len(sample), 1) * clips / 3600,
-        model_hours=(TOWER_S * tokens / TOKENS + asked * CAPTION_S) / 3600,
-        sampled=len(sample), failed=len(sample) - len(frames), reasons=count_reasons(plan.skipped),
-        variants=config.variants.count if job.variants_kind and todo else 0,
-    )  # fmt: skip
+    return Estimate(inputs=plan.inputs, rows=plan.rows, skipped=len(plan.skipped),
+                    videos=len({clip.path for clip in plan.clips}), clips=len(plan.clips), slices=len(plan.slices),
+                    slices_left=len(todo), clips_left=clips, hours_of_video=mean_s * clips / 3600, captions=captions,
+                    feature_bytes=size, decode_hours=seconds / max(len(sample), 1) * clips / 3600,
+                    model_hours=(TOWER_S * tokens / TOKENS + asked * CAPTION_S) / 3600, sampled=len(sample),
+                    failed=len(sample) - len(frames), reasons=count_reasons(plan.skipped),
+                    variants=config.variants.count if job.variants_kind and todo else 0)
 
 
 def _decode(job: Job, sample: list[Any]) -> tuple[float, list[Frames]]:

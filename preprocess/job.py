@@ -92,11 +92,9 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
     encoder, width = encoder_fingerprint(folder, config.sampling, dtype), token_width(folder)
     facts = METHODS[config.caption.method].facts(config.caption, config.segment.method == "captioner", dtype)
     clip = None if config.clip_model is None else clip_encoder(config.clip_model)
-    shaping: dict[str, Any] = {
-        **config.shaping(), "annotations_sha256": annotations_sha256, "captioner": facts,
-        "clip_encoder": None if clip is None else clip.name,
-        "lengths_sha256": None if config.lengths is None else file_sha256(config.lengths),
-    }  # fmt: skip
+    shaping: dict[str, Any] = {**config.shaping(), "annotations_sha256": annotations_sha256, "captioner": facts,
+                               "clip_encoder": None if clip is None else clip.name,
+                               "lengths_sha256": None if config.lengths is None else file_sha256(config.lengths)}
     plan = load_plan(config.out)
     if plan is not None and (plan.shaping, plan.encoder) != (shaping, encoder) and _unbegun(config.out):
         plan = None
@@ -107,10 +105,8 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
                               "Bring the plan from where the set was made, or preprocess videos and annotations anew")
         if only is not None:
             raise ConfigError(f"out {config.out}: --only {only} adds to a set, and here is none; run without it first")
-        plan = make_plan(
-            config, shaping, encoder=encoder, clip_encoder=clip, captioner=facts,
-            bytes_per_clip=config.sampling.total_tokens * width * BYTES[dtype],
-        )  # fmt: skip
+        plan = make_plan(config, shaping, encoder=encoder, clip_encoder=clip, captioner=facts,
+                         bytes_per_clip=config.sampling.total_tokens * width * BYTES[dtype])
         _check_rows(config, plan)
         if save:
             plan = _first(plan, config.out)
@@ -153,7 +149,7 @@ def _check_rows(config: PreprocessConfig, plan: Plan) -> None:
     why = ", ".join(f"{count:,} {reason}" for reason, count in list(count_reasons(plan.skipped).items())[:5])
     raise AnnotationError(f"{config.annotations}: none of its {plan.inputs:,} rows became a query ({why}); nothing was "
                           f"written. Check that its format is {config.dataset} and that its videos are in "
-                          f"{config.videos}")  # fmt: skip
+                          f"{config.videos}")
 
 
 def _check(config: PreprocessConfig, plan: Plan, shaping: dict[str, Any], encoder: EncoderFingerprint,

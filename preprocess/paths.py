@@ -26,16 +26,8 @@ TRIES = 64
 """draws for one place in the list before a repeat is accepted"""
 
 
-def candidate_paths(
-    captions: Sequence[DenseCaption],
-    windows: Sequence[Moment],
-    query: str,
-    *,
-    count: int,
-    seed: int,
-    clip_key: str,
-    query_id: str,
-) -> CandidatePaths:
+def candidate_paths(captions: Sequence[DenseCaption], windows: Sequence[Moment], query: str, *, count: int, seed: int,
+                    clip_key: str, query_id: str) -> CandidatePaths:
     """`count` subsets of each tag, as ascending indices into `captions`, which must be in chronological order. No
     captions: no paths. No caption overlaps the ground truth: `overlap` holds distractors alone."""
     n = len(captions)
@@ -59,9 +51,8 @@ def candidate_paths(
     return CandidatePaths(random=random, overlap=overlap)
 
 
-def _distinct(
-    draw: Callable[[np.random.Generator], list[int]], draws: np.random.Generator, count: int
-) -> list[list[int]]:
+def _distinct(draw: Callable[[np.random.Generator], list[int]], draws: np.random.Generator,
+              count: int) -> list[list[int]]:
     seen: set[tuple[int, ...]] = set()
     paths: list[list[int]] = []
     exhausted = False

@@ -77,7 +77,7 @@ class PlannedClip(Config):
     def skipped(self, row: PlannedRow, stage: str, reason: str, detail: str, *, transient: bool = False) -> SkippedRow:
         """A row of the clip that did not become a query, as the ledger takes it."""
         return SkippedRow(row_id=row.row_id, line=row.line, video=self.video, key=self.key, stage=stage, reason=reason,
-                          detail=detail[:2000], transient=transient)  # fmt: skip
+                          detail=detail[:2000], transient=transient)
 
 
 class Plan(Config):
@@ -116,15 +116,8 @@ class Plan(Config):
         return sum(len(clip.rows) for clip in self.clips)
 
 
-def make_plan(
-    config: PreprocessConfig,
-    shaping: dict[str, Any],
-    *,
-    encoder: EncoderFingerprint,
-    clip_encoder: ClipEncoder | None,
-    captioner: dict[str, Any],
-    bytes_per_clip: int,
-) -> Plan:
+def make_plan(config: PreprocessConfig, shaping: dict[str, Any], *, encoder: EncoderFingerprint,
+              clip_encoder: ClipEncoder | None, captioner: dict[str, Any], bytes_per_clip: int) -> Plan:
     """Reads annotations and lists videos; decodes nothing.
 
     Args:
@@ -135,16 +128,14 @@ def make_plan(
         bytes_per_clip: most that a clip's features can take, for the slices.
     """
     report = import_annotations(config.annotations, dataset=config.dataset, split=config.split,
-                                lengths=config.lengths, policy=config.lint, columns=config.columns)  # fmt: skip
+                                lengths=config.lengths, policy=config.lint, columns=config.columns)
     clips, skipped = _group(report, _Finder(list_videos(config.videos)))
     skipped = [*_dropped(report), *skipped]
     per_slice = max(1, min(config.slice_clips, config.slice_bytes // max(bytes_per_clip, 1)))
     slices = [(at, min(at + per_slice, len(clips))) for at in range(0, len(clips), per_slice)]
-    plan = Plan(
-        shaping=shaping, encoder=encoder, clip_encoder=clip_encoder, captioner=captioner,
-        annotations_file=config.annotations.name, annotations_sha256=report.source_sha256, lint=report.counts,
-        inputs=len(report.outcomes), clips=clips, slices=slices, skipped=skipped,
-    )  # fmt: skip
+    plan = Plan(shaping=shaping, encoder=encoder, clip_encoder=clip_encoder, captioner=captioner,
+                annotations_file=config.annotations.name, annotations_sha256=report.source_sha256, lint=report.counts,
+                inputs=len(report.outcomes), clips=clips, slices=slices, skipped=skipped)
     assert plan.inputs == plan.rows + len(plan.skipped), f"{plan.inputs} != {plan.rows} + {len(plan.skipped)}"
     return plan
 
@@ -229,7 +220,7 @@ def _group(report: LintReport, finder: _Finder) -> tuple[list[PlannedClip], list
             rows.setdefault((finder.find(row.video), row.clip), []).append(row)
         except VideoError as error:
             skipped.append(SkippedRow(row_id=row.row_id, line=row.line, video=row.video, stage="plan",
-                                      reason=error.reason, detail=str(error)))  # fmt: skip
+                                      reason=error.reason, detail=str(error)))
     clips = [_clip(path, clip, found, finder.videos[path]) for (path, clip), found in rows.items()]
     keys = {clip.key for clip in clips}
     assert len(keys) == len(clips), "two clips have one key"
@@ -237,18 +228,15 @@ def _group(report: LintReport, finder: _Finder) -> tuple[list[PlannedClip], list
 
 
 def _clip(path: str, clip: Moment | None, rows: list[AnnotationRow], stat: os.stat_result) -> PlannedClip:
-    planned = [
-        PlannedRow(row_id=row.row_id, line=row.line, query=row.query, split=row.split, difficulty=row.difficulty,
-                   windows_s=[(w.start_s, w.end_s) for w in row.windows],
-                   captions=None if row.captions is None else list(row.captions))
-        for row in rows
-    ]  # fmt: skip
+    planned = [PlannedRow(row_id=row.row_id, line=row.line, query=row.query, split=row.split, difficulty=row.difficulty,
+                          windows_s=[(w.start_s, w.end_s) for w in row.windows],
+                          captions=None if row.captions is None else list(row.captions)) for row in rows]
     span = None if clip is None else (clip.start_s, clip.end_s)
     return PlannedClip(key=clip_key(path, clip), video=rows[0].video, path=path, size=stat.st_size,
                        mtime_ns=stat.st_mtime_ns, clip_s=span, rows=planned,
-                       may_be_cut=any(row.may_be_cut for row in rows))  # fmt: skip
+                       may_be_cut=any(row.may_be_cut for row in rows))
 
 
 def _dropped(report: LintReport) -> list[SkippedRow]:
     return [SkippedRow(row_id=o.row_id, line=o.line, stage="annotations", reason=o.reason.partition(":")[0],
-                       detail=o.reason) for o in report.outcomes if isinstance(o, Dropped)]  # fmt: skip
+                       detail=o.reason) for o in report.outcomes if isinstance(o, Dropped)]

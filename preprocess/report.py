@@ -55,11 +55,9 @@ class PreprocessReport:
 
     def table(self) -> str:
         """Plain text."""
-        lines = [
-            f"{self.inputs:,} annotation rows: {self.written:,} queries written, {self.skipped:,} skipped",
-            f"{self.clips:,} clips, {self.captions:,} captions, slices {self.slices[0]} of {self.slices[1]} "
-            f"({self.made} made now), {self.seconds:.1f} s",
-        ]
+        lines = [f"{self.inputs:,} annotation rows: {self.written:,} queries written, {self.skipped:,} skipped",
+                 f"{self.clips:,} clips, {self.captions:,} captions, slices {self.slices[0]} of {self.slices[1]} "
+                 f"({self.made} made now), {self.seconds:.1f} s"]
         lines += [f"  {count:>14,}  {what}" for what, count in self.lint.items() if what.startswith("repair: ")]
         if self.uncaptioned:
             lines.append(f"  {self.uncaptioned:>14,}  clips without a caption: their rollouts cannot be guided")

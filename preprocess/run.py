@@ -35,15 +35,9 @@ AGAIN = ("Make room or fix the disk, then run the same command again: finished s
 VERSIONS = ("av", "decord", "torch", "transformers", "open_clip_torch", "pillow", "numpy")
 
 
-def preprocess(
-    config: PreprocessConfig,
-    *,
-    progress: Callable[[Progress], None] | None = None,
-    partition: tuple[int, int] = (1, 1),
-    retry: Literal["transient"] | None = None,
-    only: Only | None = None,
-    engine: Engine | None = None,
-) -> PreprocessReport:
+def preprocess(config: PreprocessConfig, *, progress: Callable[[Progress], None] | None = None,
+               partition: tuple[int, int] = (1, 1), retry: Literal["transient"] | None = None, only: Only | None = None,
+               engine: Engine | None = None) -> PreprocessReport:
     """Makes, or goes on making, the shard set `config.out`.
 
     Args:
@@ -97,8 +91,7 @@ def _finish(job: Job, made: int, began: float) -> PreprocessReport:
         uncaptioned=sum(ledger.uncaptioned for ledger in done) if job.config.caption.method != "none" else 0,
         slices=(len(done), len(ledgers)), made=made, complete=complete, seconds=time.monotonic() - began,
         reasons=count_reasons(skipped), lint=job.plan.lint, given=dict(sorted(given.items())),
-        transient=sum(row.transient for row in skipped),
-    )  # fmt: skip
+        transient=sum(row.transient for row in skipped))
 
 
 def _committed(job: Job, index: int) -> bool:
@@ -116,12 +109,10 @@ def _write_set(job: Job, skipped: list[SkippedRow], captions: int) -> None:
         encoders=_encoders(job), clip_encoders=[] if plan.clip_encoder is None else [plan.clip_encoder],
         captioner=plan.captioner, versions=_versions(), plan_sha256=plan.sha256,
         config={**plan.shaping, "lint_counts": plan.lint},
-        provenance=Provenance(
-            dataset=config.dataset, split=config.split, annotations_file=plan.annotations_file,
-            annotations_sha256=plan.annotations_sha256, licence_videos=config.licences.videos,
-            licence_annotations=config.licences.annotations, licence_captions=config.licences.captions,
-        ),
-    )  # fmt: skip
+        provenance=Provenance(dataset=config.dataset, split=config.split, annotations_file=plan.annotations_file,
+                              annotations_sha256=plan.annotations_sha256, licence_videos=config.licences.videos,
+                              licence_annotations=config.licences.annotations,
+                              licence_captions=config.licences.captions))
     write_card(out, manifest)
     write_manifest(out, manifest)
 
@@ -173,5 +164,4 @@ def _check_share(report: PreprocessReport, config: PreprocessConfig) -> None:
         raise TaroError(
             f"{config.out}: {report.skipped:,} of {report.inputs:,} rows ({share:.1%}) were skipped, more than "
             f"max_skipped = {config.max_skipped:.1%}: {why}. The set is written; skipped.parquet lists them; "
-            f"fix the input{hint}, or allow it with --max-skipped"
-        )
+            f"fix the input{hint}, or allow it with --max-skipped")

@@ -31,14 +31,8 @@ TINY = 1e-9
 """floor of the noise estimate: a still video must not make every rounding error an event"""
 
 
-def change_points(
-    features_TD: np.ndarray,
-    *,
-    penalty: float,
-    min_frames: int = 1,
-    max_segments: int = 64,
-    kernel: Literal["cosine", "linear"] = "cosine",
-) -> list[int]:
+def change_points(features_TD: np.ndarray, *, penalty: float, min_frames: int = 1, max_segments: int = 64,
+                  kernel: Literal["cosine", "linear"] = "cosine") -> list[int]:
     """Indices of the first frame of every segment but the first, ascending.
 
     >>> steps = np.array([[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 4)
@@ -66,7 +60,7 @@ def change_segments(features_TD: np.ndarray, times_s: np.ndarray, duration_s: fl
     """Segments that cover `[0, duration_s]`, cut at change points of the features of frames shown at `times_s` [T]."""
     step_s = duration_s / max(len(times_s), 1)
     starts = change_points(features_TD, penalty=config.penalty, min_frames=max(1, math.ceil(config.min_s / step_s)),
-                           max_segments=config.max_segments, kernel=config.kernel)  # fmt: skip
+                           max_segments=config.max_segments, kernel=config.kernel)
     cuts = [boundary_s(float(times_s[i - 1]), float(times_s[i]), config.round_s) for i in starts]
     return _between(cuts, duration_s)
 

@@ -90,7 +90,7 @@ def decode_jobs(job: Job, clips: Sequence[PlannedClip]) -> Iterator[DecodeJob]:
     """What the decoding processes are asked for these clips."""
     for clip in clips:
         yield DecodeJob(Path(job.config.videos, clip.path).absolute(), job.config.sampling, clip.clip,
-                        job.config.decode.decoder, clip.size, job.factor, may_be_cut=clip.may_be_cut)  # fmt: skip
+                        job.config.decode.decoder, clip.size, job.factor, may_be_cut=clip.may_be_cut)
 
 
 def made_records(job: Job, index: int) -> dict[str, ClipRecord]:
@@ -127,7 +127,7 @@ class _NewSlice:
         ledger = SliceLedger(plan_sha256=job.plan.sha256, written=count["written"], clips=count["clips"],
                              captions=count["captions"], uncaptioned=count["uncaptioned"],
                              clipped_windows=count["clipped"], skipped=self._skipped, given=dict(self._given),
-                             seconds=time.monotonic() - self._began)  # fmt: skip
+                             seconds=time.monotonic() - self._began)
         rows = sum(len(clip.rows) for clip in self.clips)
         assert rows == ledger.written + len(ledger.skipped), f"slice {index}: {rows} rows, {ledger}"
         writer.finish()

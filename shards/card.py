@@ -76,13 +76,12 @@ def card_text(manifest: Manifest) -> str:
     unshared = json.loads(json.dumps(_header(manifest)))
     header = yaml.safe_dump(unshared, sort_keys=False, allow_unicode=False, width=10_000)
     counts, source = manifest.counts, manifest.provenance
-    body = _BODY.format(
-        name=_line(manifest.name), version=_line(manifest.format_version), taro=_line(manifest.taro_version),
-        dataset=_line(source.dataset), split=_line(source.split), inputs=counts.inputs, queries=counts.queries,
-        skipped=counts.skipped, clips=counts.clips, captions=counts.captions,
-        bytes=f"{sum(entry.bytes for entry in manifest.shards):,}", kinds=_kinds(manifest),
-        videos=_line(source.licence_videos), annotations=_line(source.licence_annotations),
-        captions_licence=_line(source.licence_captions))
+    body = _BODY.format(name=_line(manifest.name), version=_line(manifest.format_version),
+                        taro=_line(manifest.taro_version), dataset=_line(source.dataset), split=_line(source.split),
+                        inputs=counts.inputs, queries=counts.queries, skipped=counts.skipped, clips=counts.clips,
+                        captions=counts.captions, bytes=f"{sum(entry.bytes for entry in manifest.shards):,}",
+                        kinds=_kinds(manifest), videos=_line(source.licence_videos),
+                        annotations=_line(source.licence_annotations), captions_licence=_line(source.licence_captions))
     return f"---\n{header}---\n{body}"
 
 

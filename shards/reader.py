@@ -22,15 +22,7 @@ from taro.core.errors import ShardError
 from taro.core.json import parse_model
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.models.features import EncoderFingerprint, VideoFeatures, patch_times_s
-from taro.shards.format import (
-    BLOCK,
-    MANIFEST,
-    MAX_JSON_BYTES,
-    Member,
-    ShardEntry,
-    SidecarRecord,
-    shard_path,
-)
+from taro.shards.format import BLOCK, MANIFEST, MAX_JSON_BYTES, Member, ShardEntry, SidecarRecord, shard_path
 from taro.shards.manifest import read_manifest, read_sidecar
 from taro.shards.places import open_store
 from taro.shards.store import Store
@@ -41,8 +33,7 @@ from taro.shards.variants import FrameVariants, VariantSettings, check_variants,
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["QueryRef", "Sample", "ShardSet", "check_encoder", "check_times", "encoder_numbers",
-           "open_shards"]
+__all__ = ["QueryRef", "Sample", "ShardSet", "check_encoder", "check_times", "encoder_numbers", "open_shards"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +207,7 @@ class ShardSet:
         """Queries in order of (key, place in the clip), filtered: of a split, with one of the ids, with a difficulty in
         `[low, high]` (a query without difficulty is left out then). The first call reads every KEY.json."""
         wanted = None if ids is None else set(ids)
-        return [ref for ref in self._queries
-                if (split is None or ref.query.split == split)
+        return [ref for ref in self._queries if (split is None or ref.query.split == split)
                 and (wanted is None or ref.query.id in wanted)
                 and (difficulty is None or (ref.query.difficulty is not None
                                             and difficulty[0] <= ref.query.difficulty <= difficulty[1]))]
@@ -302,13 +292,11 @@ def check_encoder(shard_set: ShardSet, fingerprint: EncoderFingerprint, *, polic
         differ = [name for name, value in encoder_numbers(held).items() if value != encoder_numbers(fingerprint)[name]]
         lines.append(f"  set:    {held.name} ({held.model_id}, tower {held.tower_sha256[:16]}, {held.dtype}); "
                      f"differs in {', '.join(differ) or 'nothing, but its shards are missing'}")
-    raise ShardError(
-        f"{shard_set.place}: the features were not made by this policy's vision tower\n"
-        f"  policy: {fingerprint.name} ({fingerprint.model_id}, tower {fingerprint.tower_sha256[:16]}, "
-        f"{fingerprint.dtype})\n"
-        + "\n".join(lines or ["  set:    no features"])
-        + "\nadd this policy's features with `taro preprocess RECIPE --set out="
-        f"{shard_set.place} --only features --policy {policy or fingerprint.model_id}`")
+    raise ShardError(f"{shard_set.place}: the features were not made by this policy's vision tower\n"
+                     f"  policy: {fingerprint.name} ({fingerprint.model_id}, tower {fingerprint.tower_sha256[:16]}, "
+                     f"{fingerprint.dtype})\n" + "\n".join(lines or ["  set:    no features"])
+                     + "\nadd this policy's features with `taro preprocess RECIPE --set out="
+                     f"{shard_set.place} --only features --policy {policy or fingerprint.model_id}`")
 
 
 def encoder_numbers(fingerprint: EncoderFingerprint) -> dict[str, Any]:

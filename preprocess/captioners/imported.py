@@ -95,7 +95,7 @@ def captions_file(path: Path) -> dict[str, list[Entry]]:
             found.setdefault(str(row["video"]), []).extend(entries)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise AnnotationError(f'{path}, line {number}: expected {{"video": ..., "captions": [{{"start_s", "end_s", '
-                                  f'"text"}}]}}; {type(error).__name__}: {str(error)[:200]}') from None  # fmt: skip
+                                  f'"text"}}]}}; {type(error).__name__}: {str(error)[:200]}') from None
     return found
 
 

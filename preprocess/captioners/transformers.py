@@ -43,10 +43,10 @@ class TransformersCaptioner:
             features = self.policy.encode(frames, times_s, self._config.sampling, duration_s=duration_s)
             prompts.append(self.policy.prompt(features, self.prompt))
         decoding = Decoding(max_new_tokens=self._config.max_new_tokens, temperature=0.0,
-                            repetition_penalty=self._config.repetition_penalty)  # fmt: skip
+                            repetition_penalty=self._config.repetition_penalty)
         rollouts = generate(self.policy, prompts, G=1, decoding=decoding)
         return [self.policy.decode(ids[mask]).strip()
-                for ids, mask in zip(rollouts.ids_BGR[:, 0], rollouts.mask_BGR[:, 0], strict=True)]  # fmt: skip
+                for ids, mask in zip(rollouts.ids_BGR[:, 0], rollouts.mask_BGR[:, 0], strict=True)]
 
 
 def model_facts(config: CaptionConfig, whole: bool, dtype: str) -> dict[str, Any]:
@@ -61,4 +61,4 @@ def model_facts(config: CaptionConfig, whole: bool, dtype: str) -> dict[str, Any
     said = config.model_dump(mode="json", include={"max_new_tokens", "repetition_penalty", "sampling"})
     digest = hashlib.sha256(json.dumps([folder_sha256(folder), said, dtype], sort_keys=True).encode()).hexdigest()
     return {"method": config.method, "model": model_id(folder)[0], "fingerprint": f"transformers:{digest[:32]}",
-            "prompt": prompt, "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()}  # fmt: skip
+            "prompt": prompt, "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()}

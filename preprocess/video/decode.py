@@ -119,11 +119,9 @@ def _decode(job: DecodeJob, video: Inspection) -> Frames:
         sink.reset()
         _pyav(video, unique, sink)
     frames, views = sink.result()
-    facts = VideoFacts(
-        path_hint=_hint(job.path), sha256=file_sha256(job.path), duration_s=video.duration_s, frames=video.frames,
-        fps=video.fps, width=video.width, height=video.height, decoder=used, frames_sha256=sink.sha256(),
-        corrupt_frames=sink.corrupt,
-    )  # fmt: skip
+    facts = VideoFacts(path_hint=_hint(job.path), sha256=file_sha256(job.path), duration_s=video.duration_s,
+                       frames=video.frames, fps=video.fps, width=video.width, height=video.height, decoder=used,
+                       frames_sha256=sink.sha256(), corrupt_frames=sink.corrupt)
     times = video.times_s[picked_T] - span.start_s
     return Frames(frames[back_T], times, facts, span, None if views is None else views[back_T])
 

@@ -31,7 +31,7 @@ IDR, LAST_SLICE = 5, 5
 def is_right(video: Inspection) -> bool:
     """Whether decord is known to be right on such a file."""
     plain = (video.exact and video.codec == "h264" and video.pixel_format == "yuv420p" and not video.interlaced
-             and video.streams == 1 and video.discarded == video.rotation == 0 and video.start_s >= 0)  # fmt: skip
+             and video.streams == 1 and video.discarded == video.rotation == 0 and video.start_s >= 0)
     return plain and (video.frames < 3 or np.ptp(np.diff(video.pts_N)) <= 1) and _closed(video)
 
 

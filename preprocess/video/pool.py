@@ -59,16 +59,14 @@ def serve(descriptor: int) -> None:
             _refuse(connection, f"{job.path.name}: its frames do not fit in memory", "out of memory", transient=True)
         except EXPECTED as error:
             _refuse(connection, f"{job.path.name}: {type(error).__name__} while decoding", "undecodable",
-                    transient=False)  # fmt: skip
+                    transient=False)
 
 
 def _send(connection: Connection, frames: Frames) -> None:
     """Numbers as JSON, pixels as bytes: the parent never unpickles what a decoder of untrusted files says."""
     arrays = [frames.frames_THWC] if frames.views_THWC is None else [frames.frames_THWC, frames.views_THWC]
-    head = {
-        "facts": frames.facts.model_dump(), "clip": frames.clip.model_dump(), "times_s": frames.times_s.tolist(),
-        "shapes": [array.shape for array in arrays],
-    }  # fmt: skip
+    head = {"facts": frames.facts.model_dump(), "clip": frames.clip.model_dump(), "times_s": frames.times_s.tolist(),
+            "shapes": [array.shape for array in arrays]}
     connection.send_bytes(json.dumps(head).encode())
     for array in arrays:
         connection.send_bytes(np.ascontiguousarray(array).reshape(-1).data)
@@ -137,7 +135,7 @@ class _Child:
             env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             command = [sys.executable, "-c", BOOT, json.dumps(sys.path), str(theirs.fileno())]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL,
-                                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+                                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._connection, self._ready = Connection(ours.detach()), False
         return self._connection
 
@@ -189,9 +187,8 @@ class DecodePool:
         waiting = deque(self._threads.submit(self._run, job) for job in itertools.islice(source, ahead + 1))
         return self._results(source, waiting)
 
-    def _results(
-        self, source: Iterator[DecodeJob], waiting: deque[Future[Frames | VideoError]]
-    ) -> Iterator[Frames | VideoError]:
+    def _results(self, source: Iterator[DecodeJob],
+                 waiting: deque[Future[Frames | VideoError]]) -> Iterator[Frames | VideoError]:
         while waiting:
             result = waiting.popleft().result()
             following = next(source, None)

@@ -198,13 +198,11 @@ def _fields(manifests: Sequence[Manifest], step: dict[str, Any]) -> dict[str, An
     for one in manifests:
         for library, version in one.versions.items():
             versions.setdefault(library, set()).update(version.split(", "))
-    return {
-        "name": _joined([one.name for one in manifests], " + "), "provenance": _provenance(manifests),
-        "encoders": manifests[0].encoders, "clip_encoders": manifests[0].clip_encoders,
-        "captioner": captioners[0] if len(captioners) == 1 else {"captioners": captioners},
-        "versions": {library: ", ".join(sorted(found)) for library, found in sorted(versions.items())},
-        "config": {**config, "thumbnails": sheets, "derived": [*earlier, step]},
-    }
+    return {"name": _joined([one.name for one in manifests], " + "), "provenance": _provenance(manifests),
+            "encoders": manifests[0].encoders, "clip_encoders": manifests[0].clip_encoders,
+            "captioner": captioners[0] if len(captioners) == 1 else {"captioners": captioners},
+            "versions": {library: ", ".join(sorted(found)) for library, found in sorted(versions.items())},
+            "config": {**config, "thumbnails": sheets, "derived": [*earlier, step]}}
 
 
 def _provenance(manifests: Sequence[Manifest]) -> Provenance:

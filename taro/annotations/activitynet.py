@@ -27,9 +27,8 @@ def parse_document(document: dict[str, Any], *, split: str) -> Iterator[RawRow |
     return parse_pairs(document, spans="timestamps", texts="sentences", split=split, dense=True)
 
 
-def parse_pairs(
-    document: dict[str, Any], *, spans: str, texts: str, split: str, dense: bool
-) -> Iterator[RawRow | Dropped]:
+def parse_pairs(document: dict[str, Any], *, spans: str, texts: str, split: str,
+                dense: bool) -> Iterator[RawRow | Dropped]:
     """Rows of a document that lists, for each video, windows under `spans` and as many queries under `texts`. With
     `dense` the queries of a video are its captions too. A video whose lists do not match is dropped as one line."""
     number = 0

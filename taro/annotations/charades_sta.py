@@ -32,11 +32,8 @@ def parse_line(line: Line, *, split: str, lengths: dict[str, float]) -> RawRow |
     except ValueError:
         mark = ""
     if not mark:
-        return Dropped(
-            line.number,
-            str(line.number),
-            f"not a Charades-STA line: expected VIDEO START END##query, got {line.text[:60]!a}",
-        )
+        return Dropped(line.number, str(line.number),
+                       f"not a Charades-STA line: expected VIDEO START END##query, got {line.text[:60]!a}")
     return RawRow(line.number, parts[0], query, [[start_s, end_s]], duration_s=lengths.get(parts[0]), split=split)
 
 
@@ -52,8 +49,7 @@ def read_lengths(path: Path) -> dict[str, float]:
 def _lengths(reader: csv.DictReader[str], path: Path) -> Iterator[tuple[str, float]]:
     if not {"id", "length"} <= set(reader.fieldnames or ()):
         raise AnnotationError(
-            f"{path}: expected a csv with the columns id,length, got {list(reader.fieldnames or ())[:10]}"
-        )
+            f"{path}: expected a csv with the columns id,length, got {list(reader.fieldnames or ())[:10]}")
     for row in reader:
         try:
             length_s = float(row["length"])
@@ -61,6 +57,5 @@ def _lengths(reader: csv.DictReader[str], path: Path) -> Iterator[tuple[str, flo
             length_s = math.nan
         if not length_s > 0:
             raise AnnotationError(
-                f"{path}: line {reader.line_num}: length of {row['id']} is {row['length']!a}, expected seconds"
-            )
+                f"{path}: line {reader.line_num}: length of {row['id']} is {row['length']!a}, expected seconds")
         yield row["id"], length_s

@@ -28,18 +28,9 @@ def parse_line(line: Line, *, split: str) -> RawRow | Dropped:
     data = json_object(line, REQUIRED)
     if isinstance(data, Dropped):
         return data
-    return RawRow(
-        line.number,
-        data["video"],
-        data["query"],
-        data["windows"],
-        row_id=data.get("qid"),
-        duration_s=data.get("duration"),
-        clip=data.get("clip"),
-        split=data.get("split", split),
-        difficulty=data.get("difficulty"),
-        captions=data.get("captions"),
-    )
+    return RawRow(line.number, data["video"], data["query"], data["windows"], row_id=data.get("qid"),
+                  duration_s=data.get("duration"), clip=data.get("clip"), split=data.get("split", split),
+                  difficulty=data.get("difficulty"), captions=data.get("captions"))
 
 
 def json_object(line: Line, required: tuple[str, ...]) -> dict[str, Any] | Dropped:

@@ -32,7 +32,7 @@ from taro.core.json import strict_json
 __all__ = ["FIELDS", "HuggingFaceReader", "check_columns"]
 
 FIELDS = ("video", "query", "windows", "start", "end", "qid", "duration", "clip", "clip_start", "clip_end", "split",
-          "difficulty", "captions")  # fmt: skip
+          "difficulty", "captions")
 NUMBERS = {"start", "end", "duration", "clip_start", "clip_end", "difficulty"}
 LISTS = {"windows", "clip", "captions"}
 LOADERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
@@ -57,8 +57,7 @@ class HuggingFaceReader:
         self._hash = hashlib.sha256()
         if self.path is None and (Path(source).exists() or not HUB_ID.fullmatch(self.source)):
             raise AnnotationError(
-                f"{source}: expected a parquet, csv, json or jsonl file, or a hub id OWNER/NAME[:CONFIG][@REVISION]"
-            )
+                f"{source}: expected a parquet, csv, json or jsonl file, or a hub id OWNER/NAME[:CONFIG][@REVISION]")
         if self.path is not None and self.path.suffix.lower() not in LOADERS:
             raise AnnotationError(f"{source}: expected a file that ends in {', '.join(LOADERS)}")
 
@@ -120,8 +119,7 @@ class HuggingFaceReader:
     def _unreadable(self, error: Exception) -> AnnotationError:
         reason = " ".join(str(error).split())[:300]
         return AnnotationError(
-            f"{self.source}: cannot be read by datasets (split {self.split}): {type(error).__name__}: {reason}"
-        )
+            f"{self.source}: cannot be read by datasets (split {self.split}): {type(error).__name__}: {reason}")
 
     def _fields(self, names: list[str]) -> dict[str, str]:
         """Field -> column, for the fields that are there. `names` is empty where `datasets` cannot tell."""
@@ -135,8 +133,7 @@ class HuggingFaceReader:
             what = f"columns {', '.join(absent)}" if absent else f"a column for {', '.join(sorted(wanted))}"
             raise AnnotationError(
                 f"{self.source}: expected {what}, got the columns {', '.join(map(str, names[:20]))}; say which column "
-                "holds which field, such as query=sentence"
-            )
+                "holds which field, such as query=sentence")
         return present
 
     def _row(self, cells: dict[str, Any], number: int) -> RawRow | Dropped:
@@ -146,11 +143,9 @@ class HuggingFaceReader:
         except (ValueError, RecursionError) as error:
             return Dropped(number, str(number), f"cell cannot be read: {error}"[:200])
         self._hash.update(text.encode("utf-8", "surrogatepass"))
-        return RawRow(
-            number, values.get("video"), values.get("query"), _windows(values), values.get("qid"),
-            values.get("duration"), _pair(values, "clip", "clip_start", "clip_end"), values.get("split") or self.split,
-            values.get("difficulty"), values.get("captions"),
-        )  # fmt: skip
+        return RawRow(number, values.get("video"), values.get("query"), _windows(values), values.get("qid"),
+                      values.get("duration"), _pair(values, "clip", "clip_start", "clip_end"),
+                      values.get("split") or self.split, values.get("difficulty"), values.get("captions"))
 
 
 def _header(path: Path, sep: str) -> list[str]:

@@ -102,15 +102,8 @@ def dataset_names() -> list[str]:
     return [*DATASETS, "hf"]
 
 
-def import_annotations(
-    path: str | Path,
-    *,
-    dataset: str,
-    split: str = "train",
-    lengths: Path | None = None,
-    policy: LintPolicy = "repair",
-    columns: Mapping[str, str] | None = None,
-) -> LintReport:
+def import_annotations(path: str | Path, *, dataset: str, split: str = "train", lengths: Path | None = None,
+                       policy: LintPolicy = "repair", columns: Mapping[str, str] | None = None) -> LintReport:
     """Reads and lints an annotation file; every line has an outcome in the report.
 
     Args:
@@ -138,9 +131,8 @@ def import_annotations(
     return LintReport(dataset, reader.sha256, tuple(outcomes))
 
 
-def _open(
-    path: str | Path, dataset: str, split: str, lengths: Path | None, columns: Mapping[str, str]
-) -> tuple[LineReader | HuggingFaceReader, Iterable[RawRow | Dropped]]:
+def _open(path: str | Path, dataset: str, split: str, lengths: Path | None,
+          columns: Mapping[str, str]) -> tuple[LineReader | HuggingFaceReader, Iterable[RawRow | Dropped]]:
     if dataset == "hf":
         _no_lengths(lengths)
         hub = HuggingFaceReader(path, split=split, columns=columns)
@@ -175,7 +167,5 @@ def _refuse_findings(path: str | Path, outcomes: list[Outcome]) -> None:
             findings.append(f"line {outcome.line}: {outcome.reason}")
     if findings:
         more = f"; and {len(findings) - SHOWN:,} more" if len(findings) > SHOWN else ""
-        raise AnnotationError(
-            f"{path}: policy fail: {len(findings):,} of {len(outcomes):,} lines are not fine: "
-            f"{'; '.join(findings[:SHOWN])}{more}; fix them, or use policy repair or drop"
-        )
+        raise AnnotationError(f"{path}: policy fail: {len(findings):,} of {len(outcomes):,} lines are not fine: "
+                              f"{'; '.join(findings[:SHOWN])}{more}; fix them, or use policy repair or drop")

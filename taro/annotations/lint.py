@@ -101,20 +101,10 @@ def lint(raw: RawRow) -> Outcome:
         unclipped = _windows(raw.windows, duration_s, found)
         windows = tuple(w.clip(duration_s if duration_s is not None else math.inf) for w in unclipped)
         row = AnnotationRow(
-            row_id=row_id,
-            line=raw.line,
-            video=video,
-            query=query,
-            windows=windows,
-            duration_s=duration_s,
-            clip=clip,
-            split=split,
-            difficulty=_difficulty(raw.difficulty, found),
-            captions=_captions(raw.captions, duration_s, found),
-            may_be_cut=raw.may_be_cut and clip is not None,
-            saliency=_saliency(raw.saliency, found),
-            unclipped=unclipped if unclipped != windows else None,
-        )
+            row_id=row_id, line=raw.line, video=video, query=query, windows=windows, duration_s=duration_s, clip=clip,
+            split=split, difficulty=_difficulty(raw.difficulty, found),
+            captions=_captions(raw.captions, duration_s, found), may_be_cut=raw.may_be_cut and clip is not None,
+            saliency=_saliency(raw.saliency, found), unclipped=unclipped if unclipped != windows else None)
     except _UnusableError as reason:
         return Dropped(raw.line, row_id, str(reason), tuple(found.repairs))
     return Repaired(row, tuple(found.repairs)) if found.repairs else Kept(row)

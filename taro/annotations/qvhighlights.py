@@ -28,10 +28,9 @@ def parse_line(line: Line, *, split: str) -> RawRow | Dropped:
     if isinstance(data, Dropped):
         return data
     marked = "relevant_clip_ids" in data or "saliency_scores" in data
-    return RawRow(
-        line.number, data["vid"], data["query"], data["relevant_windows"], data["qid"], data.get("duration"),
-        split=split, saliency=(data.get("relevant_clip_ids"), data.get("saliency_scores")) if marked else None,
-    )  # fmt: skip
+    return RawRow(line.number, data["vid"], data["query"], data["relevant_windows"], data["qid"], data.get("duration"),
+                  split=split,
+                  saliency=(data.get("relevant_clip_ids"), data.get("saliency_scores")) if marked else None)
 
 
 def parse_taro_line(line: Line, *, split: str) -> RawRow | Dropped:
@@ -39,10 +38,8 @@ def parse_taro_line(line: Line, *, split: str) -> RawRow | Dropped:
     data = json_object(line, ("qid", "query", "video_file", "relevant_windows"))
     if isinstance(data, Dropped):
         return data
-    return RawRow(
-        line.number, data["video_file"], data["query"], data["relevant_windows"], data["qid"], data.get("duration"),
-        clip=cut_of(data), split=split, may_be_cut=True,
-    )  # fmt: skip
+    return RawRow(line.number, data["video_file"], data["query"], data["relevant_windows"], data["qid"],
+                  data.get("duration"), clip=cut_of(data), split=split, may_be_cut=True)
 
 
 def cut_of(data: dict[str, Any], start: str = "video_start", end: str = "video_end") -> list[Any] | None:

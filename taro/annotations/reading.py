@@ -41,8 +41,7 @@ class LineReader:
             raise AnnotationError(f"{path}: expected {kind}, found {'a folder' if path.is_dir() else 'none'}")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise AnnotationError(
-                f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, got {path.stat().st_size:,}; split it"
-            )
+                f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, got {path.stat().st_size:,}; split it")
         self.path = path
         self._hash = hashlib.sha256()
 
@@ -56,8 +55,7 @@ class LineReader:
         size = self.path.stat().st_size
         if size > MAX_DOCUMENT_BYTES:
             raise AnnotationError(
-                f"{self.path}: expected a JSON file of at most {MAX_DOCUMENT_BYTES:,} bytes, got {size:,}; split it"
-            )
+                f"{self.path}: expected a JSON file of at most {MAX_DOCUMENT_BYTES:,} bytes, got {size:,}; split it")
         try:
             with self.path.open("rb") as file:
                 data = file.read(MAX_DOCUMENT_BYTES + 1)

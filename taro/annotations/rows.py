@@ -115,21 +115,11 @@ class LintReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the counts, and every line that was not simply kept."""
-        return {
-            "dataset": self.dataset,
-            "source_sha256": self.source_sha256,
-            "counts": self.counts,
-            "repaired": [
-                {"line": o.row.line, "row_id": o.row.row_id, "repairs": list(o.repairs)}
-                for o in self.outcomes
-                if isinstance(o, Repaired)
-            ],
-            "dropped": [
-                {"line": o.line, "row_id": o.row_id, "reason": o.reason, "repairs": list(o.repairs)}
-                for o in self.outcomes
-                if isinstance(o, Dropped)
-            ],
-        }
+        return {"dataset": self.dataset, "source_sha256": self.source_sha256, "counts": self.counts,
+                "repaired": [{"line": o.row.line, "row_id": o.row.row_id, "repairs": list(o.repairs)}
+                             for o in self.outcomes if isinstance(o, Repaired)],
+                "dropped": [{"line": o.line, "row_id": o.row_id, "reason": o.reason, "repairs": list(o.repairs)}
+                            for o in self.outcomes if isinstance(o, Dropped)]}
 
     def table(self, *, show: int = 10) -> str:
         """Plain text: the counts, then the first `show` dropped and the first `show` repaired lines."""
@@ -137,9 +127,8 @@ class LintReport:
         width = max(len(name) for name in counts)
         lines = [f"{name.ljust(width)}  {count:>9,}" for name, count in counts.items()]
         dropped = [f"line {o.line}: dropped: {o.reason}" for o in self.outcomes if isinstance(o, Dropped)]
-        repaired = [
-            f"line {o.row.line}: repaired: {', '.join(o.repairs)}" for o in self.outcomes if isinstance(o, Repaired)
-        ]
+        repaired = [f"line {o.row.line}: repaired: {', '.join(o.repairs)}" for o in self.outcomes
+                    if isinstance(o, Repaired)]
         for notes in (dropped, repaired):
             lines += notes[:show]
             if len(notes) > show > 0:

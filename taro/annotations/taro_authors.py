@@ -20,9 +20,8 @@ from taro.annotations.time_r1 import named_cut
 __all__ = ["caption_items", "parse_item"]
 
 TIME = r"(\d{1,9}(?:\.\d{0,12})?)\s{0,4}(?:seconds?|secs?|s)?"
-CAPTION = re.compile(
-    rf"\s{{0,8}}from\s{{1,4}}{TIME}\s{{1,4}}to\s{{1,4}}{TIME}\s{{0,4}}[,:]\s{{0,4}}(.*)", re.IGNORECASE
-)
+CAPTION = re.compile(rf"\s{{0,8}}from\s{{1,4}}{TIME}\s{{1,4}}to\s{{1,4}}{TIME}\s{{0,4}}[,:]\s{{0,4}}(.*)",
+                     re.IGNORECASE)
 QUOTED = re.compile(r'"([^\n]{1,20000})"')
 
 
@@ -46,12 +45,11 @@ def parse_item(item: Any, number: int, *, split: str) -> RawRow | Dropped:
     query = data.get("query")
     clip = cut_of(data)
     name = extra.get("split", split)
-    return RawRow(
-        number, videos[0], _asked(data.get("prompt")) if query is None else query, [truth],
-        f"{name}-{extra['index']}" if isinstance(extra.get("index"), int | str) else None, extra.get("duration"),
-        clip=None if clip is not None and named_cut(videos[0], clip) else clip, split=name,
-        captions=caption_items(data["captions"]) if data.get("captions") else None, may_be_cut=True,
-    )  # fmt: skip
+    return RawRow(number, videos[0], _asked(data.get("prompt")) if query is None else query, [truth],
+                  f"{name}-{extra['index']}" if isinstance(extra.get("index"), int | str) else None,
+                  extra.get("duration"), clip=None if clip is not None and named_cut(videos[0], clip) else clip,
+                  split=name, captions=caption_items(data["captions"]) if data.get("captions") else None,
+                  may_be_cut=True)
 
 
 def caption_items(value: Any) -> list[Any]:

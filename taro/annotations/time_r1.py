@@ -39,10 +39,8 @@ def parse_item(item: Any, number: int, *, split: str) -> RawRow | Dropped:
     clip = cut_of(data)
     if clip is not None and named_cut(data["video"], clip):
         clip = None
-    return RawRow(
-        number, data["video"], data["sentence"], [data["timestamp"]], data.get("qid"), data.get("duration"),
-        clip=clip, split=split, difficulty=data.get("difficulty"), may_be_cut=True,
-    )  # fmt: skip
+    return RawRow(number, data["video"], data["sentence"], [data["timestamp"]], data.get("qid"), data.get("duration"),
+                  clip=clip, split=split, difficulty=data.get("difficulty"), may_be_cut=True)
 
 
 def named_cut(video: Any, clip: list[Any]) -> bool:

@@ -34,7 +34,5 @@ def parse_item(item: Any, number: int, *, split: str) -> RawRow | Dropped:
     match = ANSWER.fullmatch(answer) if isinstance(answer, str) else None
     if match is None:
         return Dropped(number, str(number), f"answer is not START-END: {str(answer)[:60]!a}")
-    return RawRow(
-        number, data["path"], data["question"], [[float(match[1]), float(match[2])]], duration_s=data.get("duration"),
-        clip=cut_of(data, "start", "end"), split=split, may_be_cut=True,
-    )  # fmt: skip
+    return RawRow(number, data["path"], data["question"], [[float(match[1]), float(match[2])]],
+                  duration_s=data.get("duration"), clip=cut_of(data, "start", "end"), split=split, may_be_cut=True)

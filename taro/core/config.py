@@ -101,9 +101,8 @@ def _written_out(node: Any, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def load_config(
-    model: type[ConfigT], source: str | Path | None, overrides: Sequence[str] = (), *, package: str
-) -> ConfigT:
+def load_config(model: type[ConfigT], source: str | Path | None, overrides: Sequence[str] = (), *,
+                package: str) -> ConfigT:
     """Reads a recipe (a path, or a name in `package`; None: all defaults), applies `key.sub=value`, validates. Relative
     paths in a recipe file count from its folder, those of `overrides` from where one stands (`taro.core.places`).
 

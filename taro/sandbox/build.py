@@ -63,7 +63,7 @@ class BuildSettings:
     def quick(cls, **changed: Any) -> BuildSettings:
         """About a minute on a CPU."""
         small: dict[str, Any] = {"videos": 48, "steps": 6, "weak_steps": 3, "clip_steps": 12, "held_out": 6,
-                                 "evaluations": 1, "batch": 4, "clip_batch": 64}  # fmt: skip
+                                 "evaluations": 1, "batch": 4, "clip_batch": 64}
         return cls(**(small | changed))
 
 
@@ -79,7 +79,7 @@ class _Build:
             out.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise ConfigError(f"{out}: expected a folder to write, got a path with a file in it; name another"
-                              ) from None  # fmt: skip
+                              ) from None
         self.log = out / "training-log.jsonl"
         self._earlier = _earlier(self.log, settings)
 
@@ -111,9 +111,8 @@ class _Build:
         held = Plan(s.held_out, EVALUATION_SEED, mixed=1, labelled=0, processes=s.processes)
         return train, held
 
-    def evaluate(
-        self, name: str, model: Any, held: Videos, worlds: list[World], *, perception: bool, step: int
-    ) -> None:
+    def evaluate(self, name: str, model: Any, held: Videos, worlds: list[World], *, perception: bool,
+                 step: int) -> None:
         """Saves a model and scores what was saved."""
         began = time.monotonic()
         folder = save_model(model, self.out / name)
@@ -136,7 +135,7 @@ def _earlier(log: Path, settings: BuildSettings) -> dict[str, tuple[int, dict[st
             changed = [f"{key}: {row.get(key)} there, {now[key]} now" for key in SHAPING if row.get(key) != now[key]]
             if changed:
                 raise ConfigError(f"{log.parent} holds a build with other settings ({'; '.join(changed)}); go on with "
-                                  "those, or name another folder")  # fmt: skip
+                                  "those, or name another folder")
         elif "finished" in row:
             done[row["stage"]] = row["finished"], row["scores"]
     return done
@@ -152,7 +151,7 @@ def build_sandbox(out: Path, settings: BuildSettings) -> dict[str, dict[str, flo
         raise ConfigError(f"parts {', '.join(unknown)}: expected some of {', '.join(PARTS)}")
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device {settings.device}: torch {torch.__version__} sees no CUDA GPU; to see the program "
-                          "run on a CPU, add --quick and leave --device out")  # fmt: skip
+                          "run on a CPU, add --quick and leave --device out")
     torch.set_float32_matmul_precision("high")
     build = _Build(out, settings)
     build.say("build", torch=torch.__version__, **vars(settings))
@@ -177,9 +176,8 @@ def build_sandbox(out: Path, settings: BuildSettings) -> dict[str, dict[str, flo
     return build.scores
 
 
-def _train_captioner(
-    build: _Build, name: str, model: Any, frames: torch.Tensor, videos: Videos, held: Videos, worlds: list[World]
-) -> None:
+def _train_captioner(build: _Build, name: str, model: Any, frames: torch.Tensor, videos: Videos, held: Videos,
+                     worlds: list[World]) -> None:
     s = build.settings
     if build.takes_up(name):
         model.load_state_dict(load_file(build.out / name / "model.safetensors"), strict=False)  # the head is tied
@@ -192,27 +190,22 @@ def _train_captioner(
             build.say(name, step=step, not_scored=f"{type(error).__name__}: {str(error)[:300]}")
 
     schedule = Schedule(s.steps, s.batch, limit_s=s.limit_s, every=max(1, s.steps // s.evaluations), seed=s.seed,
-                        warmup=min(200, s.steps // 4))  # fmt: skip
-    steps = train_model(
-        model, frames, videos.mixed.to(build.device), schedule, evaluate=evaluate, compiled=s.compiled,
-        say=lambda **facts: build.say(name, **facts),
-    )  # fmt: skip
+                        warmup=min(200, s.steps // 4))
+    steps = train_model(model, frames, videos.mixed.to(build.device), schedule, evaluate=evaluate, compiled=s.compiled,
+                        say=lambda **facts: build.say(name, **facts))
     evaluate(steps)
     build.finish(name, steps)
 
 
-def _train_policy(
-    build: _Build, name: str, model: Any, frames: torch.Tensor, videos: Videos, held: Videos, worlds: list[World]
-) -> None:
+def _train_policy(build: _Build, name: str, model: Any, frames: torch.Tensor, videos: Videos, held: Videos,
+                  worlds: list[World]) -> None:
     s = build.settings
     if build.takes_up(name):
         return
     schedule = Schedule(s.weak_steps, s.batch, rate=3e-4, warmup=min(20, s.weak_steps // 4), tower=False,
-                        every=s.weak_steps + 1, limit_s=1e9, seed=s.seed + 1)  # fmt: skip
-    steps = train_model(
-        model, frames, videos.weak.to(build.device), schedule, evaluate=lambda step: None, compiled=False,
-        say=lambda **facts: build.say(name, **facts),
-    )  # fmt: skip
+                        every=s.weak_steps + 1, limit_s=1e9, seed=s.seed + 1)
+    steps = train_model(model, frames, videos.weak.to(build.device), schedule, evaluate=lambda step: None,
+                        compiled=False, say=lambda **facts: build.say(name, **facts))
     build.evaluate(name, model, held, worlds, perception=False, step=steps)
     build.finish(name, steps)
 
@@ -224,7 +217,7 @@ def _train_clip(build: _Build, frames: torch.Tensor, videos: Videos, held: Video
     model = build_clip(s.seed).to(build.device)
     labels = videos.labels_FL.to(build.device)
     train_clip(model, frames, labels, steps=s.clip_steps, batch=s.clip_batch, seed=s.seed,
-               say=lambda **facts: build.say("clip", **facts))  # fmt: skip
+               say=lambda **facts: build.say("clip", **facts))
     save_clip(model, build.out / "clip")
     build.scores["clip"] = clip_scores(model, worlds, held.frames_FHWC.to(build.device))
     build.say("clip", step=s.clip_steps, **build.scores["clip"])
@@ -248,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--compiled", action="store_true", help="torch.compile the captioner's training")
     parser.add_argument("--device", default=defaults.device)
     for name in ("videos", "steps", "weak_steps", "clip_steps", "held_out", "limit_s", "batch", "clip_batch",
-                 "processes", "seed"):  # fmt: skip
+                 "processes", "seed"):
         kind = type(getattr(defaults, name))
         parser.add_argument("--" + name.replace("_", "-"), type=kind, default=None)
     parser.add_argument("--parts", type=lambda text: tuple(text.split(",")), help="of " + ",".join(PARTS))

@@ -41,7 +41,5 @@ def write_cards(out: Path, settings: Any, steps: dict[str, int], scores: dict[st
             "each written as H.264 and read back; nothing was downloaded and no person is shown.",
             f"- Steps: {steps[name]} (seed {settings.seed}); made by `taro sandbox build`, log beside the weights.",
             f"- Scores on {settings.held_out} held-out worlds (greedy; `sampled_`: temperature 1):", "",
-            "| measure | value |", "|---|---|", *rows, "",
-            "It knows this one synthetic world and nothing else.", "",
-        ]  # fmt: skip
+            "| measure | value |", "|---|---|", *rows, "", "It knows this one synthetic world and nothing else.", ""]
         (out / name / "README.md").write_text("\n".join(text), encoding="utf-8")

@@ -32,16 +32,12 @@ def clip_config(size_px: int = 84) -> dict[str, Any]:
     """open_clip_config.json."""
     tokenizer = build_tokenizer()
     vision = {"image_size": size_px, "layers": 3, "width": 96, "head_width": 32, "mlp_ratio": 4.0, "patch_size": 14}
-    text = {
-        "context_length": CONTEXT, "vocab_size": VOCABULARY_SIZE, "hf_tokenizer_name": "sandbox", "width": 96,
-        "heads": 3, "layers": 2, "pool_type": "eos", "eos_id": tokenizer.eos_token_id,
-        "pad_id": tokenizer.pad_token_id,
-    }  # fmt: skip
-    return {
-        "model_cfg": {"embed_dim": 96, "init_logit_bias": -6.0, "vision_cfg": vision, "text_cfg": text},
-        "preprocess_cfg": {"size": [size_px, size_px], "mean": list(MEAN), "std": list(STD), "mode": "RGB",
-                           "interpolation": "bicubic", "resize_mode": "shortest"},
-    }  # fmt: skip
+    text = {"context_length": CONTEXT, "vocab_size": VOCABULARY_SIZE, "hf_tokenizer_name": "sandbox", "width": 96,
+            "heads": 3, "layers": 2, "pool_type": "eos", "eos_id": tokenizer.eos_token_id,
+            "pad_id": tokenizer.pad_token_id}
+    return {"model_cfg": {"embed_dim": 96, "init_logit_bias": -6.0, "vision_cfg": vision, "text_cfg": text},
+            "preprocess_cfg": {"size": [size_px, size_px], "mean": list(MEAN), "std": list(STD), "mode": "RGB",
+                               "interpolation": "bicubic", "resize_mode": "shortest"}}
 
 
 def build_clip(seed: int, size_px: int = 84) -> Any:
@@ -61,10 +57,8 @@ def save_clip(model: Any, folder: Path, size_px: int = 84) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(clip_config(size_px), indent=2)
     (folder / "open_clip_config.json").write_text(config + "\n", encoding="utf-8")
-    state = {
-        name: (x.detach().cpu().half() if x.is_floating_point() else x.detach().cpu()).contiguous()
-        for name, x in model.state_dict().items()
-    }
+    state = {name: (x.detach().cpu().half() if x.is_floating_point() else x.detach().cpu()).contiguous()
+             for name, x in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
     build_tokenizer(ends_with_eos=True).save_pretrained(folder)
     return folder
@@ -81,17 +75,8 @@ def _images(frames_BHWC: torch.Tensor) -> torch.Tensor:
     return ((frames_BHWC.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-def train_clip(
-    model: Any,
-    frames_FHWC: torch.Tensor,
-    labels_FL: torch.Tensor,
-    *,
-    steps: int,
-    batch: int = 512,
-    rate: float = 1e-3,
-    seed: int = 0,
-    say: Callable[..., None],
-) -> None:
+def train_clip(model: Any, frames_FHWC: torch.Tensor, labels_FL: torch.Tensor, *, steps: int, batch: int = 512,
+               rate: float = 1e-3, seed: int = 0, say: Callable[..., None]) -> None:
     """Trains in place on single cells, noise added; linear warm-up, then linear decay."""
     device = frames_FHWC.device
     texts = _sentences(device)
@@ -159,8 +144,6 @@ def clip_scores(model: Any, worlds: list[World], frames_FHWC: torch.Tensor) -> d
         for scores, into in ((change, found), (draws.random(len(change)), luck)):
             top = np.argsort(-scores)[: len(borders)] + 1
             into += [bool((np.abs(top - border) <= 1).any()) for border in borders]
-    named: dict[str, list[Any]] = {
-        "own_segment": own, "own_caption": best, "own_caption_chance": chance, "boundary_recall": found,
-        "boundary_recall_chance": luck,
-    }  # fmt: skip
+    named: dict[str, list[Any]] = {"own_segment": own, "own_caption": best, "own_caption_chance": chance,
+                                   "boundary_recall": found, "boundary_recall_chance": luck}
     return {name: round(float(np.mean(values)), 4) for name, values in named.items()}

@@ -91,22 +91,16 @@ def make_videos(plan: Plan, settings: WorldSettings, say: Callable[[str], None])
     starts = np.concatenate([[0], np.cumsum([duration_cells(seed, settings) for seed in seeds])])
     shape = (int(starts[-1]), settings.size_px, settings.size_px, 3)
     frames = np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
-    jobs = [
-        (seeds[low : low + CHUNK], starts[:-1][low : low + CHUNK].tolist(), max(0, min(plan.labelled - low, CHUNK)))
-        for low in range(0, plan.videos, CHUNK)
-    ]
+    jobs = [(seeds[low : low + CHUNK], starts[:-1][low : low + CHUNK].tolist(), max(0, min(plan.labelled - low, CHUNK)))
+            for low in range(0, plan.videos, CHUNK)]
     parts, began = [], time.monotonic()
     for number, part in enumerate(_run(jobs, (frames, plan, settings), plan.processes)):
         parts.append(part)
         if number % max(1, len(jobs) // 8) == 0:
             say(f"videos: {min((number + 1) * CHUNK, plan.videos)}/{plan.videos} in {time.monotonic() - began:.0f} s")
     labels = [part[2] for part in parts if len(part[2])]
-    return Videos(
-        torch.from_numpy(frames),
-        _stack([part[0] for part in parts]),
-        _stack([part[1] for part in parts]),
-        torch.from_numpy(np.concatenate(labels)) if labels else torch.zeros(0, 0),
-    )
+    return Videos(torch.from_numpy(frames), _stack([part[0] for part in parts]), _stack([part[1] for part in parts]),
+                  torch.from_numpy(np.concatenate(labels)) if labels else torch.zeros(0, 0))
 
 
 def _run(jobs: list[Any], shared: tuple[Any, ...], processes: int) -> Iterator[Any]:
@@ -171,7 +165,7 @@ def _row(example: Example, start: int) -> Row:
 
 def _columns(rows: list[Row]) -> list[np.ndarray]:
     return [np.array([row[n] for row in rows], dtype=kind) for n, kind in
-            enumerate((np.int32, np.int32, np.float64, np.int16, np.int16, np.int32, np.int32))]  # fmt: skip
+            enumerate((np.int32, np.int32, np.float64, np.int16, np.int16, np.int32, np.int32))]
 
 
 def _stack(parts: list[list[np.ndarray]]) -> Examples:

@@ -30,26 +30,23 @@ MAX_NEW_TOKENS = 128
 AT_ONCE = 64
 
 
-def responses(
-    policy: Policy, features: list[VideoFeatures], users: list[str], *, temperature: float = 0.0, seed: int = 0
-) -> list[str]:
+def responses(policy: Policy, features: list[VideoFeatures], users: list[str], *, temperature: float = 0.0,
+              seed: int = 0) -> list[str]:
     """One response to each prompt, as text."""
     texts: list[str] = []
     for low in range(0, len(users), AT_ONCE):
         part = range(low, min(low + AT_ONCE, len(users)))
         prompts = [policy.prompt(features[n], users[n]) for n in part]
         draws = np.stack([uniforms(MAX_NEW_TOKENS, "sandbox evaluation", seed, n)[None] for n in part])
-        rollouts = generate(
-            policy, prompts, G=1, decoding=Decoding(MAX_NEW_TOKENS, temperature=temperature), uniforms_BGR=draws
-        )
+        rollouts = generate(policy, prompts, G=1, decoding=Decoding(MAX_NEW_TOKENS, temperature=temperature),
+                            uniforms_BGR=draws)
         texts += [policy.decode(ids[mask]) for ids, mask in
-                  zip(rollouts.ids_BGR[:, 0], rollouts.mask_BGR[:, 0], strict=True)]  # fmt: skip
+                  zip(rollouts.ids_BGR[:, 0], rollouts.mask_BGR[:, 0], strict=True)]
     return texts
 
 
-def evaluate_model(
-    folder: Path, worlds: list[World], frames_FHWC: torch.Tensor, *, device: torch.device, perception: bool
-) -> dict[str, float]:
+def evaluate_model(folder: Path, worlds: list[World], frames_FHWC: torch.Tensor, *, device: torch.device,
+                   perception: bool) -> dict[str, float]:
     """Scores of the model in `folder` on held-out worlds.
 
     Greedy grounding of one query a video; sampled_*: the same at temperature 1; with `perception`, also captions_right
@@ -87,13 +84,10 @@ def _features(policy: Policy, frames: torch.Tensor) -> VideoFeatures:
 
 
 def _grounding(worlds: list[World], numbers: list[int], texts: list[str]) -> dict[str, float]:
-    predictions = [
-        Prediction(
-            query_id=str(world.seed), video=str(world.seed), predicted=parse_answer(text),
-            windows=(world.events[n].moment,), duration_s=world.duration_s, reasoning=parse_reasoning(text).text,
-        )
-        for world, n, text in zip(worlds, numbers, texts, strict=True)
-    ]  # fmt: skip
+    predictions = [Prediction(query_id=str(world.seed), video=str(world.seed), predicted=parse_answer(text),
+                              windows=(world.events[n].moment,), duration_s=world.duration_s,
+                              reasoning=parse_reasoning(text).text)
+                   for world, n, text in zip(worlds, numbers, texts, strict=True)]
     table = evaluate_predictions(predictions).as_dict()
     scores = {name: float(table[name]) for name in ("miou", "r1@0.3", "r1@0.5", "r1@0.7")}
     scores["format"] = float(np.mean([format_ok(text) for text in texts]))

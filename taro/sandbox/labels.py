@@ -19,8 +19,7 @@ QUIET = 0
 """number of the sentence "nothing happens."""
 SENTENCES = (
     "nothing happens.",
-    *(f"the {colour} {shape} {predicate}." for colour in COLOURS for shape in SHAPES for predicate in PREDICATES),
-)
+    *(f"the {colour} {shape} {predicate}." for colour in COLOURS for shape in SHAPES for predicate in PREDICATES))
 BIG_PX = 11.5
 
 
@@ -39,10 +38,9 @@ def sentence_labels(world: World, settings: WorldSettings) -> np.ndarray:
     for number, names in enumerate(world.objects):
         x, y, radius, visible = world.state[number]
         shown = visible.astype(bool) & (np.abs(x - 1.5 * third) < 1.6 * third) & (np.abs(y - 1.5 * third) < 1.6 * third)
-        truths = {"is seen": shown, "is big": radius > BIG_PX * settings.size_px / 84,
-                  "is at the top": y < third, "is at the bottom": y > 2 * third,
-                  "is at the middle": (y >= third) & (y <= 2 * third),
-                  "is at the left": x < third, "is at the right": x > 2 * third}  # fmt: skip
+        truths = {"is seen": shown, "is big": radius > BIG_PX * settings.size_px / 84, "is at the top": y < third,
+                  "is at the bottom": y > 2 * third, "is at the middle": (y >= third) & (y <= 2 * third),
+                  "is at the left": x < third, "is at the right": x > 2 * third}
         for offset, predicate in enumerate(SEEN):
             labels[:, _first(*names) + len(ACTIONS) + offset] = truths[predicate] & shown
     return labels

@@ -28,17 +28,9 @@ VERSION = 1
 """of the world: raised when the same seed gives another video"""
 
 
-def make_sandbox(
-    out: str | Path,
-    *,
-    videos: int,
-    seed: int = 0,
-    split: str = "train",
-    settings: WorldSettings | None = None,
-    queries_per_video: int = 3,
-    workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
+def make_sandbox(out: str | Path, *, videos: int, seed: int = 0, split: str = "train",
+                 settings: WorldSettings | None = None, queries_per_video: int = 3, workers: int = 1,
+                 progress: Callable[[int, int], None] | None = None) -> Path:
     """Makes a sandbox folder and returns it.
 
     Args:
@@ -53,8 +45,7 @@ def make_sandbox(
     if not 1 <= videos <= 100_000 or not 0 <= seed <= most or queries_per_video < 1:
         raise ConfigError(
             f"expected 1 to 100,000 videos, a seed from 0 to {most} (each has 100,000 worlds of its own) and at "
-            f"least 1 query a video, got videos={videos}, seed={seed}, queries_per_video={queries_per_video}"
-        )
+            f"least 1 query a video, got videos={videos}, seed={seed}, queries_per_video={queries_per_video}")
     settings, out = settings or WorldSettings(), Path(out)
     try:
         (out / "videos").mkdir(parents=True, exist_ok=True)
@@ -62,7 +53,7 @@ def make_sandbox(
         raise ConfigError(f"{out}: expected a folder to write, got a path with a file in it; name another") from None
     first = (TRAIN_SEED if split == "train" else TEST_SEED) + 100_000 * seed
     facts = {"version": VERSION, "first_seed": first, "videos": videos, "split": split, "seed": seed,
-             "queries_per_video": queries_per_video, "settings": settings.model_dump()}  # fmt: skip
+             "queries_per_video": queries_per_video, "settings": settings.model_dump()}
     jobs = [(first + number, settings, out, split, queries_per_video) for number in range(videos)]
     _check_folder(out, facts, jobs)
     rows: list[dict[str, Any]] = []
@@ -83,15 +74,15 @@ def _check_folder(out: Path, facts: dict[str, Any], jobs: list[Any]) -> None:
     try:
         before = json.loads((out / "world.json").read_text(encoding="utf-8"))
         changed = [f"{key} {json.dumps(before[key])} there, {json.dumps(value)} now" for key, value in facts.items()
-                   if before.get(key, value) != value]  # fmt: skip
+                   if before.get(key, value) != value]
     except (OSError, ValueError, AttributeError):  # no finished sandbox; an interrupted one of these arguments is fine
         rows = [row for seed, world, _, split, most in jobs
-                for row in _rows(make_world(seed, world), f"world-{seed}.mp4", split, most)]  # fmt: skip
+                for row in _rows(make_world(seed, world), f"world-{seed}.mp4", split, most)]
         if path.read_bytes() != _lines(rows).encode():
             changed = ["annotations.jsonl is none of a sandbox"]
     if changed:
         raise ConfigError(f"{out}: holds other annotations already ({'; '.join(changed)[:500]}); name another folder, "
-                          "or remove this one")  # fmt: skip
+                          "or remove this one")
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:
@@ -123,16 +114,7 @@ def _rows(world: World, video: str, split: str, queries: int) -> list[dict[str, 
     """Annotations of one video: some of its events as queries, all of them as captions."""
     order = rng("sandbox queries", world.seed).permutation(len(world.events))[:queries]
     captions = [{"start_s": when.start_s, "end_s": when.end_s, "text": text} for when, text in world.captions]
-    return [
-        {
-            "qid": f"{world.seed}-{number}",
-            "video": video,
-            "query": world.query(number),
-            "windows": [[world.events[number].moment.start_s, world.events[number].moment.end_s]],
-            "duration": world.duration_s,
-            "split": split,
-            "captions": captions,
-            "events": world.as_json()["events"],
-        }
-        for number in sorted(order.tolist())
-    ]
+    return [{"qid": f"{world.seed}-{number}", "video": video, "query": world.query(number),
+             "windows": [[world.events[number].moment.start_s, world.events[number].moment.end_s]],
+             "duration": world.duration_s, "split": split, "captions": captions, "events": world.as_json()["events"]}
+            for number in sorted(order.tolist())]

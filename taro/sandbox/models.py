@@ -36,25 +36,20 @@ def model_config(family: str = "qwen2_5_vl") -> Any:
         "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
         "rope_parameters": rope, "tie_word_embeddings": True, "bos_token_id": None,
         "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|pad|>"],
-    }  # fmt: skip
+    }
     vision: dict[str, Any] = {
         "depth": 3, "hidden_size": 96, "intermediate_size": 192, "num_heads": 3, "out_hidden_size": 192,
         "patch_size": PATCH_PX[family], "spatial_merge_size": 2, "temporal_patch_size": 2,
-    }  # fmt: skip
+    }
     if second:
         text |= {"vocab_size": STAMPED_SIZE, "head_dim": 32, "rope_parameters": {**rope, "mrope_interleaved": True}}
         vision |= {"depth": 4, "num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1, 2]}
     else:
         vision |= {"window_size": 112, "fullatt_block_indexes": [2], "tokens_per_second": 2}
     return (Qwen3VLConfig if second else Qwen2_5_VLConfig)(
-        text_config=text,
-        vision_config=vision,
-        tie_word_embeddings=True,
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        video_token_id=ids["<|video_pad|>"],
-        image_token_id=ids["<|image_pad|>"],
-    )
+        text_config=text, vision_config=vision, tie_word_embeddings=True,
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        video_token_id=ids["<|video_pad|>"], image_token_id=ids["<|image_pad|>"])
 
 
 def _stock(family: str) -> Any:
@@ -87,16 +82,13 @@ def save_model(model: Any, folder: Path) -> Path:
     config.architectures = [_stock(family).__name__]
     config.dtype = "bfloat16"
     config.save_pretrained(folder)
-    state = {
-        name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
-        for name, tensor in model.state_dict().items()
-        if name != "lm_head.weight"
-    }
+    state = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()
+             if name != "lm_head.weight"}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     _save_processor(family, folder)
     (folder / "taro.json").write_text(json.dumps({"template": "sandbox"}) + "\n", encoding="utf-8")
     generation = {"do_sample": False, "eos_token_id": config.text_config.eos_token_id,
-                  "pad_token_id": config.text_config.pad_token_id}  # fmt: skip
+                  "pad_token_id": config.text_config.pad_token_id}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     return folder
 
@@ -112,7 +104,7 @@ def _save_processor(family: str, folder: Path) -> None:
 
     second, pixels = family == "qwen3_vl", (2 * PATCH_PX[family]) ** 2
     shared: dict[str, Any] = {"image_mean": list(MEAN), "image_std": list(STD), "patch_size": PATCH_PX[family],
-                              "merge_size": 2, "temporal_patch_size": 2}  # fmt: skip
+                              "merge_size": 2, "temporal_patch_size": 2}
     size = {"shortest_edge": pixels, "longest_edge": MAX_TOKENS * pixels}
     video = {"shortest_edge": 4 * pixels, "longest_edge": 64 * MAX_TOKENS * pixels} if second else size
     (Qwen3VLProcessor if second else Qwen2_5_VLProcessor)(

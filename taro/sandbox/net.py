@@ -91,9 +91,8 @@ def _rotate(x_QHPd: torch.Tensor, cos_Pd: torch.Tensor, sin_Pd: torch.Tensor) ->
     return (x * cos_Pd + turned * sin_Pd).to(x_QHPd.dtype)
 
 
-def batch_positions(
-    patches_B: torch.Tensor, seconds_B: torch.Tensor, slots: tuple[int, int, int], text: int, rate: float
-) -> torch.Tensor:
+def batch_positions(patches_B: torch.Tensor, seconds_B: torch.Tensor, slots: tuple[int, int, int], text: int,
+                    rate: float) -> torch.Tensor:
     """Positions [3, B, L] of the row layout: as `taro.models.families.positions.prompt_positions` gives them to each
     row's used tokens. slots: temporal patches, rows and columns of merged cells that the video slot holds."""
     S, rows, columns = slots
@@ -102,11 +101,9 @@ def batch_positions(
     time_BS = torch.floor(index_S[None] * rate * seconds_B.double()[:, None]).long()
     last_B = time_BS.gather(1, patches_B[:, None] - 1)[:, 0].clamp(min=max(rows, columns) - 1)
     shape = (B, S, rows, columns)
-    video = torch.stack([
-        time_BS[:, :, None, None].expand(shape),
-        torch.arange(rows, device=device)[None, None, :, None].expand(shape),
-        torch.arange(columns, device=device)[None, None, None].expand(shape),
-    ]).flatten(2) + BEFORE  # fmt: skip
+    video = torch.stack([time_BS[:, :, None, None].expand(shape),
+                         torch.arange(rows, device=device)[None, None, :, None].expand(shape),
+                         torch.arange(columns, device=device)[None, None, None].expand(shape)]).flatten(2) + BEFORE
     head = torch.arange(BEFORE, device=device).expand(3, B, BEFORE)
     tail = (BEFORE + last_B + 1)[:, None] + torch.arange(text, device=device)
     return torch.cat([head, video, tail.expand(3, B, text)], -1)

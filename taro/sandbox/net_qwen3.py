@@ -22,9 +22,8 @@ STAMP, END = 2, 1
 """tokens before and after a run"""
 
 
-def stamped_rows(
-    model: Any, batch: Examples, patches_QPC: torch.Tensor, before: int
-) -> tuple[torch.Tensor, torch.Tensor, VideoTokens]:
+def stamped_rows(model: Any, batch: Examples, patches_QPC: torch.Tensor,
+                 before: int) -> tuple[torch.Tensor, torch.Tensor, VideoTokens]:
     """Embeddings [B, S * (STAMP + N + END), D] of the video's part of each row; positions [3, B, .] of whole rows with
     `before` tokens before it and R after; the features at their places in whole rows."""
     visual, embed, config = model.model.visual, model.model.language_model.embed_tokens, model.config
@@ -33,7 +32,7 @@ def stamped_rows(
     main, levels = encode_with_levels(visual, patches_QPC, (side, side))
     N, D = main.shape[1:]
     start, end = (embed(torch.tensor(token, device=device)).expand(B, S, 1, D)
-                  for token in (config.vision_start_token_id, config.vision_end_token_id))  # fmt: skip
+                  for token in (config.vision_start_token_id, config.vision_end_token_id))
     stamps = embed(batch.stamps_NS)[:, :, None]
     rows = torch.cat([stamps, start, main.view(B, S, N, D).to(stamps.dtype), end], 2)
     run = STAMP + N + END
@@ -51,12 +50,10 @@ def row_positions(patches_B: torch.Tensor, S: int, cells: int, *, before: int, t
     device, B = patches_B.device, len(patches_B)
     stride = STAMP + cells + END
     place = torch.arange(cells, device=device)
-    run = torch.cat([
-        torch.arange(STAMP, device=device).expand(3, STAMP),
-        STAMP + torch.stack([torch.zeros(cells, cells, dtype=torch.long, device=device),
-                             place[:, None].expand(cells, cells), place.expand(cells, cells)]).flatten(1),
-        torch.full((3, END), STAMP + cells, device=device),
-    ], 1)  # fmt: skip
+    run = torch.cat([torch.arange(STAMP, device=device).expand(3, STAMP),
+                     STAMP + torch.stack([torch.zeros(cells, cells, dtype=torch.long, device=device),
+                                          place[:, None].expand(cells, cells), place.expand(cells, cells)]).flatten(1),
+                     torch.full((3, END), STAMP + cells, device=device)], 1)
     video = before + (torch.arange(S, device=device)[:, None] * stride + run[:, None]).flatten(1)
     head = torch.arange(before, device=device).expand(3, B, before)
     tail = (before + patches_B * stride)[:, None] + torch.arange(text, device=device)

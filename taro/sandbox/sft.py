@@ -48,16 +48,8 @@ class Schedule:
         return self.rate * min(1.0, step / max(1, self.warmup)) * falling
 
 
-def train_model(
-    model: Any,
-    frames_FHWC: torch.Tensor,
-    examples: Examples,
-    schedule: Schedule,
-    *,
-    say: Callable[..., None],
-    evaluate: Callable[[int], None],
-    compiled: bool,
-) -> int:
+def train_model(model: Any, frames_FHWC: torch.Tensor, examples: Examples, schedule: Schedule, *,
+                say: Callable[..., None], evaluate: Callable[[int], None], compiled: bool) -> int:
     """Trains in place; frames and examples are where the model is. Returns the number of steps made."""
     device = frames_FHWC.device
     before = torch.tensor(build_tokenizer()("<|im_start|>user\n<|vision_start|>")["input_ids"], device=device)

@@ -18,8 +18,7 @@ from taro.grounding.moment import Moment
 from taro.models.features import FrameSampling, sample_frames
 from taro.sandbox.world import CELL_S, World
 
-__all__ = ["Example", "mixed_example", "response", "seconds", "segment_sentences", "shown_times_s",
-           "weak_example"]
+__all__ = ["Example", "mixed_example", "response", "seconds", "segment_sentences", "shown_times_s", "weak_example"]
 
 TASKS = {"ground": 0.45, "describe": 0.25, "at": 0.15, "segment": 0.15}
 CROPPED = 0.25
@@ -160,4 +159,4 @@ def _segment(world: World, draw: np.random.Generator) -> Example:
     count = end - start
     cells = tuple((start + (shown_times_s(count) // CELL_S).astype(int)).tolist())
     return Example(cells, count * CELL_S / (len(cells) // 2), "describe the segment.",
-                   segment_sentences(world, start, end))  # fmt: skip
+                   segment_sentences(world, start, end))

@@ -27,14 +27,14 @@ from taro.grounding.moment import Moment
 __all__ = [
     "ACTIONS", "CELL_S", "COLOURS", "ORDINALS", "SHAPES", "Event", "World", "WorldSettings", "check_worlds",
     "duration_cells", "make_world",
-]  # fmt: skip
+]
 
 CELL_S = 0.5
 """seconds that a state is held"""
 COLOURS = {
     "red": (230, 38, 38), "green": (38, 191, 51), "blue": (51, 77, 242), "yellow": (242, 217, 38),
     "purple": (166, 51, 204), "cyan": (38, 217, 217),
-}  # fmt: skip
+}
 SHAPES = ("circle", "square", "triangle", "cross")
 ACTIONS = ("enters", "leaves", "blinks", "grows", "moves", "shakes")
 ORDINALS = ("first", "second", "third")
@@ -130,22 +130,15 @@ class World:
 
     def crop(self, start: int, end: int) -> World:
         """Cells `[start, end)` as a world of its own: events that reach over an end are cut to it."""
-        inside = [
-            replace(e, start=max(e.start, start) - start, end=min(e.end, end) - start)
-            for e in self.events
-            if e.start < end and e.end > start
-        ]
+        inside = [replace(e, start=max(e.start, start) - start, end=min(e.end, end) - start) for e in self.events
+                  if e.start < end and e.end > start]
         return replace(self, cells=end - start, events=tuple(inside), state=self.state[:, :, start:end])
 
     def as_json(self) -> dict[str, Any]:
         """Objects and events, for people and programs that want the whole truth."""
-        return {
-            "seed": self.seed,
-            "objects": [" ".join(names) for names in self.objects],
-            "events": [
-                {"start_s": m.start_s, "end_s": m.end_s, "text": text.rstrip(".")} for m, text in self.captions
-            ],
-        }
+        return {"seed": self.seed, "objects": [" ".join(names) for names in self.objects],
+                "events": [{"start_s": m.start_s, "end_s": m.end_s, "text": text.rstrip(".")}
+                           for m, text in self.captions]}
 
 
 def duration_cells(seed: int, settings: WorldSettings) -> int:
@@ -188,9 +181,8 @@ def _acts(draw: np.random.Generator, actors: int, settings: WorldSettings) -> li
     return acts
 
 
-def _schedule(
-    draw: np.random.Generator, acts: list[tuple[int, int]], cells: int, settings: WorldSettings
-) -> tuple[Event, ...]:
+def _schedule(draw: np.random.Generator, acts: list[tuple[int, int]], cells: int,
+              settings: WorldSettings) -> tuple[Event, ...]:
     """Gives acts their times: at least one quiet cell before each, or (overlap) a start inside the one before."""
     lengths = [int(draw.integers(*EVENT_CELLS)) | (action == BLINKS) for _, action in acts]
     while len(acts) > 1 and sum(lengths) + 2 * len(lengths) > cells:
@@ -212,9 +204,7 @@ def _schedule(
     return tuple(sorted(events))
 
 
-def _states(
-    draw: np.random.Generator, things: int, events: tuple[Event, ...], cells: int, size_px: int
-) -> np.ndarray:
+def _states(draw: np.random.Generator, things: int, events: tuple[Event, ...], cells: int, size_px: int) -> np.ndarray:
     unit = size_px / 84
     state = np.zeros((things, 4, cells), np.float32)
     homes = draw.permutation(HOMES * HOMES)[:things]
