@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from taro.core.errors import ModelError
+from taro.core.places import expand_home
 from taro.grounding.moment import Moment
 from taro.models.resolve import SANDBOX, folder_sha256, resolve_model
 from taro.shards.format import ClipEncoder
@@ -93,7 +93,7 @@ def clip_encoder(name: str) -> ClipEncoder:
 
 def _source(name: str) -> tuple[ClipEncoder, str, str | None]:
     """(encoder, what open_clip is asked for, pretrained tag)."""
-    if name.startswith(SANDBOX) or Path(name).expanduser().is_dir():
+    if name.startswith(SANDBOX) or expand_home(name).is_dir():
         folder = resolve_model(name)
         model = name.replace(":", "-") if name.startswith(SANDBOX) else folder.name
         sha256: str | None = folder_sha256(folder)

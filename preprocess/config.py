@@ -174,4 +174,6 @@ class PreprocessConfig(Config):
                                                      "clip_model", "device", "dtype", "max_skipped", "engine",
                                                      "workers", "threads", "licences", "variants"})
         del data["decode"]["deadline_s"], data["caption"]["model"], data["caption"]["file"]
+        if self.caption.template is not None:  # the plan holds the prompt: where its file lies is nobody's business
+            data["caption"]["template"] = self.caption.template.rpartition("/")[2]
         return data

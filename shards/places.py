@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from taro.core.errors import ShardError
+from taro.core.places import expand_home
 from taro.shards.store import Store
 from taro.shards.store_local import LocalStore
 
@@ -41,10 +42,7 @@ def local_folder(place: str | Path) -> Path | None:
     """
     if _scheme(str(place)):
         return None
-    try:
-        return Path(place).expanduser()
-    except RuntimeError:  # the home of nobody: a folder of that very name
-        return Path(place)
+    return expand_home(place)
 
 
 def open_store(place: str | Path | Store) -> Store:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from taro.core.config import changed_settings, read_yaml
 from taro.core.errors import ConfigError
 from taro.core.files import locked, remove_temporary, write_atomically
-from taro.core.places import paths_for, paths_from
+from taro.core.places import paths_for, paths_from, real_paths
 from taro.models.resolve import resolve_model
 from taro.shards.manifest import read_manifest
 from taro.shards.places import open_store
@@ -51,6 +51,7 @@ def check_folder(config: TrainConfig, *, resume: bool) -> None:
         then, now = _settings(old), config.model_dump(mode="json")
         with contextlib.suppress(ValidationError):  # settings that are newer than the run have their defaults
             then = TrainConfig.model_validate(then).model_dump(mode="json")
+        then, now = (real_paths(one, TrainConfig) for one in (then, now))
         compared = now.keys() - RESUME_MAY_CHANGE
         changed = changed_settings(*({key: one[key] for key in compared if key in one} for one in (then, now)))
         if changed:

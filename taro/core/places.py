@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator
 
-__all__ = ["DataName", "LocalPath", "ModelName", "SetPlace", "TemplateName", "Word", "hub_id", "paths_for",
-           "paths_from"]
+__all__ = ["DataName", "LocalPath", "ModelName", "SetPlace", "TemplateName", "Word", "expand_home", "hub_id",
+           "paths_for", "paths_from", "real_paths"]
 
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 FILE_ENDS = (".csv", ".json", ".jsonl", ".parquet", ".safetensors", ".txt", ".yaml", ".yml")
@@ -31,15 +31,23 @@ class _Mark:
     kind: Literal["path", "name", "template", "word"]
 
 
+def expand_home(path: str | Path) -> Path:
+    """`~` and `~USER` resolved; where nobody has that name, a folder of that very name, as in a shell."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def _place(value: Any) -> Any:
     text = os.fspath(value) if isinstance(value, str | Path) else value
-    return str(Path(text).expanduser()) if isinstance(text, str) and "://" not in text else text
+    return str(expand_home(text)) if isinstance(text, str) and "://" not in text else text
 
 
-LocalPath = Annotated[Path, AfterValidator(Path.expanduser), _Mark("path")]
+LocalPath = Annotated[Path, AfterValidator(expand_home), _Mark("path")]
 SetPlace = Annotated[str, BeforeValidator(_place), _Mark("path")]
 ModelName = Annotated[str, _Mark("name")]
-DataName = Annotated[Path, AfterValidator(Path.expanduser), _Mark("name")]
+DataName = Annotated[Path, AfterValidator(expand_home), _Mark("name")]
 TemplateName = Annotated[str, _Mark("template")]
 Word = Annotated[str, _Mark("word")]
 
@@ -48,7 +56,11 @@ def paths_from(data: Any, model: type[BaseModel], folder: Path) -> Any:
     """The settings of a recipe in `folder`, with its relative paths as they are from where one stands."""
 
     def beside(text: str, kind: str) -> str:
-        return text if _anywhere(text, kind, folder) else os.path.normpath(folder / text)
+        if _anywhere(text, kind, folder):
+            return text
+        found = str(folder / text)
+        short = os.path.normpath(found)
+        return short if os.path.realpath(short) == os.path.realpath(found) else found  # `..` may follow a link
 
     return _converted(data, model, beside)
 
@@ -57,9 +69,23 @@ def paths_for(data: Any, model: type[BaseModel], folder: Path) -> Any:
     """The other way: settings from where one stands, as a recipe in `folder` has to write them."""
 
     def from_there(text: str, kind: str) -> str:
-        return text if _anywhere(text, kind, Path()) else os.path.relpath(text, folder)
+        if _anywhere(text, kind, Path()):
+            return text
+        there, real = os.path.relpath(text, folder), os.path.realpath(text)
+        return there if os.path.realpath(folder / there) == real else os.path.relpath(real, os.path.realpath(folder))
 
     return _converted(data, model, from_there)
+
+
+def real_paths(data: Any, model: type[BaseModel]) -> Any:
+    """Settings from where one stands, every local place absolute and without links: equal where they name one place,
+    however it is spelt."""
+
+    def real(text: str, kind: str) -> str:
+        local = text.startswith(("/", "~")) or not _anywhere(text, kind, Path())
+        return os.path.realpath(expand_home(text)) if local else text
+
+    return _converted(data, model, real)
 
 
 def hub_id(text: str) -> re.Match[str] | None:

@@ -10,6 +10,7 @@ Left out: models in object stores.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from functools import cache
 from importlib import resources
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from taro.core.errors import ConfigError, ModelError
 from taro.core.files import file_sha256
-from taro.core.places import hub_id
+from taro.core.places import expand_home, hub_id
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +41,8 @@ def resolve_model(name: str | Path) -> Path:
     text = str(name)
     if text.startswith(SANDBOX):
         return _shipped(text.removeprefix(SANDBOX))
-    folder = Path(text).expanduser()
-    if text and folder.is_dir():
+    folder = expand_home(text)
+    if text and os.path.isdir(folder):  # noqa: PTH112  a name that is too long for a file is no folder, no OSError
         return folder
     hub = hub_id(text)
     if hub is None:

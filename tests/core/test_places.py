@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from taro.core.config import load_config
-from taro.core.places import paths_for, paths_from
+from taro.core.errors import ModelError
+from taro.core.places import paths_for, paths_from, real_paths
+from taro.models.resolve import resolve_model
 from taro.preprocess.config import PreprocessConfig
 from taro.train.config import TrainConfig
 
@@ -88,6 +90,45 @@ def test_settings_written_into_a_folder_are_a_recipe_there(recipe: Path, tmp_pat
     monkeypatch.chdir(moved)
     again = train("here/run/config.yaml")
     assert (again.out, again.policy, again.sources[0].path) == (Path("here/run"), "recipes/start", "recipes/a")
+
+
+def test_links_on_the_way_are_followed_as_the_system_follows_them(recipe: Path, tmp_path: Path) -> None:
+    """`link/../x` is a sibling of what the link points to, not of the link."""
+    far = tmp_path / "far" / "disk"
+    far.mkdir(parents=True)
+    link = tmp_path / "here" / "link"
+    link.symlink_to(far)
+    (far / "run.yaml").write_text("{policy: ./start, shards: ../set, out: ../run}")
+    config = train(Path("link/run.yaml"))
+    assert Path(config.sources[0].path).resolve() == tmp_path / "far/set"
+    assert config.out.resolve() == tmp_path / "far/run"
+    near = train("sandbox", "shards=set", "out=link/run")
+    near.out.mkdir()
+    (near.out / "config.yaml").write_text(yaml.safe_dump(
+        paths_for(near.model_dump(mode="json"), TrainConfig, near.out)))
+    for folder in (near.out, near.out.resolve()):
+        assert Path(train(folder / "config.yaml").sources[0].path).resolve() == tmp_path / "here/set"
+
+
+def test_a_place_is_one_place_however_it_is_spelt(recipe: Path) -> None:
+    def real(**places: str) -> dict[str, str]:
+        return dict(real_paths({"policy": "sandbox:policy", "shards": "hf://datasets/a/b", **places}, TrainConfig))
+
+    here = str(Path.cwd())
+    for spelt in ("set", "./set", "set/", "other/../set", f"{here}/set", f"{here}/../here/set"):
+        assert real(shards=spelt, policy=f"./{spelt}" if spelt[0] != "/" else spelt) == {
+            "policy": f"{here}/set", "shards": f"{here}/set"}
+    assert real() == {"policy": "sandbox:policy", "shards": "hf://datasets/a/b"}
+    assert real(policy="acme/model@v1")["policy"] == "acme/model@v1"
+
+
+def test_the_home_of_nobody_is_a_folder_of_that_name(recipe: Path) -> None:
+    config = train("sandbox", "shards=~no-such-user/a", "out=~no-such-user/b", "policy=~no-such-user/c")
+    assert (config.shards, config.out) == ("~no-such-user/a", Path("~no-such-user/b"))
+    with pytest.raises(ModelError, match="no such model folder"):
+        resolve_model(config.policy)
+    with pytest.raises(ModelError, match="no such model folder"):
+        resolve_model("x" * 5000)
 
 
 def test_whatever_a_recipe_holds_it_is_left_to_the_model_to_refuse() -> None:

@@ -58,3 +58,12 @@ def test_a_parquet_with_columns_of_its_own_becomes_a_set(job: Make, tmp_path: Pa
     found = open_shards(config.out)
     assert {ref.query.text for ref in found.queries(split="val")} == {f"part {i}" for i in range(6)}
     assert [c.text for c in found.clip(found.keys[0]).captions] == ["part 0", "turned"]
+
+
+def test_where_a_template_lies_is_no_part_of_a_set(job: Make, tmp_path: Path) -> None:
+    """A job goes on from another folder, and the path does not enter the manifest; the prompt does."""
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        name = str(folder / "mine.yaml")
+        assert job(caption={"method": "none", "template": name}).shaping()["caption"]["template"] == "mine.yaml"
+    assert job(caption={"method": "none", "template": "taro"}).shaping()["caption"]["template"] == "taro"
