@@ -80,7 +80,8 @@ def lock_folder(config: TrainConfig, *, resume: bool) -> contextlib.ExitStack:
             raise ConfigError(f"{config.out}: another process trains in this folder now; wait for it, end it, or "
                               "choose another folder with --set out=DIR")
         check_folder(config, resume=resume)  # again: the folder may have been begun since
-        remove_temporary(config.out)
+        for folder in (config.out, config.out / "rollouts"):
+            remove_temporary(folder)
         return stack.pop_all()
 
 

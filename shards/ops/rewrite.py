@@ -194,7 +194,7 @@ def source_skipped(shard_set: ShardSet) -> list[dict[str, Any]]:
     """Rows of a set's skipped.parquet, checked against its manifest and the format's types."""
     root, counted = shard_set.place, shard_set.manifest.counts.skipped
     try:
-        rows = read_skipped(root)
+        rows = read_skipped(shard_set.store)
     except ImportError:
         raise ShardError(f"{root}: {SKIPPED} is read and written with pyarrow, which is not installed; "
                          "`pip install pyarrow`") from None

@@ -102,7 +102,7 @@ def locked(path: Path | int, *, wait: bool) -> Iterator[bool]:
 
     `path`: of a lock file, made where it is missing; or the descriptor of an open file or folder, which stays open. A
     file system without locks is warned of, and the block runs."""
-    handle = path if isinstance(path, int) else os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = path if isinstance(path, int) else os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     held = True
     try:
         try:

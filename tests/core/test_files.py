@@ -60,6 +60,16 @@ def test_a_lock_is_one_holders_at_a_time_by_path_and_by_descriptor(tmp_path: Pat
             assert again, "leaving the block gives the lock back, though the file is still open"
 
 
+def test_a_lock_file_has_the_rights_of_other_files(tmp_path: Path) -> None:
+    """A team whose umask lets the group write shares a folder: whoever comes first must not lock the others out."""
+    before = os.umask(0o002)
+    try:
+        with locked(tmp_path / "lock", wait=False) as held:
+            assert held and (tmp_path / "lock").stat().st_mode & 0o777 == 0o664
+    finally:
+        os.umask(before)
+
+
 def test_a_lock_outlives_no_process(tmp_path: Path) -> None:
     hold = ("import sys,time; from pathlib import Path; from taro.core.files import locked\n"
             "with locked(Path(sys.argv[1]), wait=False): print('held', flush=True); time.sleep(60)")

@@ -9,7 +9,7 @@ import pytest
 from taro.core.config import load_config
 from taro.core.errors import ConfigError
 from taro.train.config import TrainConfig
-from taro.train.run_dir import check_folder, write_facts
+from taro.train.run_dir import check_folder, lock_folder, write_facts
 
 
 def config(*overrides: str) -> TrainConfig:
@@ -39,3 +39,14 @@ def test_a_run_is_resumed_by_the_command_that_began_it(tmp_path: Path, monkeypat
         check_folder(there.model_copy(update={"seed": 1}), resume=True)
     with pytest.raises(ConfigError, match=r'other settings.*Changed: shards: '):
         check_folder(there.model_copy(update={"shards": "third"}), resume=True)
+
+
+def test_what_a_killed_run_left_half_written_goes_when_it_is_resumed(tmp_path: Path) -> None:
+    run = config(f"out={tmp_path / 'run'}")
+    (run.out / "rollouts").mkdir(parents=True)
+    left = [run.out / ".metrics.jsonl.0a.tmp", run.out / "rollouts" / ".step-000003.jsonl.0b.tmp"]
+    for path in (*left, run.out / "rollouts" / "step-000002.jsonl"):
+        path.touch()
+    write_facts(run, {})
+    with lock_folder(run, resume=True):
+        assert [path.name for path in run.out.rglob("*") if path.suffix in (".tmp", ".jsonl")] == ["step-000002.jsonl"]
