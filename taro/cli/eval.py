@@ -40,7 +40,7 @@ class EvalOptions:
     """What is scored, how it is answered and what is written."""
 
     policy: Annotated[Text, typer.Option(help="Model folder, or sandbox:NAME.")] = None
-    shards: Annotated[File, typer.Option(help="Shard set to answer.")] = None
+    shards: Annotated[Text, typer.Option(help="Shard set to answer.")] = None
     videos: Annotated[File, typer.Option(help="Folder of videos to answer instead (with --annotations).")] = None
     predictions: Annotated[File, typer.Option(help="Predictions file (JSONL) to score instead of a policy.")] = None
     annotations: Annotated[File, typer.Option(help="Annotations of --videos or --predictions.")] = None
@@ -74,7 +74,7 @@ def evaluate(options: EvalOptions) -> None:
     if options.predictions is not None:
         _score_file(options, options.predictions)
         return
-    _check_before(options.protocol, options.out)
+    _check_before(options)
     if options.shards is not None:
         _score_policy(options, options.shards)
         return
@@ -102,24 +102,25 @@ def _check(options: EvalOptions) -> None:
                                  "one")
 
 
-def _check_before(protocol: str, out: Path | None) -> None:
+def _check_before(options: EvalOptions) -> None:
     """What would otherwise be found out after hours of answers: an unknown protocol, a file that cannot be written."""
     from taro.core.errors import ConfigError
     from taro.metrics.scores import PROTOCOLS
 
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f"{protocol}: no such evaluation protocol; expected one of: {', '.join(PROTOCOLS)}")
-    if out is None:
-        return
-    was_there = out.exists()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a"):
-            pass
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); give the path of a file") from None
-    if not was_there:
-        out.unlink()
+    if options.protocol not in PROTOCOLS:
+        raise ConfigError(f"{options.protocol}: no such evaluation protocol; expected one of: {', '.join(PROTOCOLS)}")
+    for name, path in (("--out", options.out), ("--html", options.html)):
+        if path is None:
+            continue
+        was_there = path.exists()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a"):
+                pass
+        except OSError as error:
+            raise ConfigError(f"{name} {path}: cannot be written ({error.strerror}); give the path of a file") from None
+        if not was_there:
+            path.unlink()
 
 
 def _score_videos(options: EvalOptions) -> None:
@@ -159,7 +160,7 @@ def _score_file(options: EvalOptions, predictions: Path) -> None:
         say(found.scores.breakdown_table())
 
 
-def _score_policy(options: EvalOptions, shards: Path) -> None:
+def _score_policy(options: EvalOptions, shards: str | Path) -> None:
     from taro.core.errors import ConfigError
     from taro.metrics.answers import write_answers
     from taro.metrics.examples import examples_of

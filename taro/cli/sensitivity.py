@@ -29,7 +29,7 @@ class SensitivityOptions:
     """Which policy and queries, under which disruptions, and how responses are drawn and counted."""
 
     policy: Policy
-    shards: Annotated[Path, typer.Option(help="Shard set whose queries are asked.")]
+    shards: Annotated[str, typer.Option(help="Shard set whose queries are asked.")]
     split: Annotated[str | None, typer.Option(help="Only queries of this split.")] = None
     limit: Annotated[int | None, typer.Option(min=1, help="Ask this many queries, drawn by --seed.")] = None
     kinds: Annotated[str, typer.Option(help="Disruptions, comma-separated.")] = "patch,reverse,elsewhere,noise"
@@ -66,7 +66,7 @@ def sensitivity(options: SensitivityOptions) -> None:
     asking = asking_of(folder, template=options.template, no_think=options.no_think)
     over: Over = "response" if options.over == "response" or (asking.no_think and options.over is None) else "reasoning"
     found = _measure(options, folder, asking, over=over)
-    summary = {"policy": options.policy, "shards": str(options.shards), "split": options.split, "seed": options.seed,
+    summary = {"policy": options.policy, "shards": options.shards, "split": options.split, "seed": options.seed,
                "group": options.group, "over": over, "no_think": asking.no_think, **summarise(found, seed=options.seed)}
     if options.out is not None:
         write_page(options.out, sensitivity_page(
