@@ -1,9 +1,8 @@
 """Evaluation of a policy on a shard set: greedy or sampled, every query answered or counted as a miss.
 
 Responses come from `taro.models.sampler`, scores from `taro.metrics.answers`; this module only asks, so that a score of
-`taro eval`, of validation during training and of the quickstart is one and the same number. Queries whose
-video never reached the shards stay in the denominator, as misses (docs/method.md, difference 9). Legend: B prompts
-decoded at once.
+`taro eval`, of validation during training and of the quickstart is one and the same number. Queries whose video never
+reached the shards stay in the denominator, as misses (docs/method.md, difference 9). Legend: B prompts decoded at once.
 """
 
 from __future__ import annotations

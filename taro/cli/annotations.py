@@ -45,9 +45,8 @@ def lint(
     """Count what is kept, repaired (and how) and dropped (and why); exit code 1 where no row is left."""
     from taro.annotations import import_annotations
 
-    report = import_annotations(
-        file, dataset=dataset, split=split, lengths=lengths, policy=policy.value, columns=column_mapping(column or [])
-    )
+    report = import_annotations(file, dataset=dataset, split=split, lengths=lengths, policy=policy.value,
+                                columns=column_mapping(column or []))
     if as_json:
         say_json(report.as_dict())
     else:

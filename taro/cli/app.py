@@ -92,11 +92,7 @@ COMMANDS: dict[str, Command] = {
         "Measure how a policy's reasonings depend on the order of a video.",
         ("taro sensitivity --policy run/export --shards shards --split val --limit 32 --out page.html",),
     ),
-    "report": Command(
-        "taro.cli.report", "report",
-        "Write the HTML report of a training run.",
-        ("taro report run",),
-    ),
+    "report": Command("taro.cli.report", "report", "Write the HTML report of a training run.", ("taro report run",)),
 }
 
 
@@ -174,15 +170,9 @@ def _closed_pipe(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EPIPE
 
 
-app = typer.Typer(
-    name="taro",
-    cls=_Lazy,
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="New here? `taro quickstart`; then `taro COMMAND --help` shows each step by example.",
-)
+app = typer.Typer(name="taro", cls=_Lazy, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]},
+                  epilog="New here? `taro quickstart`; then `taro COMMAND --help` shows each step by example.")
 
 
 def _version(wanted: bool) -> None:

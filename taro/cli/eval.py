@@ -13,17 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taro.cli.options import (
-    Columns,
-    Device,
-    Json,
-    MaxNewTokens,
-    NoThink,
-    Protocol,
-    RepetitionPenalty,
-    Template,
-    takes_options,
-)
+from taro.cli import options as shared
 from taro.cli.output import say, say_json
 
 if TYPE_CHECKING:
@@ -46,27 +36,27 @@ class EvalOptions:
     annotations: Annotated[File, typer.Option(help="Annotations of --videos or --predictions.")] = None
     dataset: Annotated[str, typer.Option(help="Format of --annotations, see docs/annotations.md.")] = "jsonl"
     lengths: Annotated[File, typer.Option(help="CSV of video lengths, where the annotations have none.")] = None
-    column: Columns = None
+    column: shared.Columns = None
     split: Annotated[Text, typer.Option(help="Only queries of this split.")] = None
-    protocol: Protocol = "taro"
+    protocol: shared.Protocol = "taro"
     compare: Annotated[File, typer.Option(help="Second predictions file: is it better than --predictions?")] = None
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Scores by length and place of the moment.")] = False
     sampled: Annotated[bool, typer.Option("--sampled", help="Sample at temperature 1 instead of greedy.")] = False
     limit: Annotated[int | None, typer.Option(min=1, help="Answer this many queries, drawn by --seed.")] = None
     seed: Annotated[int, typer.Option(min=0, help="Of --sampled, --limit and the bootstrap.")] = 0
-    template: Template = None
-    no_think: NoThink = None
+    template: shared.Template = None
+    no_think: shared.NoThink = None
     both: Annotated[bool, typer.Option("--both", help="Answer with and without reasoning; one table.")] = False
-    max_new_tokens: MaxNewTokens = 1024
-    repetition_penalty: RepetitionPenalty = 1.05
+    max_new_tokens: shared.MaxNewTokens = 1024
+    repetition_penalty: shared.RepetitionPenalty = 1.05
     batch: Annotated[int, typer.Option(min=1, help="Prompts decoded at once.")] = 16
-    device: Device = "auto"
+    device: shared.Device = "auto"
     out: Annotated[File, typer.Option(help="Write every answer to this JSONL file.")] = None
     html: Annotated[File, typer.Option(help="Write a page of the worst, the best and random answers.")] = None
-    as_json: Json = False
+    as_json: shared.Json = False
 
 
-@takes_options
+@shared.takes_options
 def evaluate(options: EvalOptions) -> None:
     """Score a checkpoint on shards (--policy, --shards) or on videos (--policy, --videos, --annotations), or a
     predictions file (--predictions, --annotations)."""

@@ -113,12 +113,11 @@ def _show(options: GroundOptions, row: Any, *, encode_s: float, answer_s: float)
 
     moment, reasoning = row.predicted, parse_reasoning(row.text).text.strip()
     if options.as_json:
-        say_json({
-            "video": str(options.video), "query": row.query, "duration_s": row.duration_s,
-            "moment": None if moment is None else [moment.start_s, moment.end_s],
-            "moments": [[window.start_s, window.end_s] for window in row.answers], "reasoning": reasoning,
-            "text": row.text, "tokens": row.tokens, "finished": row.finished,
-            "seconds": {"encode": round(encode_s, 3), "answer": round(answer_s, 3)}})
+        say_json({"video": str(options.video), "query": row.query, "duration_s": row.duration_s,
+                  "moment": None if moment is None else [moment.start_s, moment.end_s],
+                  "moments": [[window.start_s, window.end_s] for window in row.answers], "reasoning": reasoning,
+                  "text": row.text, "tokens": row.tokens, "finished": row.finished,
+                  "seconds": {"encode": round(encode_s, 3), "answer": round(answer_s, 3)}})
         return
     if moment is None:
         say(f"no moment in the response: {row.text[:500]!r}")

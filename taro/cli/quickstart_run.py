@@ -50,8 +50,7 @@ NOTES = (
     "The videos are synthetic and the model has two or three million parameters: this shows that every part works, "
     "not how well the method does on real videos.",
     "One seed proves nothing: run it with other seeds. With --control permute the rewards are permuted inside each "
-    "group; what still improves then comes from imitating the guided prefixes, not from the rewards.",
-)
+    "group; what still improves then comes from imitating the guided prefixes, not from the rewards.")
 
 
 class Show(Protocol):
@@ -166,8 +165,7 @@ def _preprocess(settings: Quickstart, worlds: dict[str, Path], show: Show) -> di
         config = load_config(PreprocessConfig, "sandbox", as_overrides({
             "name": f"quickstart-{name}", "videos": world / "videos", "annotations": world / "annotations.jsonl",
             "out": shards[name], "policy": settings.policy, "clip_model": settings.clip_model, "device": "cpu",
-            "caption.model": settings.captioner, "paths.seed": settings.seed,
-        }), package="taro.preprocess.recipes")
+            "caption.model": settings.captioner, "paths.seed": settings.seed}), package="taro.preprocess.recipes")
         report = preprocess(config, progress=_part(show, name, done, total))
         done += settings.train_videos if name == "train" else settings.held_out_videos
         show.step("preprocess", done, total)

@@ -39,8 +39,7 @@ def report(
     if before is not None and after is not None:
         evaluations = [Evaluation("greedy", read_answers(before), read_answers(after), protocol)]
     sets = _named([*shards]) if shards else _own_shards(read_run(run).config)
-    page = render_report(run, sets, evaluations, out or run / "report.html",
-                         title=f"Training run {run.name}",
+    page = render_report(run, sets, evaluations, out or run / "report.html", title=f"Training run {run.name}",
                          commands=[f"taro train {run.name}/config.yaml --set out=again", "taro report again"])
     say(f"report: {page}")
 

@@ -19,13 +19,10 @@ __all__ = ["app", "build", "make"]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="A setting of the world; repeatable: size_px, fps, min_duration_s, max_duration_s, min_events, "
-        "max_events, repeat, max_distractors, overlap, noise. The shipped models know the defaults.",
-        show_default=False,
-    ),
+    typer.Option("--set", metavar="KEY=VALUE",
+                 help="A setting of the world; repeatable: size_px, fps, min_duration_s, max_duration_s, min_events, "
+                 "max_events, repeat, max_distractors, overlap, noise. The shipped models know the defaults.",
+                 show_default=False),
 ]
 MAKE_EXAMPLES = """[bold]Examples[/bold]
 
@@ -72,16 +69,12 @@ def make(
         raise ConfigError("--split: the split is empty; give it a name, such as test")
     world = load_config(WorldSettings, None, settings or [], package="taro.sandbox")
     with progress("videos") as shown:
-        make_sandbox(
-            out, videos=videos, seed=seed, split=split, settings=world, queries_per_video=queries, workers=workers,
-            progress=shown.update,
-        )  # fmt: skip
+        make_sandbox(out, videos=videos, seed=seed, split=split, settings=world, queries_per_video=queries,
+                     workers=workers, progress=shown.update)
     facts = json.loads((out / "world.json").read_text(encoding="utf-8"))
-    say(
-        f"{out}: {videos} videos, {facts['queries']} queries (split {split})\n"
+    say(f"{out}: {videos} videos, {facts['queries']} queries (split {split})\n"
         f"next: taro preprocess sandbox --set videos={out}/videos --set annotations={out}/annotations.jsonl "
-        "--set out=shards"
-    )
+        "--set out=shards")
 
 
 @app.command(epilog=BUILD_EXAMPLES)
@@ -103,7 +96,7 @@ def build(
 
     if device == "cpu" and not quick and steps is None:
         raise ConfigError("a full build on a CPU takes days; add --quick to see it run, --device cuda to train, or "
-                          "--steps N for a size of your own")  # fmt: skip
+                          "--steps N for a size of your own")
     sizes = {key: value for key, value in (("steps", steps), ("videos", videos)) if value is not None}
     chosen: dict[str, Any] = {"device": device, "processes": processes, "seed": seed, "compiled": device == "cuda"}
     chosen.update(sizes)

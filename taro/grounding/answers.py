@@ -22,23 +22,18 @@ __all__ = ["ANSWER_PARSERS", "Reasoning", "format_ok", "parse_answer", "parse_an
 UNIT = r"(?:seconds?|secs?|s)\b"
 CLOCK = r"(?:\d{1,3}:)?\d{1,3}:\d{2}(?:\.\d{1,9})?"
 DASHES = "[-\u2010-\u2015]"
-SECONDS_RANGE = re.compile(
-    rf"(?<![\w.:-])(-?{NUMBER})\s{{0,4}}(?:{UNIT})?\s{{0,4}}to\s{{1,4}}(-?{NUMBER})(?![\d:])", re.IGNORECASE
-)
-TIME_R1_RANGE = re.compile(
-    rf"(?<![\w.])({NUMBER})\s{{0,4}}(?:{UNIT})?\s{{0,4}}(?:to|and)\s{{1,4}}({NUMBER})(?![\d:])", re.IGNORECASE
-)
+SECONDS_RANGE = re.compile(rf"(?<![\w.:-])(-?{NUMBER})\s{{0,4}}(?:{UNIT})?\s{{0,4}}to\s{{1,4}}(-?{NUMBER})(?![\d:])",
+                           re.IGNORECASE)
+TIME_R1_RANGE = re.compile(rf"(?<![\w.])({NUMBER})\s{{0,4}}(?:{UNIT})?\s{{0,4}}(?:to|and)\s{{1,4}}({NUMBER})(?![\d:])",
+                           re.IGNORECASE)
 LONE_NUMBER = re.compile(rf"(?<![\d.]){NUMBER}(?!\d)")
 TIMELENS_RANGE = re.compile(
     rf"(?<![\w.:])({CLOCK}|{NUMBER})\s{{0,4}}(?:{UNIT})?\s{{0,4}}(?:{DASHES}|to)\s{{0,4}}({CLOCK}|{NUMBER})(?![\d:])",
-    re.IGNORECASE,
-)
+    re.IGNORECASE)
 SPAN = re.compile(
     rf"(?<![\w.:])(?:(?P<lead>from|between)\s{{1,4}})?(?P<start>{CLOCK}|{NUMBER})\s{{0,4}}(?P<start_unit>{UNIT})?"
     rf"\s{{0,4}}(?:to|until|till|through|(?P<conjunction>and)|{DASHES})\s{{0,4}}"
-    rf"(?P<end>{CLOCK}|{NUMBER})(?![\d:])\s{{0,4}}(?P<end_unit>{UNIT})?",
-    re.IGNORECASE,
-)
+    rf"(?P<end>{CLOCK}|{NUMBER})(?![\d:])\s{{0,4}}(?P<end_unit>{UNIT})?", re.IGNORECASE)
 SINGLE_TIME = re.compile(rf"(?<![\w.:])(?:{NUMBER}\s{{0,4}}{UNIT}|{CLOCK}(?![\w:]))", re.IGNORECASE)
 
 

@@ -1,8 +1,7 @@
 """Which stretch of a clip lies around a query's boundaries, and how a stretch is shuffled: what both stages share.
 
 Stage 1 shuffles frames before they are encoded (`taro.preprocess.variants`), stage 2 permutes the encoded temporal
-patches (`taro.train.disruption`); a stretch is defined here once, over any ascending times. Left out: what
-is shuffled.
+patches (`taro.train.disruption`); a stretch is defined here once, over any ascending times. Left out: what is shuffled.
 """
 
 from __future__ import annotations

@@ -27,9 +27,8 @@ __all__ = ["NUMBER", "TAGS", "Asking", "PromptTemplate", "caption_line", "load_t
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 NUMBER = r"\d{1,9}(?:\.\d{0,9})?"
-CAPTION_LINE = re.compile(
-    rf"\s{{0,8}}from\s{{1,4}}({NUMBER})\s?s\s{{1,4}}to\s{{1,4}}({NUMBER})\s?s\s?,\s{{0,4}}(.*)", re.IGNORECASE
-)
+CAPTION_LINE = re.compile(rf"\s{{0,8}}from\s{{1,4}}({NUMBER})\s?s\s{{1,4}}to\s{{1,4}}({NUMBER})\s?s\s?,\s{{0,4}}(.*)",
+                          re.IGNORECASE)
 
 
 def normalise_query(text: str) -> str:

@@ -82,15 +82,13 @@ class Protocol:
 
 PROTOCOLS = {
     protocol.name: protocol
-    for protocol in (
-        Protocol("taro", strict=False, truth="best", clip=True),
-        Protocol("time-r1", strict=True, truth="first", clip=False),
-        Protocol("taro-official", strict=False, truth="best", clip=False),
-        Protocol("timelens", strict=False, truth="first", clip=False),
-        Protocol("union", strict=True, truth="union", clip=False),
-        Protocol("moment-detr", strict=False, truth="best", clip=False),
-        Protocol("multi-window", strict=False, truth="union", clip=True, several=True),
-    )
+    for protocol in (Protocol("taro", strict=False, truth="best", clip=True),
+                     Protocol("time-r1", strict=True, truth="first", clip=False),
+                     Protocol("taro-official", strict=False, truth="best", clip=False),
+                     Protocol("timelens", strict=False, truth="first", clip=False),
+                     Protocol("union", strict=True, truth="union", clip=False),
+                     Protocol("moment-detr", strict=False, truth="best", clip=False),
+                     Protocol("multi-window", strict=False, truth="union", clip=True, several=True))
 }
 """Protocols by name; the names are those of `taro.grounding.answers.ANSWER_PARSERS`."""
 

@@ -75,12 +75,11 @@ def write_answers(rows: Iterable[AnswerRow], path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             several = {"answers": _lists(row.answers)} if len(row.answers) > 1 else {}
-            file.write(json.dumps({
-                "key": row.key, "query_id": row.query_id, "query": row.query, "video": row.video,
-                "video_sha256": row.video_sha256, "text": row.text,
-                "predicted": None if row.predicted is None else _lists([row.predicted])[0],
-                "windows": _lists(row.windows), "duration_s": row.duration_s, "tokens": row.tokens,
-                "finished": row.finished, **several}) + "\n")
+            file.write(json.dumps({"key": row.key, "query_id": row.query_id, "query": row.query, "video": row.video,
+                                   "video_sha256": row.video_sha256, "text": row.text,
+                                   "predicted": None if row.predicted is None else _lists([row.predicted])[0],
+                                   "windows": _lists(row.windows), "duration_s": row.duration_s, "tokens": row.tokens,
+                                   "finished": row.finished, **several}) + "\n")
 
 
 def _lists(windows: Iterable[Moment]) -> list[list[float]]:

@@ -52,16 +52,13 @@ def position_group(windows: Sequence[Moment], duration_s: float | None) -> str:
     return THIRDS[min(max(math.floor(3 * middle), 0), 2)]
 
 
-def breakdown(
-    hits_QM: NDArray[np.float64], windows: Sequence[Sequence[Moment]], durations_s: Sequence[float | None]
-) -> Breakdown:
+def breakdown(hits_QM: NDArray[np.float64], windows: Sequence[Sequence[Moment]],
+              durations_s: Sequence[float | None]) -> Breakdown:
     """Means of the metrics over each group."""
     lengths = [length_group(w) for w in windows]
     positions = [position_group(w, d) for w, d in zip(windows, durations_s, strict=True)]
-    return {
-        "length": _means(hits_QM, lengths, (*LENGTHS_S, SEVERAL, UNKNOWN)),
-        "position": _means(hits_QM, positions, (*THIRDS, SEVERAL, UNKNOWN)),
-    }
+    return {"length": _means(hits_QM, lengths, (*LENGTHS_S, SEVERAL, UNKNOWN)),
+            "position": _means(hits_QM, positions, (*THIRDS, SEVERAL, UNKNOWN))}
 
 
 def _means(hits_QM: NDArray[np.float64], groups: list[str], names: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -52,7 +52,7 @@ class Comparison:
         """Plain text, percents."""
         width = max(10, *(len(name) + 2 for name in self.difference))
         lines = [f"protocol {self.protocol}: B against A on {self.queries} queries of {self.videos} videos, percent",
-                 f"{'':<{width}}{'A':>8}{'B':>8}{'B - A':>8}{'95 % interval':>17}{'p':>8}"]  # fmt: skip
+                 f"{'':<{width}}{'A':>8}{'B':>8}{'B - A':>8}{'95 % interval':>17}{'p':>8}"]
         for name in self.difference:
             ends, p = self.intervals[name], self.p_value[name]
             interval = "-" if ends is None else f"{100 * ends[0]:+.1f}..{100 * ends[1]:+.1f}"
@@ -63,9 +63,8 @@ class Comparison:
 
 
 def compare_predictions(
-    a: Sequence[Prediction], b: Sequence[Prediction], *, protocol: str = "taro", bootstrap_seed: int = 0,
-    more: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None,
-) -> Comparison:  # fmt: skip
+        a: Sequence[Prediction], b: Sequence[Prediction], *, protocol: str = "taro", bootstrap_seed: int = 0,
+        more: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None) -> Comparison:
     """Compares two lists of predictions that answer the same queries in the same order. `more`: further metrics, a name
     and ([Q] of a, [Q] of b).
 
@@ -78,13 +77,11 @@ def compare_predictions(
     if [(p.query_id, p.video, p.windows) for p in a] != [(p.query_id, p.video, p.windows) for p in b] or not a:
         raise AnnotationError(
             f"expected two systems that answer the same queries in the same order, got {len(a)} and {len(b)} queries; "
-            "join both with the same annotations"
-        )
+            "join both with the same annotations")
     names = (*METRICS, *(more or {}))
     a_QM, b_QM = (
         np.column_stack([query_hits(answers, protocol=protocol), *(pair[side] for pair in (more or {}).values())])
-        for side, answers in enumerate((a, b))
-    )
+        for side, answers in enumerate((a, b)))
     change_QM = b_QM - a_QM
     videos = [p.video for p in a]
     means_RM = resampled_means_RM(change_QM, videos, bootstrap_seed)
@@ -97,12 +94,9 @@ def compare_predictions(
         sides = (int((means_RM[:, index] <= 0).sum()), int((means_RM[:, index] >= 0).sum()))
         p_value[name] = min(1.0, 2 * (min(sides) + 1) / (RESAMPLES + 1))
     change_Q = change_QM[:, 0]
-    return Comparison(
-        protocol, len(a), len(set(videos)), _named(a_QM, names), _named(b_QM, names), _named(change_QM, names),
-        intervals, p_value,
-        better=int((change_Q > SAME_IOU).sum()), equal=int((np.abs(change_Q) <= SAME_IOU).sum()),
-        worse=int((change_Q < -SAME_IOU).sum()),
-    )  # fmt: skip
+    return Comparison(protocol, len(a), len(set(videos)), _named(a_QM, names), _named(b_QM, names),
+                      _named(change_QM, names), intervals, p_value, better=int((change_Q > SAME_IOU).sum()),
+                      equal=int((np.abs(change_Q) <= SAME_IOU).sum()), worse=int((change_Q < -SAME_IOU).sum()))
 
 
 def _named(values_QM: NDArray[np.float64], names: Sequence[str]) -> dict[str, float]:

@@ -33,7 +33,7 @@ from taro.metrics.ranked import RankedPrediction, RankedScores, as_written, comp
 from taro.metrics.scores import Prediction, Scores, evaluate_predictions
 
 __all__ = ["Annotations", "FileComparison", "FileEvaluation", "Response", "compare_files", "evaluate_file",
-           "join_ranked", "join_responses", "read_responses"]  # fmt: skip
+           "join_ranked", "join_responses", "read_responses"]
 
 SHOWN = 5
 MAX_RANKED = 1_000
@@ -97,10 +97,9 @@ class FileEvaluation:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the scores, `unknown` ids and the counts of the annotations."""
         scores = self.ranked or self.scores
-        return scores.as_dict() | {
-            "unknown_ids": list(self.unknown), "annotations": self.lint.counts, "with_dropped": self.with_dropped,
-            "dataset": self.lint.dataset, "published": self.published,
-        }  # fmt: skip
+        return scores.as_dict() | {"unknown_ids": list(self.unknown), "annotations": self.lint.counts,
+                                   "with_dropped": self.with_dropped, "dataset": self.lint.dataset,
+                                   "published": self.published}
 
     @property
     def published(self) -> dict[str, list[float | None]]:
@@ -108,7 +107,7 @@ class FileEvaluation:
         annotations are no benchmark, or not the whole of it."""
         whole = self.scores.queries == len(self.lint.rows)
         return {name: list(figures) for name, figures in
-                published_for(self.lint.dataset, len(self.lint.outcomes) if whole else 0).items()}  # fmt: skip
+                published_for(self.lint.dataset, len(self.lint.outcomes) if whole else 0).items()}
 
     def table(self) -> str:
         """Plain text: the table of the scores, then what did not fit together."""
@@ -183,22 +182,20 @@ def compare_files(a: str | Path, b: str | Path, annotations: Annotations, *, pro
     sides = [found for found, _ in joined]
     ranked = [join_ranked(said, rows) for said in responses] if protocol == "moment-detr" else []
     compared = compare_predictions(*sides, protocol=protocol, bootstrap_seed=bootstrap_seed,
-                                   more=comparable_columns(*ranked) if ranked else None)  # fmt: skip
+                                   more=comparable_columns(*ranked) if ranked else None)
     missing_a, missing_b = (sum(one.missing for one in side) for side in sides)
     unread_a, unread_b = (sum(one.predicted is None and not one.missing for one in side) for side in sides)
     return FileComparison(compared, lint, (missing_a, missing_b), (unread_a, unread_b),
-                          (len(joined[0][1]), len(joined[1][1])))  # fmt: skip
+                          (len(joined[0][1]), len(joined[1][1])))
 
 
-def _joined(
-    responses: Sequence[Response], rows: Sequence[AnnotationRow], predictions: str | Path, annotations: str | Path
-) -> tuple[list[Prediction], tuple[str, ...]]:
+def _joined(responses: Sequence[Response], rows: Sequence[AnnotationRow], predictions: str | Path,
+            annotations: str | Path) -> tuple[list[Prediction], tuple[str, ...]]:
     joined, unknown = join_responses(responses, rows)
     if len(unknown) and all(p.missing for p in joined):
         raise AnnotationError(
             f"{predictions}: none of its {len(unknown):,} predictions answers a query of {annotations}; expected ids "
-            f"such as {rows[0].row_id}, got {unknown[0]}; check that both are of the same dataset and split"
-        )
+            f"such as {rows[0].row_id}, got {unknown[0]}; check that both are of the same dataset and split")
     return joined, unknown
 
 
@@ -215,14 +212,12 @@ def read_responses(path: str | Path, *, protocol: str = "taro") -> list[Response
         first = responses.setdefault(response.name, response)
         if first is not response:
             raise AnnotationError(
-                f"{where}: answers {' '.join(response.name)[:200]} again, after line {first.line}; keep one"
-            )
+                f"{where}: answers {' '.join(response.name)[:200]} again, after line {first.line}; keep one")
     return list(responses.values())
 
 
-def join_responses(
-    responses: Sequence[Response], rows: Sequence[AnnotationRow]
-) -> tuple[list[Prediction], tuple[str, ...]]:
+def join_responses(responses: Sequence[Response],
+                   rows: Sequence[AnnotationRow]) -> tuple[list[Prediction], tuple[str, ...]]:
     """One prediction a row, in the order of the rows (missing where nothing answers it), and the unknown names. An
     answer named by video and query serves every row with that video and that query."""
     found, unknown = _answers(responses, rows)
@@ -243,9 +238,8 @@ def join_ranked(responses: Sequence[Response], rows: Sequence[AnnotationRow]) ->
     return ranked
 
 
-def _answers(
-    responses: Sequence[Response], rows: Sequence[AnnotationRow]
-) -> tuple[list[Response | None], tuple[str, ...]]:
+def _answers(responses: Sequence[Response],
+             rows: Sequence[AnnotationRow]) -> tuple[list[Response | None], tuple[str, ...]]:
     by_name = {response.name: response for response in responses}
     used: set[tuple[str, ...]] = set()
     found: list[Response | None] = []
@@ -259,17 +253,10 @@ def _answers(
 
 
 def _prediction(row: AnnotationRow, response: Response | None) -> Prediction:
-    return Prediction(
-        query_id=row.row_id,
-        video=row.video,
-        predicted=response.predicted if response else None,
-        windows=row.windows,
-        duration_s=row.duration_s,
-        reasoning=response.reasoning if response else None,
-        missing=response is None,
-        unclipped=row.unclipped,
-        answers=response.answers if response else (),
-    )
+    return Prediction(query_id=row.row_id, video=row.video, predicted=response.predicted if response else None,
+                      windows=row.windows, duration_s=row.duration_s,
+                      reasoning=response.reasoning if response else None, missing=response is None,
+                      unclipped=row.unclipped, answers=response.answers if response else ())
 
 
 def _response(number: int, text: str, where: str, protocol: str) -> Response:
@@ -294,13 +281,12 @@ def _response(number: int, text: str, where: str, protocol: str) -> Response:
     else:
         raise AnnotationError(
             f'{where}: expected "text" (a response), "predicted" ([start, end] or null) or "pred_relevant_windows", '
-            "got none of them"
-        )
+            "got none of them")
     if reasoning is None and isinstance(data.get("text"), str) and "<think>" in data["text"]:
         reasoning = parse_reasoning(data["text"]).text
     clip_scores = _clip_scores(data["pred_saliency_scores"], where) if "pred_saliency_scores" in data else None
     return Response(number, name, predicted, reasoning if isinstance(reasoning, str) else None, ranked, clip_scores,
-                    data["text"] if isinstance(data.get("text"), str) else None, answers)  # fmt: skip
+                    data["text"] if isinstance(data.get("text"), str) else None, answers)
 
 
 def _ranked(value: Any, where: str) -> tuple[tuple[Moment, float], ...]:
@@ -310,8 +296,7 @@ def _ranked(value: Any, where: str) -> tuple[tuple[Moment, float], ...]:
         if all(len(triple) == 3 and all(map(_is_number, triple)) for triple in triples):
             return tuple((Moment(float(s), float(e)), float(score)) for s, e, score in triples)
     raise AnnotationError(
-        f'{where}: expected "pred_relevant_windows" to be up to {MAX_RANKED:,} [start, end, score], all finite'
-    )
+        f'{where}: expected "pred_relevant_windows" to be up to {MAX_RANKED:,} [start, end, score], all finite')
 
 
 def _clip_scores(value: Any, where: str) -> tuple[float, ...]:
@@ -319,8 +304,7 @@ def _clip_scores(value: Any, where: str) -> tuple[float, ...]:
     if isinstance(value, list) and len(value) <= MAX_CLIPS and all(map(_is_number, value)):
         return tuple(map(float, value))
     raise AnnotationError(
-        f'{where}: expected "pred_saliency_scores" to be a list of up to {MAX_CLIPS:,} finite numbers, one a clip'
-    )
+        f'{where}: expected "pred_saliency_scores" to be a list of up to {MAX_CLIPS:,} finite numbers, one a clip')
 
 
 def _is_number(value: Any) -> bool:
@@ -335,8 +319,7 @@ def _name(data: dict[str, Any], where: str) -> tuple[str, ...]:
     if isinstance(video, str) and isinstance(query, str):
         return ("query", video.strip(), normalise_query(query))
     raise AnnotationError(
-        f'{where}: expected "query_id" (or "qid"), or "video" and "query"; got keys {str(sorted(data)[:8])[:300]}'
-    )
+        f'{where}: expected "query_id" (or "qid"), or "video" and "query"; got keys {str(sorted(data)[:8])[:300]}')
 
 
 def _moments(value: Any, where: str) -> tuple[Moment, ...]:
@@ -344,10 +327,8 @@ def _moments(value: Any, where: str) -> tuple[Moment, ...]:
     several = isinstance(value, list) and all(isinstance(window, list) for window in value)
     windows = [] if value is None else value if several else [value]
     if len(windows) > MAX_RANKED or not all(
-        isinstance(window, list) and len(window) == 2 and all(map(_is_number, window)) for window in windows
-    ):
+            isinstance(window, list) and len(window) == 2 and all(map(_is_number, window)) for window in windows):
         raise AnnotationError(
             f'{where}: expected "predicted" to be [start, end] in seconds, or null, or a list of up to {MAX_RANKED:,} '
-            f"windows, got {str(value)[:60]}"
-        )
+            f"windows, got {str(value)[:60]}")
     return tuple(Moment(float(start_s), float(end_s)) for start_s, end_s in windows)

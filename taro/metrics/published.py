@@ -22,20 +22,14 @@ QWEN, TIME_R1, TARO = "Qwen2.5-VL-7B", "Time-R1-7B", "TaRO-7B, paper"
 AGAIN, SPREAD, TARO_8B = "TaRO-7B, by others", "TaRO-7B, mean of 3 runs by others", "TaRO-8B (Qwen3-VL)"
 
 PUBLISHED: dict[tuple[str, int], dict[str, Figures]] = {
-    ("charades-sta", 3_720): {
-        QWEN: (72.5, 53.6, 28.5), TIME_R1: (78.1, 60.8, 35.3), TARO: (None, 64.8, None), AGAIN: (79.3, 63.3, 36.7),
-        SPREAD: (79.0, 62.8, 35.6), TARO_8B: (82.9, 67.0, 37.7),
-    },
-    ("activitynet", 17_505): {
-        QWEN: (24.4, 13.6, 6.7), TIME_R1: (58.6, 39.0, 21.4), TARO: (None, 39.8, None), AGAIN: (61.0, 39.7, 20.5),
-        SPREAD: (58.2, 38.2, 19.6), TARO_8B: (58.0, 39.8, 23.9),
-    },
-    ("qvhighlights", 1_550): {
-        QWEN: (15.9, 7.1, 4.2), TIME_R1: (80.3, 66.2, 44.8), TARO: (None, 69.4, None), AGAIN: (81.7, 66.8, 45.3),
-        SPREAD: (78.7, 63.2, 41.4), TARO_8B: (83.2, 68.7, 51.7),
-    },
+    ("charades-sta", 3_720): {QWEN: (72.5, 53.6, 28.5), TIME_R1: (78.1, 60.8, 35.3), TARO: (None, 64.8, None),
+                              AGAIN: (79.3, 63.3, 36.7), SPREAD: (79.0, 62.8, 35.6), TARO_8B: (82.9, 67.0, 37.7)},
+    ("activitynet", 17_505): {QWEN: (24.4, 13.6, 6.7), TIME_R1: (58.6, 39.0, 21.4), TARO: (None, 39.8, None),
+                              AGAIN: (61.0, 39.7, 20.5), SPREAD: (58.2, 38.2, 19.6), TARO_8B: (58.0, 39.8, 23.9)},
+    ("qvhighlights", 1_550): {QWEN: (15.9, 7.1, 4.2), TIME_R1: (80.3, 66.2, 44.8), TARO: (None, 69.4, None),
+                              AGAIN: (81.7, 66.8, 45.3), SPREAD: (78.7, 63.2, 41.4), TARO_8B: (83.2, 68.7, 51.7)},
     ("tvgbench", 800): {QWEN: (None, 20.0, None), TIME_R1: (41.8, 29.4, None), TARO: (54.6, 37.8, None)},
-}  # fmt: skip
+}
 """(dataset, queries of its benchmark) -> model -> figures"""
 
 
@@ -57,6 +51,6 @@ def published_table(dataset: str, lines: int) -> str:
         return ""
     width = max(map(len, figures))
     rows = ["  ".join([name.ljust(width), *(f"{'-' if value is None else f'{value:.1f}':>7}" for value in values)])
-            for name, values in figures.items()]  # fmt: skip
+            for name, values in figures.items()]
     head = "  ".join(["published".ljust(width), *(f"{name:>7}" for name in ("R1@0.3", "R1@0.5", "R1@0.7"))])
     return "\n".join([head, *rows, "(by others, zero-shot, not measured here and not all under this protocol)"])

@@ -35,8 +35,7 @@ from taro.metrics.bootstrap import percentiles_M
 from taro.metrics.scores import Prediction, Scores, evaluate_predictions
 
 __all__ = ["HIGHLIGHT_MARKS", "MAP_THRESHOLDS", "RankedPrediction", "RankedScores", "as_written", "average_precisions",
-           "comparable_columns", "evaluate_ranked", "highlight_precision", "highlight_scores",
-           "voc_precision"]  # fmt: skip
+           "comparable_columns", "evaluate_ranked", "highlight_precision", "highlight_scores", "voc_precision"]
 
 MAP_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 MAX_RANKED = 10
@@ -98,7 +97,7 @@ class RankedScores:
         """For JSON: fractions, not percents."""
         intervals = {name: list(ends) if ends else None for name, ends in self.intervals.items()}
         return self.top.as_dict() | {"map": self.maps, "highlights": self.highlights, "map_intervals": intervals,
-                                     "map_baselines": self.baselines, "map_queries": self.queries}  # fmt: skip
+                                     "map_baselines": self.baselines, "map_queries": self.queries}
 
     def table(self) -> str:
         """Plain text, percents: the best windows, then mAP, then highlights."""
@@ -119,10 +118,8 @@ def evaluate_ranked(predictions: Sequence[RankedPrediction], *, bootstrap_seed: 
     top = evaluate_predictions(answers, protocol="moment-detr", bootstrap_seed=bootstrap_seed)
     truths = [a.truths(PROTOCOLS["moment-detr"]) for a in answers]
     columns = _map_columns([p.top for p in predictions], truths)
-    baselines = {
-        name: {metric: _mean(values) for metric, values in _map_columns(windows, truths).items()}
-        for name, windows in _constant_answers(answers, top).items()
-    }
+    baselines = {name: {metric: _mean(values) for metric, values in _map_columns(windows, truths).items()}
+                 for name, windows in _constant_answers(answers, top).items()}
     highlights = _highlight_columns(predictions)
     videos = np.array([a.video for a in answers])
     intervals = {}
@@ -130,24 +127,21 @@ def evaluate_ranked(predictions: Sequence[RankedPrediction], *, bootstrap_seed: 
         there = ~np.isnan(values_Q)
         values_Q1, drawn = values_Q[there, None], list(videos[there])
         intervals[name] = percentiles_M(values_Q1, drawn, bootstrap_seed)[0] if drawn else None
-    return RankedScores(
-        top=top, maps={name: _mean(values) for name, values in columns.items()},
-        highlights={name: _mean(values) for name, values in highlights.items()},
-        intervals=intervals, baselines=baselines,
-        queries={name: int((~np.isnan(columns[name])).sum()) for name in LENGTHS_S},
-    )  # fmt: skip
+    return RankedScores(top=top, maps={name: _mean(values) for name, values in columns.items()},
+                        highlights={name: _mean(values) for name, values in highlights.items()}, intervals=intervals,
+                        baselines=baselines,
+                        queries={name: int((~np.isnan(columns[name])).sum()) for name in LENGTHS_S})
 
 
-def comparable_columns(
-    a: Sequence[RankedPrediction], b: Sequence[RankedPrediction]
-) -> dict[str, tuple[Floats, Floats]]:
+def comparable_columns(a: Sequence[RankedPrediction],
+                       b: Sequence[RankedPrediction]) -> dict[str, tuple[Floats, Floats]]:
     """What two systems can be compared by, beside their best windows: name -> ([Q] of a, [Q] of b). mAP; and highlight
     detection at the highest mark, where every query has marks and both systems have numbers."""
     truths = [p.answer.truths(PROTOCOLS["moment-detr"]) for p in a]
     sides = [_map_columns([p.top for p in side], truths) | _highlight_columns(side) for side in (a, b)]
     names = ("mAP", f"HL mAP >= {HIGHLIGHT_MARKS[-1]}", f"HL Hit@1 >= {HIGHLIGHT_MARKS[-1]}")
     return {name: (sides[0][name], sides[1][name]) for name in names
-            if all(name in side and not np.isnan(side[name]).any() for side in sides)}  # fmt: skip
+            if all(name in side and not np.isnan(side[name]).any() for side in sides)}
 
 
 def _mean(values_Q: Floats) -> float:
@@ -159,10 +153,8 @@ def _constant_answers(answers: Sequence[Prediction], top: Scores) -> dict[str, l
     if top.constant_window is None:
         return {}
     ends = {"whole video": (0.0, 1.0), "best constant window": top.constant_window}
-    return {
-        name: [(Moment(start * (a.duration_s or 0.0), end * (a.duration_s or 0.0)),) for a in answers]
-        for name, (start, end) in ends.items()
-    }
+    return {name: [(Moment(start * (a.duration_s or 0.0), end * (a.duration_s or 0.0)),) for a in answers]
+            for name, (start, end) in ends.items()}
 
 
 def _map_columns(ranked: Sequence[Sequence[Moment]], windows: Sequence[Sequence[Moment]]) -> dict[str, Floats]:
@@ -173,8 +165,7 @@ def _map_columns(ranked: Sequence[Sequence[Moment]], windows: Sequence[Sequence[
     for name, (least_s, most_s) in LENGTHS_S.items():
         kept = [[w for w in windows_of if least_s < w.duration_s <= most_s] for windows_of in windows]
         columns[name] = np.array(
-            [np.mean(average_precisions(p, w)) if w else np.nan for p, w in zip(ranked, kept, strict=True)]
-        )
+            [np.mean(average_precisions(p, w)) if w else np.nan for p, w in zip(ranked, kept, strict=True)])
     return columns
 
 
@@ -228,9 +219,8 @@ def _highlight_columns(predictions: Sequence[RankedPrediction]) -> dict[str, Flo
     return {name: np.array(values) for name, values in columns.items()}
 
 
-def highlight_scores(
-    clip_scores: Sequence[float], saliency: Saliency, duration_s: float | None, *, mark: float
-) -> tuple[float, float]:
+def highlight_scores(clip_scores: Sequence[float], saliency: Saliency, duration_s: float | None, *,
+                     mark: float) -> tuple[float, float]:
     """(AP averaged over annotators, Hit@1) of one query; clips that no number was given to have 0, a video without any
     number is a miss.
 

@@ -28,17 +28,8 @@ from taro.grounding.protocols import METRICS, PROTOCOLS, THRESHOLDS, Protocol, p
 from taro.metrics.bootstrap import percentiles_M
 from taro.metrics.breakdown import Breakdown, breakdown, breakdown_table
 
-__all__ = [
-    "METRICS",
-    "PROTOCOLS",
-    "THRESHOLDS",
-    "Prediction",
-    "Protocol",
-    "Scores",
-    "evaluate_predictions",
-    "first_span_hit",
-    "query_hits",
-]
+__all__ = ["METRICS", "PROTOCOLS", "THRESHOLDS", "Prediction", "Protocol", "Scores", "evaluate_predictions",
+           "first_span_hit", "query_hits"]
 
 GRID = 20
 FIRST_SPAN_IOU = 0.5
@@ -104,23 +95,13 @@ class Scores:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: fractions, not percents; the lists of ids are whole."""
-        return {
-            "protocol": self.protocol,
-            "queries": self.queries,
-            "videos": self.videos,
-            **self.metrics,
-            "intervals": {name: list(ends) if ends else None for name, ends in self.intervals.items()},
-            "missing": len(self.missing),
-            "missing_ids": list(self.missing),
-            "unparsable": len(self.unparsable),
-            "unparsable_ids": list(self.unparsable),
-            "answered": self.answered,
-            "timestamps": self.timestamps,
-            "first_span": self.first_span,
-            "baselines": self.baselines,
-            "constant_window": list(self.constant_window) if self.constant_window else None,
-            "breakdown": self.breakdown,
-        }
+        return {"protocol": self.protocol, "queries": self.queries, "videos": self.videos, **self.metrics,
+                "intervals": {name: list(ends) if ends else None for name, ends in self.intervals.items()},
+                "missing": len(self.missing), "missing_ids": list(self.missing), "unparsable": len(self.unparsable),
+                "unparsable_ids": list(self.unparsable), "answered": self.answered, "timestamps": self.timestamps,
+                "first_span": self.first_span, "baselines": self.baselines,
+                "constant_window": list(self.constant_window) if self.constant_window else None,
+                "breakdown": self.breakdown}
 
     def table(self) -> str:
         """Plain text, percents: the score with its interval, the baselines beside it, what was not answered."""
@@ -142,12 +123,10 @@ class Scores:
 
     def _notes(self) -> list[str]:
         notes = [
-            f"{_ids_text('missing', self.missing)}; {_ids_text('unparsable', self.unparsable)} (counted as misses)"
-        ]
+            f"{_ids_text('missing', self.missing)}; {_ids_text('unparsable', self.unparsable)} (counted as misses)"]
         if self.timestamps is not None and self.first_span is not None:
             notes.append(
-                f"timestamps in {100 * self.timestamps:.1f} %, first span right in {100 * self.first_span:.1f} %"
-            )
+                f"timestamps in {100 * self.timestamps:.1f} %, first span right in {100 * self.first_span:.1f} %")
         if self.constant_window is not None:
             start, end = self.constant_window
             notes.append(f"best constant window: {start:.2f} to {end:.2f} of the duration, searched on these queries")
@@ -156,9 +135,8 @@ class Scores:
         return notes
 
 
-def evaluate_predictions(
-    predictions: Sequence[Prediction], *, protocol: str = "taro", bootstrap_seed: int = 0
-) -> Scores:
+def evaluate_predictions(predictions: Sequence[Prediction], *, protocol: str = "taro",
+                         bootstrap_seed: int = 0) -> Scores:
     """Scores one prediction a query, under a protocol of `PROTOCOLS`.
 
     >>> p = Prediction("q", "v", Moment(0, 10), (Moment(5, 10),), 20.0)
@@ -170,29 +148,20 @@ def evaluate_predictions(
     rules = protocol_named(protocol)
     if not predictions:
         raise AnnotationError(
-            "nothing to evaluate: expected at least one query, got none; check the split and the file"
-        )
+            "nothing to evaluate: expected at least one query, got none; check the split and the file")
     truths = [p.truths(rules) for p in predictions]
     hits_QM = query_hits(predictions, protocol=protocol)
     videos_Q = [p.video for p in predictions]
     responded = [not p.missing for p in predictions]
     timestamps, first_span = _reasoning_shares(predictions)
     baselines, constant = _baselines(predictions, truths, rules)
-    return Scores(
-        protocol=protocol,
-        queries=len(predictions),
-        videos=len(set(videos_Q)),
-        metrics=_means(hits_QM),
-        intervals=dict(zip(METRICS, percentiles_M(hits_QM, videos_Q, bootstrap_seed), strict=True)),
-        answered=_means(hits_QM[responded]) if any(responded) else {},
-        missing=tuple(p.query_id for p in predictions if p.missing),
-        unparsable=tuple(p.query_id for p in predictions if p.predicted is None and not p.missing),
-        timestamps=timestamps,
-        first_span=first_span,
-        baselines=baselines,
-        constant_window=constant,
-        breakdown=breakdown(hits_QM, [p.windows for p in predictions], [p.duration_s for p in predictions]),
-    )
+    return Scores(protocol=protocol, queries=len(predictions), videos=len(set(videos_Q)), metrics=_means(hits_QM),
+                  intervals=dict(zip(METRICS, percentiles_M(hits_QM, videos_Q, bootstrap_seed), strict=True)),
+                  answered=_means(hits_QM[responded]) if any(responded) else {},
+                  missing=tuple(p.query_id for p in predictions if p.missing),
+                  unparsable=tuple(p.query_id for p in predictions if p.predicted is None and not p.missing),
+                  timestamps=timestamps, first_span=first_span, baselines=baselines, constant_window=constant,
+                  breakdown=breakdown(hits_QM, [p.windows for p in predictions], [p.duration_s for p in predictions]))
 
 
 def query_hits(predictions: Sequence[Prediction], *, protocol: str = "taro") -> Floats:
@@ -217,10 +186,8 @@ def _reasoning_shares(predictions: Sequence[Prediction]) -> tuple[float | None, 
     if all(p.reasoning is None for p in present):
         return None, None
     stats = [_stats(p.reasoning or "") for p in present]
-    first = [
-        first_span_hit(s, [w if p.duration_s is None else w.clip(p.duration_s) for w in p.windows])
-        for s, p in zip(stats, present, strict=True)
-    ]
+    first = [first_span_hit(s, [w if p.duration_s is None else w.clip(p.duration_s) for w in p.windows])
+             for s, p in zip(stats, present, strict=True)]
     return sum(s.has_timestamp for s in stats) / len(stats), sum(first) / len(first)
 
 
@@ -228,9 +195,8 @@ def _stats(reasoning: str) -> Reasoning:
     return parse_reasoning(reasoning) if "<think>" in reasoning else reasoning_stats(reasoning)
 
 
-def _baselines(
-    predictions: Sequence[Prediction], truths: Sequence[tuple[Moment, ...]], rules: Protocol
-) -> tuple[dict[str, dict[str, float]], tuple[float, float] | None]:
+def _baselines(predictions: Sequence[Prediction], truths: Sequence[tuple[Moment, ...]],
+               rules: Protocol) -> tuple[dict[str, dict[str, float]], tuple[float, float] | None]:
     """The whole video, and the constant fraction of the duration with the best mIoU on these very queries."""
     durations = [p.duration_s for p in predictions if p.duration_s is not None]
     if len(durations) < len(predictions):
@@ -240,10 +206,8 @@ def _baselines(
     ious = [rules.constant_ious(a * duration_Q, b * duration_Q, truths) for a, b in ends]
     best = int(np.argmax([iou_Q.mean() for iou_Q in ious]))
     whole = ends.index((0.0, 1.0))
-    scores = {
-        "whole video": _means(rules.hits_QM(ious[whole])),
-        "best constant window": _means(rules.hits_QM(ious[best])),
-    }
+    scores = {"whole video": _means(rules.hits_QM(ious[whole])),
+              "best constant window": _means(rules.hits_QM(ious[best]))}
     return scores, ends[best]
 
 

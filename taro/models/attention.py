@@ -62,10 +62,9 @@ def _repeat(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Te
     return (k, v) if times == 1 else (k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))
 
 
-def _attend(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-    *, attention: Attention | None = None, **others: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _attend(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+            attention_mask: torch.Tensor | None, *, attention: Attention | None = None,
+            **others: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The registered function: mixed values [B, T, H, d], and no weights. Under autocast the stock rotation leaves
     queries and keys in float32; they are brought to the values' dtype, as autocast would at every product."""
     if attention is None:

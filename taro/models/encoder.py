@@ -37,9 +37,8 @@ class Encoder:
         weight: torch.Tensor = next(self.tower.parameters())
         return weight
 
-    def encode(
-        self, frames_THWC: np.ndarray, frame_times_s: np.ndarray, sampling: FrameSampling, *, duration_s: float
-    ) -> VideoFeatures:
+    def encode(self, frames_THWC: np.ndarray, frame_times_s: np.ndarray, sampling: FrameSampling, *,
+               duration_s: float) -> VideoFeatures:
         """Features of a clip from its sampled frames.
 
         Args:
@@ -55,9 +54,8 @@ class Encoder:
         grid = (hw[0] // pixels.patch_size, hw[1] // pixels.patch_size)
         weight = self.weight
         frames = torch.from_numpy(np.ascontiguousarray(resize_frames(frames_THWC, hw))).to(weight.device)
-        patches_SPC = to_patches(
-            normalise(frames, mean=pixels.mean, std=pixels.std), patch_size=pixels.patch_size, merge=pixels.merge
-        )
+        patches_SPC = to_patches(normalise(frames, mean=pixels.mean, std=pixels.std), patch_size=pixels.patch_size,
+                                 merge=pixels.merge)
         with torch.no_grad():
             main, deep = self.family.encode(self.tower, patches_SPC.to(weight.dtype), grid)
         return VideoFeatures(main, patch_times_s(frame_times_s), (S, *grid), duration_s / S, deep)
@@ -77,9 +75,8 @@ class Encoder:
         return settings
 
 
-def load_encoder(
-    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> Encoder:
+def load_encoder(folder: str | Path, *, device: str | torch.device = "cpu",
+                 dtype: torch.dtype = torch.float32) -> Encoder:
     """The frozen vision tower of a Hugging Face model folder; of its weights only the tower's are read. Raises
     ModelError: a missing or damaged file, an unknown family, tensors that do not fit the config."""
     folder = Path(folder)

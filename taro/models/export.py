@@ -16,9 +16,7 @@ from taro.models.policy import Policy
 __all__ = ["export_checkpoint"]
 
 
-def export_checkpoint(
-    policy: Policy, base: str | Path, out: str | Path, *, dtype: torch.dtype | None = None
-) -> Path:
+def export_checkpoint(policy: Policy, base: str | Path, out: str | Path, *, dtype: torch.dtype | None = None) -> Path:
     """Writes `out`: `base` with the policy's language model and head in place of its own, everything else copied, the
     tower's tensors included, so that it loads unedited wherever `base` does. Tensors keep `base`'s names; its dtypes
     too, but for language model and head where `dtype` is given, which config.json then names."""

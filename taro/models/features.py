@@ -123,9 +123,8 @@ class VideoFeatures:
 
         index = torch.as_tensor(order, dtype=torch.long, device=self.main_SND.device)
         deep = tuple(level.index_select(0, index) for level in self.deepstack_LSND)
-        return VideoFeatures(
-            self.main_SND.index_select(0, index), self.times_S, self.grid_thw, self.seconds_per_patch, deep
-        )
+        return VideoFeatures(self.main_SND.index_select(0, index), self.times_S, self.grid_thw, self.seconds_per_patch,
+                             deep)
 
 
 class EncoderFingerprint(Config):

@@ -42,17 +42,14 @@ def tensor_files(folder: Path) -> dict[str, Path]:
             names.update(dict.fromkeys(_names(file), file))
     if not names:
         raise ModelError(
-            f"{folder}: no *.safetensors here; expected a Hugging Face model folder (pickles are not read)"
-        )
+            f"{folder}: no *.safetensors here; expected a Hugging Face model folder (pickles are not read)")
     for file in sorted(set(names.values())):
         if not file.is_file():
             raise ModelError(f"{folder}: {file.name} is named by the weight index but missing; copy it again")
     return names
 
 
-def tensors(
-    folder: Path, wanted: Callable[[str], bool] = lambda name: True
-) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of the tensors in the folder whose names are `wanted`, one at a time, sorted by file and name; the
     others are not read from disk."""
     by_file: dict[Path, list[str]] = {}
@@ -79,7 +76,7 @@ def _names(file: Path) -> list[str]:
 def tower_sha256(folder: Path, family: Family) -> str:
     """sha256 over the tower's tensors sorted by their name inside the tower: name, dtype, shape, bytes."""
     inner = {name: where[1] for name in tensor_files(folder)
-             if (where := family.split_name(name)) is not None and where[0] == "tower"}  # fmt: skip
+             if (where := family.split_name(name)) is not None and where[0] == "tower"}
     parts = {}
     for name, tensor in tensors(folder, inner.__contains__):
         digest = hashlib.sha256(f"{inner[name]} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -102,22 +99,18 @@ def pixel_settings(folder: Path) -> PixelSettings:
     if not found:
         raise ModelError(
             f"{folder}: no processor files; expected video_preprocessor_config.json, processor_config.json or "
-            "preprocessor_config.json beside the weights (copy them from the base model)"
-        )
+            "preprocessor_config.json beside the weights (copy them from the base model)")
     try:
-        settings = PixelSettings(
-            mean=tuple(float(value) for value in found["image_mean"]),
-            std=tuple(float(value) for value in found["image_std"]),
-            patch_size=int(found["patch_size"]),
-            merge=int(found["merge_size"]),
-        )
+        settings = PixelSettings(mean=tuple(float(value) for value in found["image_mean"]),
+                                 std=tuple(float(value) for value in found["image_std"]),
+                                 patch_size=int(found["patch_size"]), merge=int(found["merge_size"]))
         sides = settings.patch_size, settings.merge
         if not (len(settings.mean) == len(settings.std) == 3 and all(1 <= side <= MAX_PATCH_PX for side in sides)
                 and all(math.isfinite(value) for value in (*settings.mean, *settings.std)) and all(settings.std)):
             raise ValueError(f"usable values: {settings}")
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder}: the processor file lacks {error!s:.200}; expected image_mean, image_std, "
-                         "patch_size, merge_size") from None  # fmt: skip
+                         "patch_size, merge_size") from None
     return settings
 
 
@@ -157,8 +150,7 @@ def check_tokenizer(folder: Path, tokenizer: Any, family: Family, config: Any) -
         raise ModelError(
             f"{folder}: expected this model's tokenizer, with {family.video_token} as id {config.video_token_id} and "
             f"at most {config.text_config.vocab_size:,} tokens; got {found} and {len(tokenizer):,}. Copy "
-            "tokenizer.json and tokenizer_config.json (or vocab.json and merges.txt) from the base model"
-        )
+            "tokenizer.json and tokenizer_config.json (or vocab.json and merges.txt) from the base model")
 
 
 def template_name(folder: Path) -> str | None:
@@ -169,7 +161,7 @@ def template_name(folder: Path) -> str | None:
         return None
     if not isinstance(name, str) or not name:
         raise ModelError(f"{folder / 'taro.json'}: template is {name!r}; expected the name of a prompt template, or of "
-                         "a .yaml file in this folder")  # fmt: skip
+                         "a .yaml file in this folder")
     beside = folder / Path(name).name
     if beside.suffix not in {".yaml", ".yml"}:
         return name

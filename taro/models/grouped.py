@@ -36,15 +36,8 @@ def grouped_sampler(policy: Policy) -> Sampler:
 
 
 @torch.no_grad()
-def generate(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    *,
-    G: int,
-    decoding: Decoding,
-    forced: Forced | None = None,
-    uniforms_BGR: np.ndarray | None = None,
-) -> Rollouts:
+def generate(policy: Policy, prompts: Sequence[Prompt], *, G: int, decoding: Decoding, forced: Forced | None = None,
+             uniforms_BGR: np.ndarray | None = None) -> Rollouts:
     """G responses of a policy to each prompt: `Sampler`, by grouped decoding. Raises ValueError as it does."""
     R, B, device = decoding.max_new_tokens, len(prompts), policy.device
     if decoding.temperature > 0 and (uniforms_BGR is None or uniforms_BGR.shape != (B, G, R)):
@@ -80,9 +73,7 @@ def generate(
     return Rollouts(ids.view(shape), mask.view(shape), logprobs.view(shape), ended.view(B, G), forced_N.view(B, G))
 
 
-def _forced(
-    forced: Forced | None, B: int, G: int, R: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _forced(forced: Forced | None, B: int, G: int, R: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     flat: list[Sequence[int]] = [[]] * (B * G) if forced is None else [row for group in forced for row in group]
     if len(flat) != B * G:
         raise ValueError(f"forced prefixes for {len(flat)} rollouts, expected {B} prompts x {G}")
@@ -93,9 +84,8 @@ def _forced(
     return padded.to(device), lengths.to(device)
 
 
-def _pick(
-    logits_NV: torch.Tensor, decoding: Decoding, seen_NV: torch.Tensor, uniform_N: torch.Tensor | None
-) -> torch.Tensor:
+def _pick(logits_NV: torch.Tensor, decoding: Decoding, seen_NV: torch.Tensor,
+          uniform_N: torch.Tensor | None) -> torch.Tensor:
     """Next tokens [N]: greedy, or the first token at which the cumulative probability passes the uniform draw."""
     if decoding.repetition_penalty != 1.0:
         penalty = decoding.repetition_penalty
@@ -181,9 +171,8 @@ class _Rows:
         hidden_N1D: torch.Tensor = self.policy.language_model(token_N[:, None], positions, attend)
         return hidden_N1D[:, 0]
 
-    def _mix(
-        self, layer: int, q_NHd: torch.Tensor, own_k: torch.Tensor, own_v: torch.Tensor, later: torch.Tensor
-    ) -> torch.Tensor:
+    def _mix(self, layer: int, q_NHd: torch.Tensor, own_k: torch.Tensor, own_v: torch.Tensor,
+             later: torch.Tensor) -> torch.Tensor:
         """One softmax over prefix and own tokens, those `later` left out: [N, H, 1, d]."""
         keys, values = self.prefix.keys[layer], self.prefix.values[layer]
         B, K, P, d = keys.shape

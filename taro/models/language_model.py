@@ -61,15 +61,8 @@ class LanguageModel(torch.nn.Module):
         route(lm)
         self.lm, self.head = lm, head
 
-    def forward(
-        self,
-        ids_BT: torch.Tensor,
-        positions_3BT: torch.Tensor,
-        attention: Attention,
-        *,
-        video: VideoTokens | None = None,
-        checkpoint: bool = False,
-    ) -> torch.Tensor:
+    def forward(self, ids_BT: torch.Tensor, positions_3BT: torch.Tensor, attention: Attention, *,
+                video: VideoTokens | None = None, checkpoint: bool = False) -> torch.Tensor:
         """Hidden states [B, T, D] after the final norm.
 
         Args:
@@ -84,15 +77,8 @@ class LanguageModel(torch.nn.Module):
         return hidden_states(self.lm, embeds, positions_3BT, attention, video=video, checkpoint=checkpoint)
 
 
-def hidden_states(
-    lm: Any,
-    embeds_BTD: torch.Tensor,
-    positions_3BT: torch.Tensor,
-    attention: Attention,
-    *,
-    video: VideoTokens | None = None,
-    checkpoint: bool = False,
-) -> torch.Tensor:
+def hidden_states(lm: Any, embeds_BTD: torch.Tensor, positions_3BT: torch.Tensor, attention: Attention, *,
+                  video: VideoTokens | None = None, checkpoint: bool = False) -> torch.Tensor:
     """As `LanguageModel.forward`, of a stock text model that went through `route`, from embeddings with the video in
     place."""
     assert is_routed(lm), "route(lm) comes first"

@@ -19,14 +19,8 @@ from taro.models.weights import build, fill
 __all__ = ["load_frozen", "load_policy", "open_policy"]
 
 
-def load_policy(
-    folder: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    tower: bool | Encoder = False,
-    trainable: bool = False,
-) -> Policy:
+def load_policy(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+                tower: bool | Encoder = False, trainable: bool = False) -> Policy:
     """A policy from a Hugging Face model folder.
 
     Args:

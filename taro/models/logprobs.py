@@ -23,16 +23,9 @@ TOKENS_AT_ONCE = 2048
 """bounds the fp32 logits [tokens, V] that exist at a time"""
 
 
-def score(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    ids_BGR: torch.Tensor,
-    mask_BGR: torch.Tensor,
-    *,
-    temperature: float = 1.0,
-    checkpoint_activations: bool = False,
-    packer: Packer = one_group_a_row,
-) -> torch.Tensor:
+def score(policy: Policy, prompts: Sequence[Prompt], ids_BGR: torch.Tensor, mask_BGR: torch.Tensor, *,
+          temperature: float = 1.0, checkpoint_activations: bool = False,
+          packer: Packer = one_group_a_row) -> torch.Tensor:
     """log pi(o_t | video, query, o_<t) [B, G, R], fp32; 0 where `mask_BGR` is False.
 
     Args:
@@ -55,10 +48,8 @@ def score(
 def row_logprobs(policy: Policy, row: PackedBatch, *, temperature: float, checkpoint: bool) -> torch.Tensor:
     """fp32 log-probs [N] of the row's targets."""
     device = policy.device
-    hidden_TD = policy.language_model(
-        row.ids_T.to(device)[None], row.positions_3T.to(device)[:, None], row.attention(device), video=row.video,
-        checkpoint=checkpoint,
-    )[0]  # fmt: skip
+    hidden_TD = policy.language_model(row.ids_T.to(device)[None], row.positions_3T.to(device)[:, None],
+                                      row.attention(device), video=row.video, checkpoint=checkpoint)[0]
     hidden_ND = hidden_TD[row.before_N.to(device)]
     return token_logprobs(policy, hidden_ND, row.targets_N.to(device), temperature=temperature, checkpoint=checkpoint)
 
@@ -70,9 +61,8 @@ def masked_logits(policy: Policy, hidden_MD: torch.Tensor, temperature: float) -
     return logits.masked_fill(policy.banned_V, float("-inf"))
 
 
-def token_logprobs(
-    policy: Policy, hidden_MD: torch.Tensor, ids_M: torch.Tensor, *, temperature: float, checkpoint: bool = False
-) -> torch.Tensor:
+def token_logprobs(policy: Policy, hidden_MD: torch.Tensor, ids_M: torch.Tensor, *, temperature: float,
+                   checkpoint: bool = False) -> torch.Tensor:
     """fp32 log-probs [M] of `ids_M` after hidden states `hidden_MD`; logits exist for a chunk of tokens at a time."""
 
     def chunk(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -96,4 +96,4 @@ def pack(prompts: Sequence[Prompt], ids_BGR: torch.Tensor, mask_BGR: torch.Tenso
     levels = zip(*(x.levels_LMD for x in videos), strict=True)
     video = VideoTokens(torch.cat(places), torch.cat([x.main_MD for x in videos]), tuple(map(torch.cat, levels)))
     return PackedBatch(torch.cat(ids), torch.cat(positions, 1), torch.cat(group), torch.cat(response), video,
-                       torch.cat(before), torch.cat(targets), torch.cat(to))  # fmt: skip
+                       torch.cat(before), torch.cat(targets), torch.cat(to))

@@ -34,10 +34,8 @@ MAX_TOKENS_PER_CHARACTER = 4
 class Policy:
     """See the module. `encoder` is None where it was not asked for: training must not hold the tower."""
 
-    def __init__(
-        self, folder: Path, config: Any, family: Family, tokenizer: Any, language_model: LanguageModel,
-        encoder: Encoder | None,
-    ) -> None:
+    def __init__(self, folder: Path, config: Any, family: Family, tokenizer: Any, language_model: LanguageModel,
+                 encoder: Encoder | None) -> None:
         self.folder, self.config, self.family, self.tokenizer = folder, config, family, tokenizer
         self.language_model, self.encoder = language_model, encoder
         self.prompts = PromptFormat(folder, config, family, tokenizer)
@@ -69,9 +67,8 @@ class Policy:
         """Token ids of a piece of a response, no special tokens added."""
         return self.prompts.encode_text(text)
 
-    def encode(
-        self, frames_THWC: np.ndarray, frame_times_s: np.ndarray, sampling: FrameSampling, *, duration_s: float
-    ) -> VideoFeatures:
+    def encode(self, frames_THWC: np.ndarray, frame_times_s: np.ndarray, sampling: FrameSampling, *,
+               duration_s: float) -> VideoFeatures:
         """See `Encoder.encode`."""
         assert self.encoder is not None, "load the policy with tower=True to encode"
         return self.encoder.encode(frames_THWC, frame_times_s, sampling, duration_s=duration_s)
@@ -84,11 +81,8 @@ class Policy:
     def eos_ids(self) -> tuple[int, ...]:
         """Tokens that end a response: of generation_config.json, the config and the tokenizer."""
         found: list[int] = []
-        for value in (
-            read_json(self.folder / "generation_config.json").get("eos_token_id"),
-            getattr(self.config.text_config, "eos_token_id", None),
-            self.tokenizer.eos_token_id,
-        ):
+        for value in (read_json(self.folder / "generation_config.json").get("eos_token_id"),
+                      getattr(self.config.text_config, "eos_token_id", None), self.tokenizer.eos_token_id):
             found += [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
         return tuple(dict.fromkeys(found))
 
@@ -122,17 +116,15 @@ class Policy:
         start = text.find("<think>")
         stop = text.find("</think>", max(start, 0))
         start, stop = (len(text), 0) if start < 0 else (start + len("<think>"), stop if stop >= 0 else len(text))
-        inside = [
-            start <= a and b <= stop and b > a and int(i) not in ends for (a, b), i in zip(spans, ids, strict=True)
-        ]
+        inside = [start <= a and b <= stop and b > a and int(i) not in ends
+                  for (a, b), i in zip(spans, ids, strict=True)]
         return torch.tensor(inside, dtype=torch.bool)
 
     def _piece(self, ids: tuple[int, ...]) -> str:
         """Text of a few tokens, remembered: a step asks for that of every response token, one by one."""
         if ids not in self._pieces:
-            self._pieces[ids] = self.tokenizer.decode(
-                list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
+            self._pieces[ids] = self.tokenizer.decode(list(ids), skip_special_tokens=False,
+                                                      clean_up_tokenization_spaces=False)
         return self._pieces[ids]
 
     def _spans(self, ids: Sequence[int] | torch.Tensor) -> tuple[str, list[tuple[int, int]]]:

@@ -71,8 +71,7 @@ class PromptFormat:
             raise ModelError(
                 f"{self.folder}: features of width {shape[0]} with {shape[1]} deepstack levels; this "
                 f"{self.family.name} takes width {wanted[0]} with {wanted[1]}. Encode the videos with its own tower "
-                "(taro preprocess)."
-            )
+                "(taro preprocess).")
         texts = self._texts(self.family.video_text(features), user_text)
         run = features.tokens // (len(texts) - 1)
         assert run * (len(texts) - 1) == features.tokens, f"{features.tokens} tokens in {len(texts) - 1} runs"
@@ -92,12 +91,9 @@ class PromptFormat:
         special tokens as plain text, so a query that spells `<|video_pad|>` stays a query."""
         content = [{"type": "video"}, {"type": "text", "text": SENTINEL}]
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=self._chat_template,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
+            rendered = self.tokenizer.apply_chat_template([{"role": "user", "content": content}],
+                                                          chat_template=self._chat_template, tokenize=False,
+                                                          add_generation_prompt=True)
         except Exception as error:  # noqa: BLE001  the template is a program of the folder; transformers boxes it in
             raise ModelError(f"{self.folder}: the chat template cannot be used: {error!s:.200}") from None
         placeholder = self.family.placeholder

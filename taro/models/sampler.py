@@ -55,10 +55,8 @@ class Sampler(Protocol):
     same tokens, at `decoding.temperature` (1 where that is 0), whatever top_p and repetition_penalty did.
     """
 
-    def __call__(
-        self, prompts: Sequence[Prompt], *, G: int, decoding: Decoding, forced: Forced | None = None,
-        uniforms_BGR: np.ndarray | None = None,
-    ) -> Rollouts:
+    def __call__(self, prompts: Sequence[Prompt], *, G: int, decoding: Decoding, forced: Forced | None = None,
+                 uniforms_BGR: np.ndarray | None = None) -> Rollouts:
         """G responses to each prompt.
 
         Args:

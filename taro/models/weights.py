@@ -28,14 +28,12 @@ def build(folder: Path, family: Family, make: Callable[[], torch.nn.Module]) -> 
         raise ModelError(f"{folder}: config.json describes no {family.name}: {error!s:.300}") from None
 
 
-def fill(
-    modules: Mapping[str, Any], folder: Path, family: Family, *, device: torch.device, dtype: torch.dtype
-) -> None:
+def fill(modules: Mapping[str, Any], folder: Path, family: Family, *, device: torch.device, dtype: torch.dtype) -> None:
     """Gives `modules` ("lm", "head", "tower") their tensors; those of other parts are not read. A head without any is
     tied to the embeddings. Raises ModelError: a missing or damaged file, tensors that do not fit the config."""
     states: dict[str, dict[str, torch.Tensor]] = {part: {} for part in modules}
     places = {name: where for name in tensor_files(folder)
-              if (where := family.split_name(name)) is not None and where[0] in modules}  # fmt: skip
+              if (where := family.split_name(name)) is not None and where[0] in modules}
     for name, tensor in tensors(folder, places.__contains__):
         part, inner = places[name]
         states[part][inner] = tensor.to(device=device, dtype=dtype)

@@ -131,9 +131,8 @@ def path_lanes(clip: ClipRecord, label: str, paths: Sequence[Sequence[int]]) -> 
             for number, path in enumerate(paths)]
 
 
-def group_card(rows: Sequence[Mapping[str, Any]], clip: ClipRecord | None, sheet: bytes | None = None, *,
-               title: str, facts: str, truth: Sequence[Moment], duration_s: float,
-               folds: Sequence[Fold] = ()) -> Card:
+def group_card(rows: Sequence[Mapping[str, Any]], clip: ClipRecord | None, sheet: bytes | None = None, *, title: str,
+               facts: str, truth: Sequence[Moment], duration_s: float, folds: Sequence[Fold] = ()) -> Card:
     """A group of training rollouts: every answer on the axis, reward parts, drops and advantages in a table, texts
     folded. `rows` are lines of a rollout dump; what is not of its type there is shown as a text, or as no answer."""
     lanes, body, said = [window_lane("ground truth", truth, "truth")], [], []

@@ -170,8 +170,7 @@ def intervals_chart(rows: Sequence[IntervalRow]) -> IntervalsChart:
     return IntervalsChart(AXIS_HEIGHT + ROW_HEIGHT * len(rows) + 2, [(x(n / 4), f"{n / 4:g}") for n in range(5)], drawn)
 
 
-def lines_chart(title: str, lines: Sequence[tuple[str, Sequence[float | None]]], low: float,
-                high: float) -> LinesChart:
+def lines_chart(title: str, lines: Sequence[tuple[str, Sequence[float | None]]], low: float, high: float) -> LinesChart:
     """A line a name over positions 0 to 1, on an axis `[low, high]` that several charts may share; it holds 0."""
     y = _scale(high, low, TOP, HEIGHT - BOTTOM)
     ticks = [(y(tick), number(tick, 2), tick == 0) for tick in (low, 0.0, high)

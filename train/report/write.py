@@ -28,19 +28,9 @@ from taro.pages.charts import SMOOTH
 from taro.pages.render import render, write_page
 from taro.shards.manifest import read_skipped
 from taro.shards.reader import open_shards
+from taro.train.report import figures
 from taro.train.report.cards import example_card, group_cards
 from taro.train.report.data import Evaluation, Run, examples, read_run
-from taro.train.report.figures import (
-    ENDS,
-    MAIN_CURVES,
-    Ledger,
-    accounting_table,
-    curves,
-    score_charts,
-    sets_table,
-    tiles,
-    validation_table,
-)
 
 if TYPE_CHECKING:
     from taro.shards.reader import ShardSet
@@ -67,23 +57,24 @@ def render_report(run_folder: str | Path, shards: Mapping[str, str | Path], eval
     first = evaluations[0] if evaluations else None
     cards = [] if first is None else [example_card(one, first, list(sets.values())) for one in examples(first)]
     return write_page(Path(out), render(
-        "report.html", title=title, lead=lead, evaluations=evaluations, metrics=METRIC_NAMES, tiles=tiles(first, run),
-        score_charts=score_charts(evaluations), curves=curves(run), main_curves=MAIN_CURVES, smooth=SMOOTH, ends=ENDS,
+        "report.html", title=title, lead=lead, evaluations=evaluations, metrics=METRIC_NAMES,
+        tiles=figures.tiles(first, run), score_charts=figures.score_charts(evaluations), curves=figures.curves(run),
+        main_curves=figures.MAIN_CURVES, smooth=SMOOTH, ends=figures.ENDS, sets=figures.sets_table(run),
         guided=sum(end - start + 1 for start, end in run.guided_spans), steps=len(run.steps),
-        validation=validation_table(run), validation_split=run.evals[0]["eval"]["split"] if run.evals else "",
-        examples=cards, groups=group_cards(run, sets), agreement=AGREEMENT_NOTE if sets else "", sets=sets_table(run),
-        accounting=accounting_table([ledger(name, shards[name], one) for name, one in sets.items()]),
+        validation=figures.validation_table(run), validation_split=run.evals[0]["eval"]["split"] if run.evals else "",
+        examples=cards, groups=group_cards(run, sets), agreement=AGREEMENT_NOTE if sets else "",
+        accounting=figures.accounting_table([ledger(name, shards[name], one) for name, one in sets.items()]),
         environment=_facts(shown, sets), config=shown.config_text, commands=commands, notes=notes))
 
 
-def ledger(name: str, path: str | Path, shard_set: ShardSet) -> Ledger:
+def ledger(name: str, path: str | Path, shard_set: ShardSet) -> figures.Ledger:
     """The accounting of one shard set, from its manifest; reasons are counted where pyarrow can read them."""
     counts = shard_set.manifest.counts
     reasons = Counter(_reasons(path)) if counts.skipped else Counter[str]()
     if counts.skipped and not reasons:
         reasons["listed in skipped.parquet"] = counts.skipped
-    return Ledger(name=name, inputs=counts.inputs, queries=counts.queries, skipped=counts.skipped, clips=counts.clips,
-                  captions=counts.captions, reasons=dict(reasons))
+    return figures.Ledger(name=name, inputs=counts.inputs, queries=counts.queries, skipped=counts.skipped,
+                          clips=counts.clips, captions=counts.captions, reasons=dict(reasons))
 
 
 def environment() -> dict[str, str]:

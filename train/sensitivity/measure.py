@@ -162,8 +162,7 @@ def _under(policy: Policy, batch: RolloutBatch, old_BGR: torch.Tensor, over_BGR:
 def _rows(policy: Policy, batch: RolloutBatch, over_BGR: np.ndarray, gap_BGR: np.ndarray, changed_BG: np.ndarray,
           lead: Disruption) -> list[MeasuredRollout]:
     windows_B = [tuple(w.clip(s.clip.duration_s) for w in s.query.windows) for s in batch.samples]
-    parts = rewards(batch.texts_BG, windows_B, [s.clip.duration_s for s in batch.samples],
-                    np.zeros(changed_BG.shape))
+    parts = rewards(batch.texts_BG, windows_B, [s.clip.duration_s for s in batch.samples], np.zeros(changed_BG.shape))
     rows = []
     for b, sample in enumerate(batch.samples):
         times_S = sample.features.times_S
@@ -173,9 +172,8 @@ def _rows(policy: Policy, batch: RolloutBatch, over_BGR: np.ndarray, gap_BGR: np
             counted_R = over_BGR[b, g].astype(bool)
             pieces = tuple(policy.decode([int(i)]) for i in batch.ids_BGR[b, g][counted_R.nonzero()[0]])
             gaps = tuple(float(x) for x in gap_BGR[b, g][counted_R]) if changed_BG[b, g] else ()
-            rows.append(MeasuredRollout(
-                sample.clip.key, sample.query.id, sample.query.text, sample.clip.video.sha256, text,
-                parts.predicted_BG[b][g], windows_B[b], sample.clip.duration_s, float(parts.iou_BG[b, g]), pieces, gaps,
-                stretches))
+            rows.append(MeasuredRollout(sample.clip.key, sample.query.id, sample.query.text, sample.clip.video.sha256,
+                                        text, parts.predicted_BG[b][g], windows_B[b], sample.clip.duration_s,
+                                        float(parts.iou_BG[b, g]), pieces, gaps, stretches))
     assert len({sample_name(sample) for sample in batch.samples}) == len(batch.samples)
     return rows

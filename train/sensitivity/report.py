@@ -43,14 +43,12 @@ CORRELATION_HEAD = ["kinds", "radius s", "boundary", "rollouts", "rho of d", "in
 def summarise(measured: Sensitivity, *, seed: int = 0) -> dict[str, Any]:
     """Everything of the table, for JSON: nan and missing intervals are null."""
     right_N = np.array([rollout.iou >= CORRECT_IOU for rollout in measured.rollouts])
-    return {
-        "queries": len({rollout.group for rollout in measured.rollouts}), "rollouts": len(measured.rollouts),
-        "videos": len({rollout.video for rollout in measured.rollouts}),
-        "without_reasoning": sum(not rollout.pieces for rollout in measured.rollouts),
-        "right": float(right_N.mean()), "right_iou": CORRECT_IOU, "lead": measured.conditions[0].name,
-        "conditions": [_condition(measured, c, right_N, seed) for c in range(len(measured.conditions))],
-        "rank_correlations": _correlations(measured),
-    }
+    return {"queries": len({rollout.group for rollout in measured.rollouts}), "rollouts": len(measured.rollouts),
+            "videos": len({rollout.video for rollout in measured.rollouts}),
+            "without_reasoning": sum(not rollout.pieces for rollout in measured.rollouts),
+            "right": float(right_N.mean()), "right_iou": CORRECT_IOU, "lead": measured.conditions[0].name,
+            "conditions": [_condition(measured, c, right_N, seed) for c in range(len(measured.conditions))],
+            "rank_correlations": _correlations(measured)}
 
 
 def _condition(measured: Sensitivity, c: int, right_N: np.ndarray, seed: int) -> dict[str, Any]:

@@ -19,8 +19,6 @@ FAMILIES = {family.model_type: family for family in (QWEN2_5_VL, QWEN3_VL)}
 def family_of(config: Any, folder: Path) -> Family:
     """The family of a loaded config; ModelError where taro does not know it."""
     if config.model_type not in FAMILIES:
-        raise ModelError(
-            f"{folder}: model_type is {config.model_type!r}; taro knows {', '.join(sorted(FAMILIES))}. "
-            "docs/families.md tells what a new family needs."
-        )
+        raise ModelError(f"{folder}: model_type is {config.model_type!r}; taro knows {', '.join(sorted(FAMILIES))}. "
+                         "docs/families.md tells what a new family needs.")
     return FAMILIES[config.model_type]

@@ -16,14 +16,8 @@ import torch
 __all__ = ["interleaved_positions", "prompt_positions", "video_positions"]
 
 
-def video_positions(
-    start: int,
-    grid_thw: tuple[int, int, int],
-    seconds_per_patch: float,
-    *,
-    tokens_per_second: float,
-    merge: int,
-) -> tuple[torch.Tensor, int]:
+def video_positions(start: int, grid_thw: tuple[int, int, int], seconds_per_patch: float, *, tokens_per_second: float,
+                    merge: int) -> tuple[torch.Tensor, int]:
     """Positions of a video's tokens, and the position of the text token that follows it.
 
     Time index of patch i: `floor(i * tokens_per_second * seconds_per_patch)`; rows and columns count merged cells; all
@@ -53,21 +47,13 @@ def video_positions(
     return positions_3N, int(positions_3N.max()) + 1
 
 
-def prompt_positions(
-    before: int,
-    after: int,
-    grid_thw: tuple[int, int, int],
-    seconds_per_patch: float,
-    *,
-    tokens_per_second: float,
-    merge: int,
-) -> tuple[torch.Tensor, int]:
+def prompt_positions(before: int, after: int, grid_thw: tuple[int, int, int], seconds_per_patch: float, *,
+                     tokens_per_second: float, merge: int) -> tuple[torch.Tensor, int]:
     """Positions [3, P] of `before` text tokens, a video, `after` text tokens; and the position of the next token,
     which is where every rollout of the group starts."""
     head = torch.arange(before).expand(3, before)
-    video, following = video_positions(
-        before, grid_thw, seconds_per_patch, tokens_per_second=tokens_per_second, merge=merge
-    )
+    video, following = video_positions(before, grid_thw, seconds_per_patch, tokens_per_second=tokens_per_second,
+                                       merge=merge)
     tail = torch.arange(following, following + after).expand(3, after)
     return torch.cat([head, video, tail], dim=1), following + after
 

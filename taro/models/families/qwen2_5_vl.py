@@ -49,28 +49,11 @@ def _video_text(features: VideoFeatures) -> tuple[str, ...]:
 def _positions(config: Any, lengths: Sequence[int], features: VideoFeatures) -> tuple[torch.Tensor, int]:
     before, after = lengths
     vision = config.vision_config
-    return prompt_positions(
-        before,
-        after,
-        features.grid_thw,
-        features.seconds_per_patch,
-        tokens_per_second=vision.tokens_per_second,
-        merge=vision.spatial_merge_size,
-    )
+    return prompt_positions(before, after, features.grid_thw, features.seconds_per_patch,
+                            tokens_per_second=vision.tokens_per_second, merge=vision.spatial_merge_size)
 
 
-QWEN2_5_VL = Family(
-    name="qwen2_5_vl",
-    model_type="qwen2_5_vl",
-    build_lm=_build_lm,
-    build_tower=_build_tower,
-    split_name=qwen_split_name,
-    encode=_encode,
-    levels=_levels,
-    placeholder="<|video_pad|>",
-    video_token="<|video_pad|>",
-    video_text=_video_text,
-    positions=_positions,
-    size_label=qwen_size_label(SIZES),
-    vision_tokens=QWEN_VISION_TOKENS,
-)
+QWEN2_5_VL = Family(name="qwen2_5_vl", model_type="qwen2_5_vl", build_lm=_build_lm, build_tower=_build_tower,
+                    split_name=qwen_split_name, encode=_encode, levels=_levels, placeholder="<|video_pad|>",
+                    video_token="<|video_pad|>", video_text=_video_text, positions=_positions,
+                    size_label=qwen_size_label(SIZES), vision_tokens=QWEN_VISION_TOKENS)

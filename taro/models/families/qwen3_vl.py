@@ -41,9 +41,8 @@ def _build_tower(config: Any) -> torch.nn.Module:
     return tower
 
 
-def encode_with_levels(
-    visual: Any, pixels_SPC: torch.Tensor, grid_hw: tuple[int, int]
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+def encode_with_levels(visual: Any, pixels_SPC: torch.Tensor,
+                       grid_hw: tuple[int, int]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Features [S, N, D] of temporal patches `pixels_SPC`, each `grid_hw` patches high and wide, and the deepstack
     levels, of the same shape each, in the order of the tower's layers.
 
@@ -102,18 +101,7 @@ def _positions(config: Any, lengths: Sequence[int], features: VideoFeatures) -> 
     return interleaved_positions(lengths, cell, extent)
 
 
-QWEN3_VL = Family(
-    name="qwen3_vl",
-    model_type="qwen3_vl",
-    build_lm=_build_lm,
-    build_tower=_build_tower,
-    split_name=qwen_split_name,
-    encode=encode_with_levels,
-    levels=_levels,
-    placeholder="<|video_pad|>",
-    video_token="<|video_pad|>",
-    video_text=_video_text,
-    positions=_positions,
-    size_label=qwen_size_label(SIZES),
-    vision_tokens=QWEN_VISION_TOKENS,
-)
+QWEN3_VL = Family(name="qwen3_vl", model_type="qwen3_vl", build_lm=_build_lm, build_tower=_build_tower,
+                  split_name=qwen_split_name, encode=encode_with_levels, levels=_levels, placeholder="<|video_pad|>",
+                  video_token="<|video_pad|>", video_text=_video_text, positions=_positions,
+                  size_label=qwen_size_label(SIZES), vision_tokens=QWEN_VISION_TOKENS)

@@ -51,11 +51,8 @@ class Layout:
     def __init__(self, h: int, w: int, merge: int, side: int) -> None:
         cells_h, cells_w, unit = h // merge, w // merge, merge * merge
         raster = np.arange(cells_h * cells_w).reshape(cells_h, cells_w)
-        tiles = [
-            raster[top : top + side, left : left + side].reshape(-1)
-            for top in range(0, cells_h, side)
-            for left in range(0, cells_w, side)
-        ]
+        tiles = [raster[top : top + side, left : left + side].reshape(-1)
+                 for top in range(0, cells_h, side) for left in range(0, cells_w, side)]
         cells = np.concatenate(tiles)
         self.order = (cells[:, None] * unit + np.arange(unit)).reshape(-1)
         self.restore = np.argsort(cells)
@@ -85,9 +82,8 @@ def axial_rotary(visual: Any, layout: Layout, device: torch.device) -> tuple[tor
     return angles.cos(), angles.sin()
 
 
-def patch_attention(
-    attn: Any, x_SPD: torch.Tensor, cos_Pd: torch.Tensor, sin_Pd: torch.Tensor, groups: list[torch.Tensor]
-) -> torch.Tensor:
+def patch_attention(attn: Any, x_SPD: torch.Tensor, cos_Pd: torch.Tensor, sin_Pd: torch.Tensor,
+                    groups: list[torch.Tensor]) -> torch.Tensor:
     """Attention of a stock vision block inside each group of places ([count, size] a size), for all S at once."""
     S, P, _ = x_SPD.shape
     q, k, v = attn.qkv(x_SPD).view(S, P, 3, attn.num_heads, -1).unbind(2)
