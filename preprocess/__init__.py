@@ -3,7 +3,3 @@
 `preprocess` (run.py) is the whole stage as one call; every other module is one step of it. Names are imported from
 their modules, so that importing this package costs nothing.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

@@ -3,7 +3,3 @@
 `docs/shard-format.md` is the format; `shards/format.py` its names and bounds. Nothing here runs a model or decodes a
 video, and nothing here unpickles.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

@@ -4,7 +4,3 @@
 once, `algorithms` holds one file an algorithm. Nothing is imported here, so `import taro.train` costs nothing; no video
 is decoded and no vision tower is loaded anywhere in this package.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

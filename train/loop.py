@@ -80,8 +80,8 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
 def train_step(run: Run) -> dict[str, Any]:
     """One step: returns its line of metrics.jsonl."""
     started, config, step = time.monotonic(), run.config, run.state.step
-    epoch, samples = run.samples(step)
-    guide = guide_probability(config.curriculum, step=step, epoch=epoch, steps_per_epoch=run.steps_per_epoch)
+    epoch, samples = run.data.samples(step)
+    guide = guide_probability(config.curriculum, step=step, epoch=epoch, steps_per_epoch=run.data.steps_per_epoch)
     batch = roll_out(run.policy, run.asking, samples, config.rollout, StepName(config.seed, epoch, step), guide=guide,
                      bf16=run.bf16)
     scores = score_batch(run.policy, run.reference, batch, config.reward, bf16=run.bf16)

@@ -34,6 +34,7 @@ def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG
     known_BG = np.isfinite(parts.drop_BG)
     drops = parts.drop_BG[known_BG]
     lengths_BG = batch.mask_BGR.sum(-1)
+    gap_BGR = (batch.sampled_BGR - scores.old_BGR).abs()  # of a token's log-prob at sampling from that in scoring
     tokens = int(lengths_BG.sum())
     hits_BG = [[_reasoning(text, sample.query.windows, sample.clip.duration_s) for text in texts_G]
                for texts_G, sample in zip(batch.texts_BG, batch.samples, strict=True)]
@@ -50,7 +51,7 @@ def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG
         "zero_variance": float(zero_variance(totals_BG).mean()),
         "guided": float(batch.guided_BG.mean()), "guided_fallbacks": batch.fallbacks,
         "kl": update.kl, "clip_fraction": update.clip_fraction, "length": float(lengths_BG.float().mean()),
-        "truncated": float((~batch.finished_BG).float().mean()), "logprob_gap": _gap(batch, scores),
+        "truncated": float((~batch.finished_BG).float().mean()), "logprob_gap": float(gap_BGR[batch.mask_BGR].mean()),
         "loss": update.loss, "grad_norm": update.grad_norm, "skipped": update.skipped,
         "lr": update.lr, "tokens_per_s": tokens / max(seconds, 1e-9),
         "memory_gib": memory_gib(), "seconds": seconds,
@@ -79,12 +80,6 @@ def _share_above(drop_BG: np.ndarray, margin: float) -> float:
 def _reasoning(text: str, windows: tuple[Moment, ...], duration_s: float) -> tuple[bool, bool]:
     reasoning = parse_reasoning(text)
     return reasoning.has_timestamp, first_span_hit(reasoning, [window.clip(duration_s) for window in windows])
-
-
-def _gap(batch: RolloutBatch, scores: Scores) -> float:
-    """Mean distance of a token's log-prob at sampling from the same in the scoring pass."""
-    gap_BGR = (batch.sampled_BGR - scores.old_BGR).abs()
-    return float(gap_BGR[batch.mask_BGR].mean())
 
 
 def memory_gib() -> float:

@@ -22,7 +22,6 @@ from taro.models.folder import pixel_settings
 from taro.models.load import load_frozen, load_policy
 from taro.models.policy import Policy
 from taro.models.resolve import compute_device, resolve_model
-from taro.shards.reader import Sample
 from taro.train.checkpoint import DamagedError, RunState, checkpoints, read_state, resume_checkpoint
 from taro.train.config import RewardConfig, ShardSource, TrainConfig
 from taro.train.data import TrainingData, TrainingSet, select
@@ -40,7 +39,8 @@ OnStep = Callable[[dict[str, Any]], None]
 
 @dataclass
 class Run:
-    """Everything that a step needs. `state` and the tensors change; the rest is fixed for the run."""
+    """Everything that a step needs. `state` and the tensors change; the rest is fixed for the run. `bf16`: it computes
+    in bfloat16."""
 
     config: TrainConfig
     policy: Policy
@@ -51,6 +51,7 @@ class Run:
     state: RunState
     trackers: list[Tracker]
     lock: contextlib.ExitStack
+    bf16: bool
     on_step: OnStep | None = None
     resumed_at: int | None = None
     last: dict[str, Any] = field(default_factory=dict)
@@ -61,23 +62,9 @@ class Run:
         return self.config.out
 
     @property
-    def bf16(self) -> bool:
-        """Whether the run computes in bfloat16 (auto: on cuda)."""
-        return _computes_in_bf16(self.config.dtype, self.policy.device)
-
-    @property
     def steps(self) -> int:
         """Updates in the whole run."""
-        return self.config.length.amount * (self.steps_per_epoch if self.config.length.unit == "epochs" else 1)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in one pass over the data."""
-        return self.data.steps_per_epoch
-
-    def samples(self, step: int) -> tuple[int, list[Sample]]:
-        """Epoch and samples of a step; a function of (seed, step) alone."""
-        return self.data.samples(step)
+        return self.config.length.amount * (self.data.steps_per_epoch if self.config.length.unit == "epochs" else 1)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Hands one line to every tracker and to the caller's callback."""
@@ -129,9 +116,11 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     with explain_disk_errors(config.out, lambda: AGAIN):
         truncate_to_step(config.out, state.step)
         write_facts(config, data.summary())
-    return Run(config, policy, _reference(config, folder, device), asking, data, optimizer, state,
+    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+    reference = None if config.loss.kl == 0 else load_frozen(folder, device, bf16=bf16)
+    return Run(config, policy, reference, asking, data, optimizer, state,
                open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
-               lock, on_step, None if found is None else state.step)
+               lock, bf16, on_step, None if found is None else state.step)
 
 
 def _check_data(folder: Path, data: TrainingData) -> None:
@@ -153,13 +142,3 @@ def _open_set(source: ShardSource, policy: Path, reward: RewardConfig) -> Traini
     if reward.disruption == "frame" and source.weight:
         shard_set, _ = with_variants(shard_set, dt_s=reward.dt_s)
     return select(source, shard_set)
-
-
-def _computes_in_bf16(dtype: str, device: torch.device) -> bool:
-    return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
-
-
-def _reference(config: TrainConfig, folder: Path, device: torch.device) -> Policy | None:
-    if config.loss.kl == 0:
-        return None
-    return load_frozen(folder, device, bf16=_computes_in_bf16(config.dtype, device))

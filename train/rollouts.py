@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,14 +23,12 @@ from taro.models.logprobs import score
 from taro.models.policy import Policy
 from taro.models.prompt import Prompt
 from taro.models.sampler import Decoding, Sampler
+from taro.shards.reader import Sample
 from taro.train.config import RewardConfig, RolloutConfig
 from taro.train.curriculum import guided_rollouts
 from taro.train.data import sample_name
 from taro.train.disruption import Disruption
 from taro.train.prefixes import draw_paths, prefix_ids
-
-if TYPE_CHECKING:
-    from taro.shards.reader import Sample
 
 __all__ = ["RolloutBatch", "Scores", "StepName", "counted_tokens", "disrupt", "roll_out", "score_batch",
            "score_prompts"]

@@ -20,7 +20,7 @@ from taro.core.errors import ConfigError
 from taro.core.files import write_atomically
 from taro.core.jsonl import read_jsonl
 
-__all__ = ["JsonlTracker", "Tracker", "check_trackers", "open_trackers", "truncate_to_step"]
+__all__ = ["JsonlTracker", "Tracker", "check_trackers", "finite", "open_trackers", "truncate_to_step"]
 
 
 class Tracker(Protocol):
@@ -41,7 +41,7 @@ class JsonlTracker:
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes one line and forces it to the disk: a checkpoint must never outlive the lines before it."""
-        self._file.write(json.dumps(_finite({"step": step, **values})) + "\n")
+        self._file.write(json.dumps(finite({"step": step, **values})) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -110,11 +110,12 @@ def truncate_to_step(run: Path, completed: int) -> None:
             path.unlink()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value for JSON: non-finite numbers in it, however deep, are null."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

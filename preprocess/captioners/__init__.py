@@ -1,5 +1,1 @@
 """Who writes the dense captions: one file each."""
-
-from __future__ import annotations
-
-__all__: list[str] = []

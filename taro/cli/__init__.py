@@ -2,7 +2,3 @@
 
 A stage is imported only inside a command's function, so that `taro --help` imports none.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

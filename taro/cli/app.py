@@ -23,7 +23,7 @@ import typer
 import typer.core
 import typer.main
 
-from taro.cli.output import say
+from taro.cli.output import examples, say
 from taro.core.errors import TaroError
 from taro.core.version import __version__
 
@@ -47,8 +47,7 @@ COMMANDS: dict[str, Command] = {
     "quickstart": Command(
         "taro.cli.quickstart", "quickstart",
         "See the whole method work on the embedded sandbox: videos to a trained model and a report, in minutes.",
-        ("taro quickstart", "taro quickstart --out demo --steps 2"),
-    ),
+        ("taro quickstart", "taro quickstart --out demo --steps 2")),
     "preprocess": Command(
         "taro.cli.preprocess", "preprocess",
         "Stage 1: videos and annotations to shards (decode, segment, caption, encode, paths).",
@@ -62,36 +61,23 @@ COMMANDS: dict[str, Command] = {
          "taro shards split shards parts --by split", "taro shards merge a b both"),
     ),
     "train": Command(
-        "taro.cli.train", "train",
-        "Stage 2: train a policy on shards (guided phase, then free); no video is opened.",
-        ("taro train taro-7b --set policy=MODEL --set shards=shards --set out=run", "taro train my.yaml --resume"),
-    ),
+        "taro.cli.train", "train", "Stage 2: train a policy on shards (guided phase, then free); no video is opened.",
+        ("taro train taro-7b --set policy=MODEL --set shards=shards --set out=run", "taro train my.yaml --resume")),
     "eval": Command(
         "taro.cli.eval", "evaluate",
         "Score a checkpoint on shards or on videos, or a file of predictions.",
         ("taro eval --policy run/export --shards shards --split val",
          "taro eval --predictions out.jsonl --dataset jsonl --annotations annotations.jsonl"),
     ),
-    "ground": Command(
-        "taro.cli.ground", "ground",
-        "Ask one video when something happens.",
-        ('taro ground video.mp4 "the person opens the door" --policy MODEL',),
-    ),
-    "annotations": Command(
-        "taro.cli.annotations", "app",
-        "Read annotation files as the stages do, and lint them.",
-        ("taro annotations lint annotations.jsonl --dataset jsonl",),
-    ),
-    "sandbox": Command(
-        "taro.cli.sandbox", "app",
-        "The embedded synthetic world: make videos, rebuild the tiny models.",
-        ("taro sandbox make world --videos 20 --seed 7",),
-    ),
+    "ground": Command("taro.cli.ground", "ground", "Ask one video when something happens.",
+                      ('taro ground video.mp4 "the person opens the door" --policy MODEL',)),
+    "annotations": Command("taro.cli.annotations", "app", "Read annotation files as the stages do, and lint them.",
+                           ("taro annotations lint annotations.jsonl --dataset jsonl",)),
+    "sandbox": Command("taro.cli.sandbox", "app", "The embedded synthetic world: make videos, rebuild the tiny models.",
+                       ("taro sandbox make world --videos 20 --seed 7",)),
     "sensitivity": Command(
-        "taro.cli.sensitivity", "sensitivity",
-        "Measure how a policy's reasonings depend on the order of a video.",
-        ("taro sensitivity --policy run/export --shards shards --split val --limit 32 --out page.html",),
-    ),
+        "taro.cli.sensitivity", "sensitivity", "Measure how a policy's reasonings depend on the order of a video.",
+        ("taro sensitivity --policy run/export --shards shards --split val --limit 32 --out page.html",)),
     "report": Command("taro.cli.report", "report", "Write the HTML report of a training run.", ("taro report run",)),
 }
 
@@ -136,12 +122,8 @@ def _load(name: str) -> Any:
         single = typer.Typer(rich_markup_mode="rich", add_completion=False)
         single.command(name)(target)
         command = typer.main.get_command(single)
-    command.name, command.help, command.epilog = name, command.help or row.help, _examples(row.examples)
+    command.name, command.help, command.epilog = name, command.help or row.help, examples(row.examples)
     return command
-
-
-def _examples(lines: tuple[str, ...]) -> str | None:
-    return "[bold]Examples[/bold]\n\n" + "\n\n".join(line.replace("[", r"\[") for line in lines) if lines else None
 
 
 def _fail(message: str, *, debug: bool) -> None:

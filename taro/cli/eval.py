@@ -95,10 +95,9 @@ def _check(options: EvalOptions) -> None:
 def _check_before(options: EvalOptions) -> None:
     """What would otherwise be found out after hours of answers: an unknown protocol, a file that cannot be written."""
     from taro.core.errors import ConfigError
-    from taro.metrics.scores import PROTOCOLS
+    from taro.grounding.protocols import protocol_named
 
-    if options.protocol not in PROTOCOLS:
-        raise ConfigError(f"{options.protocol}: no such evaluation protocol; expected one of: {', '.join(PROTOCOLS)}")
+    protocol_named(options.protocol)
     for name, path in (("--out", options.out), ("--html", options.html)):
         if path is None:
             continue

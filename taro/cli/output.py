@@ -9,12 +9,17 @@ import typer
 
 from taro.core.text import visible
 
-__all__ = ["say", "say_json", "say_line"]
+__all__ = ["examples", "say", "say_json", "say_line"]
 
 
 def say(text: str, *, err: bool = False) -> None:
     """Prints lines with control and bidirectional characters written out, see `taro.core.text.visible`."""
     typer.echo(visible(text), err=err)
+
+
+def examples(lines: tuple[str, ...]) -> str | None:
+    """What stands under a command's own --help: lines that a reader can copy."""
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(line.replace("[", r"\[") for line in lines) if lines else None
 
 
 def say_line(text: str) -> None:

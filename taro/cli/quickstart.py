@@ -50,7 +50,7 @@ def quickstart(
 
 
 class _Screen:
-    """A line a stage: rich's live bars in a terminal, one plain line at each end elsewhere."""
+    """The `Show` of a terminal, a line a stage: rich's live bars in a terminal, a plain line at each end elsewhere."""
 
     def __init__(self, console: Any) -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -76,19 +76,16 @@ class _Screen:
         self._progress.stop()
 
     def begin(self, stage: str) -> None:
-        """A stage starts."""
         label, about = STAGES[stage]
         self._began_s[stage] = time.monotonic()
         self._tasks[stage] = self._progress.add_task(label, total=None, note=about)
 
     def step(self, stage: str, done: float, total: float, note: str = "") -> None:
-        """`done` of `total` parts are finished."""
         self._progress.update(self._tasks[stage], completed=done, total=total, note=note or STAGES[stage][1])
         if not self._console.is_terminal:
             self._lines.update(done, total, " ".join(part for part in (STAGES[stage][0], note) if part))
 
     def end(self, stage: str, note: str) -> None:
-        """The stage is finished."""
         self._progress.update(self._tasks[stage], completed=1, total=1, note=note)
         if not self._console.is_terminal:
             seconds = time.monotonic() - self._began_s[stage]

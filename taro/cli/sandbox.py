@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taro.cli.output import say
+from taro.cli.output import examples, say
 
 __all__ = ["app", "build", "make"]
 
@@ -24,20 +24,9 @@ Settings = Annotated[
                  "max_events, repeat, max_distractors, overlap, noise. The shipped models know the defaults.",
                  show_default=False),
 ]
-MAKE_EXAMPLES = """[bold]Examples[/bold]
-
-taro sandbox make world --videos 64
-
-taro sandbox make held-out --videos 40 --split test
-
-taro sandbox make hard --videos 64 --set overlap=0.5 --set max_events=8
-"""
-BUILD_EXAMPLES = """[bold]Examples[/bold]
-
-taro sandbox build models --quick
-
-taro sandbox build models --device cuda --processes 16
-"""
+MAKE_EXAMPLES = ("taro sandbox make world --videos 64", "taro sandbox make held-out --videos 40 --split test",
+                 "taro sandbox make hard --videos 64 --set overlap=0.5 --set max_events=8")
+BUILD_EXAMPLES = ("taro sandbox build models --quick", "taro sandbox build models --device cuda --processes 16")
 
 
 @app.callback()
@@ -45,7 +34,7 @@ def _sandbox() -> None:
     """The embedded synthetic world: make videos, rebuild the tiny models."""
 
 
-@app.command(epilog=MAKE_EXAMPLES)
+@app.command(epilog=examples(MAKE_EXAMPLES))
 def make(
     out: Annotated[Path, typer.Argument(help="Folder to write: annotations.jsonl, videos/, world.json.")],
     videos: Annotated[int, typer.Option(min=1, max=100_000, help="How many.")] = 20,
@@ -77,7 +66,7 @@ def make(
         "--set out=shards")
 
 
-@app.command(epilog=BUILD_EXAMPLES)
+@app.command(epilog=examples(BUILD_EXAMPLES))
 def build(
     out: Annotated[Path, typer.Argument(help="Folder to write: captioner/, policy/, clip/, training-log.jsonl.")],
     device: Annotated[str, typer.Option(help="cuda takes 8 minutes on an H100; cpu is for --quick.")] = "cpu",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "diff", "filter_", "info", "merge", "sample", "split", "stats", "verify", "view"]
 
 By = Literal["split", "fraction"]
+Names = list[str] | None
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 Root = Annotated[str, typer.Argument(metavar="PATH", help="Folder of the shard set.", show_default=False)]
@@ -108,11 +109,7 @@ def stats(path: Root, as_json: Json = False) -> None:
     from taro.shards.reader import open_shards
 
     found = count(open_shards(path))
-    if as_json:
-        say_json(found.as_dict())
-        return
-    for line in found.lines():
-        say_line(line)
+    _print(found, as_json=as_json)
 
 
 @app.command()
@@ -127,11 +124,7 @@ def sample(
     from taro.shards.reader import open_shards
 
     for one in draw(open_shards(path), n, seed=seed):
-        if as_json:
-            say_json(one.as_dict())
-            continue
-        for line in one.lines():
-            say_line(line)
+        _print(one, as_json=as_json)
 
 
 @app.command()
@@ -145,11 +138,7 @@ def diff(
     from taro.shards.reader import open_shards
 
     found = compare(open_shards(a), open_shards(b))
-    if as_json:
-        say_json(found.as_dict())
-    else:
-        for line in found.lines():
-            say_line(line)
+    _print(found, as_json=as_json)
     if not found.ok:
         raise typer.Exit(1)
 
@@ -161,10 +150,8 @@ def filter_(
     split: Annotated[str | None, typer.Option(help="Keep queries of this split.")] = None,
     difficulty: Annotated[str | None, typer.Option(metavar="LOW:HIGH", help="Keep queries in between; an end may be "
                                                    "left out.")] = None,
-    query: Annotated[list[str] | None, typer.Option(help="Keep this query id (several times; @FILE: one a line)."
-                                                    )] = None,
-    keys: Annotated[list[str] | None, typer.Option(help="Keep this clip's key (several times; @FILE: one a line)."
-                                                   )] = None,
+    query: Annotated[Names, typer.Option(help="Keep this query id (several times; @FILE: one a line).")] = None,
+    keys: Annotated[Names, typer.Option(help="Keep this clip's key (several times; @FILE: one a line).")] = None,
     text: Annotated[str | None, typer.Option(metavar="REGEX", help="Keep queries in whose text this is found.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -226,6 +213,14 @@ def merge(
         say_line(f"  left out: {kind}, which the sets do not hold alike")
 
 
+def _print(found: Any, *, as_json: bool) -> None:
+    if as_json:
+        say_json(found.as_dict())
+        return
+    for line in found.lines():
+        say_line(line)
+
+
 def _made(derived: Derived) -> None:
     say_line(f"{derived.root}: {derived.inputs} rows = {derived.queries} queries + {derived.skipped} skipped, "
              f"{derived.clips} clips")
@@ -251,7 +246,7 @@ def _range(text: str | None) -> tuple[float, float] | None:
     return found
 
 
-def _names(given: list[str] | None) -> frozenset[str] | None:
+def _names(given: Names) -> frozenset[str] | None:
     from taro.shards.ops.filter import named
 
     return None if given is None else named(given)

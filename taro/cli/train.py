@@ -5,7 +5,6 @@ Thin: the work is `taro.train.loop.train`. Left out: everything about many GPUs.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any
 
 import typer
@@ -43,6 +42,7 @@ def train(
     check_run(config, resume=resume)
     from taro.train.data import data_lines  # only now, since torch comes with the loop
     from taro.train.loop import train as run_training
+    from taro.train.trackers import finite
 
     with progress("training", quiet=as_json) as shown:
 
@@ -62,7 +62,7 @@ def train(
     if as_json:
         say_json({"run": str(report.run), "export": str(report.export), "steps": report.steps,
                   "skipped": report.skipped, "best_step": report.best_step, "best_score": report.best_score,
-                  "seconds": round(report.seconds, 3), "last": _finite(report.last)})
+                  "seconds": round(report.seconds, 3), "last": finite(report.last)})
         return
     _summary(report, config.sources[0].path, export=config.checkpoint.export)
 
@@ -82,8 +82,3 @@ def _summary(report: Any, shards: str, *, export: str) -> None:
         say(f"best on validation: step {report.best_step}, mIoU {report.best_score:.3f}{how}")
         of = f" (step {held})"
     say(f"checkpoint: {report.export}{of}\nnext: taro eval --policy {report.export} --shards {shards}")
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()}

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from taro.core.errors import ConfigError
 from taro.grounding.moment import Moment, best_iou
 
-__all__ = ["METRICS", "PROTOCOLS", "THRESHOLDS", "Protocol", "merged", "protocol_named", "set_iou", "union_iou"]
+__all__ = ["METRICS", "PROTOCOLS", "THRESHOLDS", "Protocol", "merged", "protocol_named", "set_iou"]
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 METRICS = ("miou", *(f"r1@{threshold}" for threshold in THRESHOLDS))
@@ -54,7 +54,7 @@ class Protocol:
             return 0.0
         if self.several and answers:
             return set_iou(answers, truths)
-        return union_iou(predicted, truths) if self.truth == "union" else best_iou(predicted, tuple(truths))
+        return set_iou([predicted], truths) if self.truth == "union" else best_iou(predicted, tuple(truths))
 
     def constant_ious(self, start_Q: Floats, end_Q: Floats, truths: Sequence[tuple[Moment, ...]]) -> Floats:
         """`iou` of one predicted window a query, over arrays; predictions must not be reversed."""
@@ -80,16 +80,14 @@ class Protocol:
         return np.stack([ious_Q, *(np.asarray(p, dtype=np.float64) for p in passes)], axis=1)
 
 
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (Protocol("taro", strict=False, truth="best", clip=True),
+PROTOCOLS = {protocol.name: protocol for protocol in (
+    Protocol("taro", strict=False, truth="best", clip=True),
                      Protocol("time-r1", strict=True, truth="first", clip=False),
-                     Protocol("taro-official", strict=False, truth="best", clip=False),
-                     Protocol("timelens", strict=False, truth="first", clip=False),
-                     Protocol("union", strict=True, truth="union", clip=False),
-                     Protocol("moment-detr", strict=False, truth="best", clip=False),
-                     Protocol("multi-window", strict=False, truth="union", clip=True, several=True))
-}
+    Protocol("taro-official", strict=False, truth="best", clip=False),
+    Protocol("timelens", strict=False, truth="first", clip=False),
+    Protocol("union", strict=True, truth="union", clip=False),
+    Protocol("moment-detr", strict=False, truth="best", clip=False),
+    Protocol("multi-window", strict=False, truth="union", clip=True, several=True))}
 """Protocols by name; the names are those of `taro.grounding.answers.ANSWER_PARSERS`."""
 
 
@@ -121,17 +119,10 @@ def set_iou(answers: Sequence[Moment], windows: Sequence[Moment]) -> float:
 
     >>> set_iou([Moment(0, 2), Moment(6, 8)], [Moment(0, 2), Moment(6, 10)])
     0.6666666666666666
+    >>> set_iou([Moment(0, 10)], [Moment(0, 2), Moment(6, 10)])
+    0.6
     """
     ours, theirs = merged(answers), merged(windows)
     overlap_s = sum(max(0.0, min(a.end_s, w.end_s) - max(a.start_s, w.start_s)) for a in ours for w in theirs)
     union_s = sum(a.duration_s for a in ours) + sum(w.duration_s for w in theirs) - overlap_s
     return overlap_s / union_s if ours else 0.0
-
-
-def union_iou(predicted: Moment, windows: Sequence[Moment]) -> float:
-    """`set_iou` of one predicted window.
-
-    >>> union_iou(Moment(0, 10), [Moment(0, 2), Moment(6, 10)])
-    0.6
-    """
-    return set_iou([predicted], windows)

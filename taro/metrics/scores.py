@@ -88,11 +88,6 @@ class Scores:
         """Mean IoU over all queries."""
         return self.metrics["miou"]
 
-    @property
-    def r1(self) -> dict[float, float]:
-        """Share of the queries whose prediction passes each threshold."""
-        return {threshold: self.metrics[f"r1@{threshold}"] for threshold in THRESHOLDS}
-
     def as_dict(self) -> dict[str, Any]:
         """For JSON: fractions, not percents; the lists of ids are whole."""
         return {"protocol": self.protocol, "queries": self.queries, "videos": self.videos, **self.metrics,
@@ -140,10 +135,10 @@ def evaluate_predictions(predictions: Sequence[Prediction], *, protocol: str = "
     """Scores one prediction a query, under a protocol of `PROTOCOLS`.
 
     >>> p = Prediction("q", "v", Moment(0, 10), (Moment(5, 10),), 20.0)
-    >>> evaluate_predictions([p]).r1
-    {0.3: 1.0, 0.5: 1.0, 0.7: 0.0}
-    >>> evaluate_predictions([p], protocol="time-r1").r1
-    {0.3: 1.0, 0.5: 0.0, 0.7: 0.0}
+    >>> evaluate_predictions([p]).metrics
+    {'miou': 0.5, 'r1@0.3': 1.0, 'r1@0.5': 1.0, 'r1@0.7': 0.0}
+    >>> evaluate_predictions([p], protocol="time-r1").metrics["r1@0.5"]
+    0.0
     """
     rules = protocol_named(protocol)
     if not predictions:
@@ -185,14 +180,11 @@ def _reasoning_shares(predictions: Sequence[Prediction]) -> tuple[float | None, 
     present = [p for p in predictions if not p.missing]
     if all(p.reasoning is None for p in present):
         return None, None
-    stats = [_stats(p.reasoning or "") for p in present]
+    texts = [p.reasoning or "" for p in present]
+    stats = [parse_reasoning(text) if "<think>" in text else reasoning_stats(text) for text in texts]
     first = [first_span_hit(s, [w if p.duration_s is None else w.clip(p.duration_s) for w in p.windows])
              for s, p in zip(stats, present, strict=True)]
     return sum(s.has_timestamp for s in stats) / len(stats), sum(first) / len(first)
-
-
-def _stats(reasoning: str) -> Reasoning:
-    return parse_reasoning(reasoning) if "<think>" in reasoning else reasoning_stats(reasoning)
 
 
 def _baselines(predictions: Sequence[Prediction], truths: Sequence[tuple[Moment, ...]],

@@ -81,11 +81,8 @@ def resized_hw(height: int, width: int, patches: int, sampling: FrameSampling, *
         new_w = math.ceil(width * grow / factor) * factor
     # A very long, thin frame can still be over the budget, since no side goes below one merged patch.
     if new_h * new_w > most:
-        new_h, new_w = (
-            (factor, max(factor, most // factor**2 * factor))
-            if new_w > new_h
-            else (max(factor, most // factor**2 * factor), factor)
-        )
+        long = max(factor, most // factor**2 * factor)
+        new_h, new_w = (factor, long) if new_w > new_h else (long, factor)
     return new_h, new_w
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def tensor_files(folder: Path) -> dict[str, Path]:
             names[name] = folder / file
     else:
         for file in sorted(folder.glob("*.safetensors")):
-            names.update(dict.fromkeys(_names(file), file))
+            with _opened(file) as handle:
+                names.update(dict.fromkeys(handle.keys(), file))
     if not names:
         raise ModelError(
             f"{folder}: no *.safetensors here; expected a Hugging Face model folder (pickles are not read)")
@@ -57,18 +59,16 @@ def tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> 
         if wanted(name):
             by_file.setdefault(file, []).append(name)
     for file in sorted(by_file):
-        try:
-            with safe_open(file, framework="pt") as handle:
-                for name in sorted(by_file[file]):
-                    yield name, handle.get_tensor(name)
-        except SafetensorError as error:
-            raise ModelError(f"{file}: damaged weights ({error!s:.300}); copy the file again") from None
+        with _opened(file) as handle:
+            for name in sorted(by_file[file]):
+                yield name, handle.get_tensor(name)
 
 
-def _names(file: Path) -> list[str]:
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as handle:
-            return list(handle.keys())
+            yield handle
     except SafetensorError as error:
         raise ModelError(f"{file}: damaged weights ({error!s:.300}); copy the file again") from None
 
@@ -90,12 +90,8 @@ def tower_sha256(folder: Path, family: Family) -> str:
 def pixel_settings(folder: Path) -> PixelSettings:
     """Normalisation and patch sizes from the processor files. Raises ModelError where the folder has none."""
     whole = read_json(folder / "processor_config.json")
-    found = (
-        read_json(folder / "video_preprocessor_config.json")
-        or whole.get("video_processor")
-        or read_json(folder / "preprocessor_config.json")
-        or whole.get("image_processor")
-    )
+    found = (read_json(folder / "video_preprocessor_config.json") or whole.get("video_processor")
+             or read_json(folder / "preprocessor_config.json") or whole.get("image_processor"))
     if not found:
         raise ModelError(
             f"{folder}: no processor files; expected video_preprocessor_config.json, processor_config.json or "

@@ -21,7 +21,6 @@ from taro.models.encoder import Encoder
 from taro.models.families.base import Family
 from taro.models.features import EncoderFingerprint, FrameSampling, VideoFeatures
 from taro.models.fingerprint import encoder_fingerprint
-from taro.models.folder import template_name
 from taro.models.language_model import LanguageModel
 from taro.models.prompt import Prompt, PromptFormat
 
@@ -45,11 +44,6 @@ class Policy:
     def device(self) -> torch.device:
         """Where the language model is."""
         return next(self.parameters()).device
-
-    @property
-    def template_name(self) -> str | None:
-        """The prompt template that the checkpoint was trained with, by name or file; None if its folder names none."""
-        return template_name(self.folder)
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Language model and head (once, where tied); never the tower."""

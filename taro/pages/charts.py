@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from taro.pages.render import number
 
-__all__ = ["Curve", "CurveChart", "Interval", "IntervalRow", "IntervalsChart", "LinesChart", "Shade", "Whisker",
-           "curve_chart", "intervals_chart", "lines_chart", "running_mean"]
+__all__ = ["CurveChart", "Interval", "IntervalRow", "IntervalsChart", "LinesChart", "Whisker", "curve_chart",
+           "intervals_chart", "lines_chart", "running_mean"]
 
 WIDTH, HEIGHT = 300, 130
 LEFT, RIGHT, TOP, BOTTOM = 42, 10, 8, 22
@@ -27,33 +27,12 @@ LEAST_TICK_GAP = 14
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One number over the steps of a run; None where a step has none. `low`, `high`: the axis, where it is known."""
-
-    title: str
-    note: str
-    steps: Sequence[int]
-    values: Sequence[float | None]
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Shade:
-    """A shaded stretch of a chart."""
-
-    x: float
-    width: float
-    tip: str
-
-
-@dataclass(frozen=True)
 class CurveChart:
-    """Drawn: `ticks` (y, text), `ends` (x, anchor, text) of the steps, `raw` and `mean` as SVG paths, `dot` the last
-    mean (x, y) or None."""
+    """Drawn: `shades` (x, width, tooltip), `ticks` (y, text), `ends` (x, anchor, text) of the steps, `raw` and `mean`
+    as SVG paths, `dot` the last mean (x, y) or None."""
 
     label: str
-    shades: Sequence[Shade]
+    shades: Sequence[tuple[float, float, str]]
     ticks: Sequence[tuple[float, str]]
     ends: Sequence[tuple[float, str, str]]
     raw: str
@@ -123,29 +102,32 @@ def running_mean(values: Sequence[float | None], width: int = SMOOTH) -> list[fl
     return out
 
 
-def curve_chart(curve: Curve, guided: Sequence[tuple[int, int]] = ()) -> CurveChart:
-    """The raw values thin, their running mean strong, guided steps shaded."""
-    values = [value if value is not None and math.isfinite(value) else None for value in curve.values]
-    low, high = _limits([value for value in values if value is not None], curve.low, curve.high)
-    first, last = (min(curve.steps), max(curve.steps)) if curve.steps else (0, 1)
+def curve_chart(title: str, steps: Sequence[int], values: Sequence[float | None],
+                guided: Sequence[tuple[int, int]] = (), *, low: float | None = None,
+                high: float | None = None) -> CurveChart:
+    """One number over the steps of a run, None where a step has none: the raw values thin, their running mean strong,
+    guided steps shaded. `low`, `high`: the axis, where it is known."""
+    values = [value if value is not None and math.isfinite(value) else None for value in values]
+    low, high = _limits([value for value in values if value is not None], low, high)
+    first, last = (min(steps), max(steps)) if steps else (0, 1)
     y = _scale(high, low, TOP, HEIGHT - BOTTOM)
     x = _scale(first, max(last, first + 1), LEFT, WIDTH - RIGHT)
 
     def path(shown: Sequence[float | None]) -> str:
         """One SVG path; a step without a value lifts the pen."""
         points = [None if value is None else f"{x(step)} {y(value)}"
-                  for step, value in zip(curve.steps, shown, strict=True)]
+                  for step, value in zip(steps, shown, strict=True)]
         return "".join(f"{'M' if at == 0 or points[at - 1] is None else 'L'}{point}"
                        for at, point in enumerate(points) if point is not None)
 
     shades = []
     for start, end in guided:
         x0, x1 = x(max(start - 0.5, first)), x(min(end + 0.5, last))
-        shades.append(Shade(x0, round(max(x1 - x0, 1), 1), f"guided steps {start} to {end}"))
+        shades.append((x0, round(max(x1 - x0, 1), 1), f"guided steps {start} to {end}"))
     means = running_mean(values)
     final = means[-1] if means else None
     ends = [(x(first), "start", f"step {first}"), (x(last), "end", str(last))][: 1 if first == last else 2]
-    return CurveChart(f"{curve.title} over steps {first} to {last}", shades,
+    return CurveChart(f"{title} over steps {first} to {last}", shades,
                       [(y(tick), _tick(tick)) for tick in (low, (low + high) / 2, high)], ends, path(values),
                       path(means), None if final is None else (x(last), y(final)))
 

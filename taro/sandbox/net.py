@@ -93,8 +93,8 @@ def _rotate(x_QHPd: torch.Tensor, cos_Pd: torch.Tensor, sin_Pd: torch.Tensor) ->
 
 def batch_positions(patches_B: torch.Tensor, seconds_B: torch.Tensor, slots: tuple[int, int, int], text: int,
                     rate: float) -> torch.Tensor:
-    """Positions [3, B, L] of the row layout: as `taro.models.families.positions.prompt_positions` gives them to each
-    row's used tokens. slots: temporal patches, rows and columns of merged cells that the video slot holds."""
+    """Positions [3, B, L] of the row layout: as `taro.models.families.positions` gives them to each row's used
+    tokens. slots: temporal patches, rows and columns of merged cells that the video slot holds."""
     S, rows, columns = slots
     device, B = patches_B.device, len(patches_B)
     index_S = torch.arange(S, device=device, dtype=torch.float64)

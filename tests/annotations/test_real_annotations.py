@@ -82,7 +82,7 @@ def test_predicting_the_whole_video_on_charades() -> None:
     scores = evaluate_predictions(answers)
     assert scores.baselines["whole video"] == pytest.approx(scores.metrics)
     covered = [row.windows[0].duration_s / (row.duration_s or 1.0) for row in report.rows]
-    assert len([share for share in covered if share >= 0.5]) == 16 == round(3_720 * scores.r1[0.5])
+    assert len([share for share in covered if share >= 0.5]) == 16 == round(3_720 * scores.metrics["r1@0.5"])
     assert len([share for share in covered if share > 0.5]) == 16 and max(covered) < 0.504
 
 

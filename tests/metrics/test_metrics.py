@@ -38,12 +38,12 @@ def test_four_queries_by_hand() -> None:
         ]
     )
     assert scores.miou == pytest.approx(2.1 / 4)
-    assert scores.r1 == {0.3: 0.75, 0.5: 0.75, 0.7: 0.25}
+    assert [scores.metrics[f"r1@{t}"] for t in (0.3, 0.5, 0.7)] == [0.75, 0.75, 0.25]
 
 
 @pytest.mark.parametrize(("protocol", "at_half"), [("taro", 1), ("time-r1", 0), ("taro-official", 1), ("timelens", 1)])
 def test_a_threshold_is_reached_or_passed(protocol: str, at_half: int) -> None:
-    assert evaluate_predictions([predict((0, 10), (5, 10))], protocol=protocol).r1[0.5] == at_half
+    assert evaluate_predictions([predict((0, 10), (5, 10))], protocol=protocol).metrics["r1@0.5"] == at_half
 
 
 @pytest.mark.parametrize(("protocol", "expected"), [("taro", 1.0), ("time-r1", 0.0), ("timelens", 0.0)])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from taro.core.errors import AnnotationError, ConfigError
 from taro.grounding.answers import ANSWER_PARSERS, parse_answer
 from taro.grounding.moment import Moment, iou
-from taro.grounding.protocols import PROTOCOLS, merged, protocol_named, union_iou
+from taro.grounding.protocols import PROTOCOLS, merged, protocol_named, set_iou
 from taro.metrics.bootstrap import resampled_means_RM
 from taro.metrics.compare import compare_predictions
 from taro.metrics.scores import Prediction, evaluate_predictions
@@ -44,7 +44,8 @@ def test_one_answer_under_every_protocol(protocol: str, miou: float) -> None:
 @pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
 def test_half_is_reached_or_must_be_exceeded(protocol: str) -> None:
     strict = {"time-r1", "union"}
-    assert evaluate_predictions([predict((0, 10), (5, 10))], protocol=protocol).r1[0.5] == (protocol not in strict)
+    scores = evaluate_predictions([predict((0, 10), (5, 10))], protocol=protocol)
+    assert scores.metrics["r1@0.5"] == (protocol not in strict)
 
 
 @pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
@@ -94,17 +95,17 @@ def seconds_of(windows: list[Moment]) -> set[int]:
 
 
 @given(MOMENTS, st.lists(MOMENTS, max_size=5))
-def test_union_iou_counts_seconds(predicted: Moment, windows: list[Moment]) -> None:
+def test_set_iou_counts_seconds(predicted: Moment, windows: list[Moment]) -> None:
     ours, theirs = seconds_of([predicted]), seconds_of(windows)
     expected = len(ours & theirs) / len(ours | theirs) if ours else 0.0
-    assert union_iou(predicted, windows) == pytest.approx(expected)
+    assert set_iou([predicted], windows) == pytest.approx(expected)
     assert seconds_of(list(merged(windows))) == theirs
     assert sum(w.duration_s for w in merged(windows)) == len(theirs)
 
 
 @given(MOMENTS, MOMENTS)
 def test_one_window_that_is_touched_has_one_iou(predicted: Moment, window: Moment) -> None:
-    assert union_iou(predicted, [window]) == pytest.approx(iou(predicted, window))
+    assert set_iou([predicted], [window]) == pytest.approx(iou(predicted, window))
 
 
 @given(st.sampled_from(sorted(PROTOCOLS)), st.lists(st.lists(MOMENTS, min_size=1, max_size=4), min_size=1, max_size=4),

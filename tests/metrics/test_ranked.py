@@ -107,7 +107,7 @@ def test_map_by_hand() -> None:
         "short": pytest.approx((0.5 + 0) / 2), "middle": 0.0, "long": 1.0,
     }  # fmt: skip
     assert scores.queries == {"short": 2, "middle": 1, "long": 1}
-    assert scores.top.r1[0.7] == pytest.approx(1 / 3) and scores.top.missing == ("c",)
+    assert scores.top.metrics["r1@0.7"] == pytest.approx(1 / 3) and scores.top.missing == ("c",)
     assert scores.highlights == {} and scores.intervals["middle"] is None
     assert json.loads(json.dumps(scores.as_dict()))["map"]["long"] == 1.0
     table = scores.table()

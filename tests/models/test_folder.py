@@ -14,7 +14,7 @@ import torch
 
 from taro.core.errors import ModelError
 from taro.models.features import FrameSampling
-from taro.models.folder import read_json
+from taro.models.folder import read_json, template_name
 from taro.models.load import load_policy
 from tests.helpers_models import tiny_qwen2_5_vl
 
@@ -89,18 +89,18 @@ def test_a_tokenizer_that_cannot_be_used_is_one_message(copy: Path) -> None:
 def test_a_prompt_template_that_is_no_name_is_refused(copy: Path, named: object) -> None:
     (copy / "taro.json").write_text(json.dumps({"template": named}))
     with pytest.raises(ModelError, match=r"taro\.json: template is .*; expected the name of a prompt template"):
-        load_policy(copy).template_name  # noqa: B018
+        template_name(copy)
 
 
 def test_a_prompt_template_beside_the_weights_is_named_by_its_path(copy: Path) -> None:
-    assert load_policy(copy).template_name is None
+    assert template_name(copy) is None
     (copy.parent / "mine.yaml").touch()
     for named in ("mine.yaml", "../mine.yaml", str(copy.parent / "mine.yaml")):  # a file elsewhere is never read
         (copy / "taro.json").write_text(json.dumps({"template": named}))
         with pytest.raises(ModelError, match=r"expected that \.yaml file in this folder"):
-            load_policy(copy).template_name  # noqa: B018
+            template_name(copy)
     (copy / "mine.yaml").touch()
-    assert load_policy(copy).template_name == str(copy / "mine.yaml")
+    assert template_name(copy) == str(copy / "mine.yaml")
 
 
 @pytest.mark.parametrize("changes", [

@@ -16,7 +16,7 @@ from taro.cli.app import main
 from taro.core.errors import ConfigError
 from taro.grounding.moment import Moment
 from taro.metrics.answers import read_answers, write_answers
-from taro.pages.charts import LEFT, RIGHT, WIDTH, Curve, curve_chart
+from taro.pages.charts import LEFT, RIGHT, WIDTH, curve_chart
 from taro.shards.reader import open_shards
 from taro.train.report.data import Evaluation, Run, examples, mean_of, read_run, row_iou, training_groups
 from taro.train.report.figures import tiles
@@ -169,7 +169,7 @@ def test_the_ends_of_a_run_share_no_step(steps: int, first: float, last: float) 
 def test_guided_steps_are_shaded(folders: Path) -> None:
     run = read_run(folders / "run")
     assert run.guided_spans == [(0, 14)]
-    chart = curve_chart(Curve("t", "", [0, 10, 20], [0.0, None, 1.0], 0.0, 1.0), [(0, 10)])
+    chart = curve_chart("t", [0, 10, 20], [0.0, None, 1.0], [(0, 10)], low=0.0, high=1.0)
     (shade,) = chart.shades
     assert shade.x == LEFT and shade.width == pytest.approx((WIDTH - LEFT - RIGHT) * 10.5 / 20, abs=0.1)
     assert (chart.raw.count("M"), chart.mean.count("M")) == (2, 1), (

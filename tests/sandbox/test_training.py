@@ -19,7 +19,7 @@ from taro.core.errors import ConfigError
 from taro.grounding.answers import format_ok, parse_answer
 from taro.grounding.prompts import parse_captions
 from taro.models.families.pixels import resize_frames
-from taro.models.families.positions import interleaved_positions, prompt_positions, video_positions
+from taro.models.families.positions import interleaved_positions, video_positions
 from taro.models.families.tower import encode_patches
 from taro.models.features import FrameSampling
 from taro.models.load import load_policy
@@ -103,8 +103,8 @@ def test_positions_are_those_of_taro_mllm(rows: list[tuple[int, float]], grid: t
     for row, (count, rate) in enumerate(rows):
         used = count * grid[0] * grid[1]
         mine = torch.cat([made[:, row, : BEFORE + used], made[:, row, BEFORE + S * grid[0] * grid[1] :]], 1)
-        wanted, _ = prompt_positions(BEFORE, text, (count, 2 * grid[0], 2 * grid[1]), rate,
-                                     tokens_per_second=2.0, merge=2)  # fmt: skip
+        cell, extent = video_positions(0, (count, 2 * grid[0], 2 * grid[1]), rate, tokens_per_second=2.0, merge=2)
+        wanted, _ = interleaved_positions((BEFORE, text), cell, extent)
         assert torch.equal(mine, wanted)
 
 

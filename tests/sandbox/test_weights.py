@@ -15,6 +15,7 @@ from taro.core.errors import ModelError
 from taro.grounding.prompts import load_template
 from taro.models.attention import causal
 from taro.models.features import FrameSampling
+from taro.models.folder import template_name
 from taro.models.load import load_policy
 from taro.models.policy import Policy
 from taro.models.prompt import Prompt
@@ -113,7 +114,7 @@ def test_logits_are_the_stock_models_at_our_positions(policy: Policy, stock: Any
 
 
 def test_the_folders_name_their_template(policy: Policy) -> None:
-    assert policy.template_name == "sandbox"
+    assert template_name(policy.folder) == "sandbox"
     assert load_template("sandbox").user_text("the red square blinks for the second time") == QUERY
 
 

@@ -6,16 +6,12 @@ Left out: which of them are shown (train/report/data.py decides by rule), and dr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from taro.grounding.moment import Moment
-from taro.pages.cards import Card, Response, caption_lanes, find_clip, group_card, path_lanes, window_lane
+from taro.pages.cards import Card, Clips, Response, caption_lanes, find_clip, group_card, path_lanes, window_lane
 from taro.pages.render import number, windows_text
 from taro.pages.timeline import timeline
 from taro.train.report.data import Evaluation, Example, Run, row_iou, training_groups
-
-if TYPE_CHECKING:
-    from taro.pages.cards import Clips
 
 __all__ = ["example_card", "group_cards"]
 

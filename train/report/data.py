@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +26,9 @@ from taro.core.jsonl import checked_row, read_jsonl
 from taro.core.places import paths_from
 from taro.metrics.answers import AnswerRow, score_rows
 from taro.metrics.bootstrap import percentiles_M
-from taro.metrics.scores import PROTOCOLS, Scores
+from taro.metrics.scores import PROTOCOLS, Prediction, Scores
 from taro.train.config import TrainConfig
 from taro.train.report.rows import RolloutLine, eval_line, step_line
-
-if TYPE_CHECKING:
-    from taro.metrics.scores import Prediction
 
 __all__ = ["Evaluation", "Example", "Run", "examples", "last_rollouts", "mean_of", "read_run",
            "row_iou", "training_groups"]

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from taro.metrics.scores import Scores
 from taro.pages.answers import METRIC_NAMES
 from taro.pages.cards import Cell, Table
-from taro.pages.charts import Curve, CurveChart, Interval, IntervalRow, IntervalsChart, curve_chart, intervals_chart
+from taro.pages.charts import CurveChart, Interval, IntervalRow, IntervalsChart, curve_chart, intervals_chart
 from taro.pages.render import number
 from taro.train.report.data import Evaluation, Run, mean_of
 from taro.train.report.rows import SET
@@ -66,8 +66,8 @@ class Figure:
     chart: CurveChart
 
 
-class Ledger(dict[str, Any]):
-    """Accounting of one shard set: name, inputs, queries, clips, captions, skipped, reasons {reason: count}."""
+Ledger = dict[str, Any]
+"""accounting of one shard set: name, inputs, queries, clips, captions, skipped, reasons {reason: count}"""
 
 
 def tiles(evaluation: Evaluation | None, run: Run) -> list[Tile]:
@@ -108,7 +108,7 @@ def curves(run: Run) -> list[Figure]:
         if any(value is not None for value in values):
             change = _change(run.steps, key)
             found.append(Figure(title, note, change if all(map(math.isfinite, change)) else (),
-                                curve_chart(Curve(title, note, steps, values, low, high), run.guided_spans)))
+                                curve_chart(title, steps, values, run.guided_spans, low=low, high=high)))
     return found
 
 

@@ -16,7 +16,7 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -27,13 +27,10 @@ from taro.pages.cards import AGREEMENT_NOTE
 from taro.pages.charts import SMOOTH
 from taro.pages.render import render, write_page
 from taro.shards.manifest import read_skipped
-from taro.shards.reader import open_shards
+from taro.shards.reader import ShardSet, open_shards
 from taro.train.report import figures
 from taro.train.report.cards import example_card, group_cards
 from taro.train.report.data import Evaluation, Run, examples, read_run
-
-if TYPE_CHECKING:
-    from taro.shards.reader import ShardSet
 
 __all__ = ["environment", "ledger", "render_report"]
 

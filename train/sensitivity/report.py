@@ -76,10 +76,10 @@ def _condition(measured: Sensitivity, c: int, right_N: np.ndarray, seed: int) ->
 
 def _against_elsewhere(measured: Sensitivity, c: int, seed: int) -> dict[str, Any]:
     condition = measured.conditions[c]
-    control = _index(measured, Disruption("elsewhere", condition.dt_s, condition.boundary))
-    if control is None or control == c:
+    control = Disruption("elsewhere", condition.dt_s, condition.boundary)
+    if control == condition or control not in measured.conditions:
         return {"vs_elsewhere": None, "vs_elsewhere_interval": None, "vs_elsewhere_rollouts": 0}
-    gap_N = measured.drops_CN[c] - measured.drops_CN[control]
+    gap_N = measured.drops_CN[c] - measured.drops_CN[measured.conditions.index(control)]
     both = np.flatnonzero(np.isfinite(gap_N))
     gaps = gap_N[both]
     return {"vs_elsewhere": _known(gaps.mean() if len(gaps) else math.nan),
@@ -102,10 +102,6 @@ def _correlations(measured: Sensitivity) -> list[dict[str, Any]]:
                       "rollouts": len(both), "rho": _known(spearman(x, y)),
                       "rho_within": _known(spearman(centred(x, groups), centred(y, groups)))})
     return found
-
-
-def _index(measured: Sensitivity, condition: Disruption) -> int | None:
-    return measured.conditions.index(condition) if condition in measured.conditions else None
 
 
 def _known(value: float) -> float | None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["interleaved_positions", "prompt_positions", "video_positions"]
+__all__ = ["interleaved_positions", "video_positions"]
 
 
 def video_positions(start: int, grid_thw: tuple[int, int, int], seconds_per_patch: float, *, tokens_per_second: float,
@@ -47,19 +47,9 @@ def video_positions(start: int, grid_thw: tuple[int, int, int], seconds_per_patc
     return positions_3N, int(positions_3N.max()) + 1
 
 
-def prompt_positions(before: int, after: int, grid_thw: tuple[int, int, int], seconds_per_patch: float, *,
-                     tokens_per_second: float, merge: int) -> tuple[torch.Tensor, int]:
-    """Positions [3, P] of `before` text tokens, a video, `after` text tokens; and the position of the next token,
-    which is where every rollout of the group starts."""
-    head = torch.arange(before).expand(3, before)
-    video, following = video_positions(before, grid_thw, seconds_per_patch, tokens_per_second=tokens_per_second,
-                                       merge=merge)
-    tail = torch.arange(following, following + after).expand(3, after)
-    return torch.cat([head, video, tail], dim=1), following + after
-
-
 def interleaved_positions(lengths: Sequence[int], cell_3N: torch.Tensor, extent: int) -> tuple[torch.Tensor, int]:
-    """Positions [3, P] of texts with equal runs of visual tokens between them, and the position of the next token.
+    """Positions [3, P] of texts with equal runs of visual tokens between them, and the position of the next token,
+    where every rollout of the group starts.
 
     Args:
         lengths: tokens of each text, one text more than there are runs.

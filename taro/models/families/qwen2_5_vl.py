@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from taro.models.families.base import QWEN_VISION_TOKENS, Family, qwen_size_label, qwen_split_name
-from taro.models.families.positions import prompt_positions
+from taro.models.families.positions import interleaved_positions, video_positions
 from taro.models.families.tower import encode_patches
 from taro.models.features import VideoFeatures
 
@@ -47,10 +47,10 @@ def _video_text(features: VideoFeatures) -> tuple[str, ...]:
 
 
 def _positions(config: Any, lengths: Sequence[int], features: VideoFeatures) -> tuple[torch.Tensor, int]:
-    before, after = lengths
     vision = config.vision_config
-    return prompt_positions(before, after, features.grid_thw, features.seconds_per_patch,
-                            tokens_per_second=vision.tokens_per_second, merge=vision.spatial_merge_size)
+    cell, extent = video_positions(0, features.grid_thw, features.seconds_per_patch,
+                                   tokens_per_second=vision.tokens_per_second, merge=vision.spatial_merge_size)
+    return interleaved_positions(lengths, cell, extent)
 
 
 QWEN2_5_VL = Family(name="qwen2_5_vl", model_type="qwen2_5_vl", build_lm=_build_lm, build_tower=_build_tower,
