@@ -104,8 +104,10 @@ class _Lazy(typer.core.TyperGroup):
                 err=True)
             raise typer.Exit(143 if isinstance(stop, _TerminatedError) else 130) from None
         except Exception as error:  # the last place that can answer with a message
-            if hasattr(error, "exit_code") or isinstance(error, typer.Abort | EOFError) or _closed_pipe(error):
-                raise  # typer's own: wrong use, Exit, Abort, `taro ... | head`
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort | EOFError):
+                raise  # typer's own: wrong use, Exit, Abort
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # `taro ... | head`
             if isinstance(error, OSError) and error.errno is not None:
                 _fail(_system_says(error), debug=ctx.params["debug"])
             _fail(f"error: {type(error).__name__}: {error}\nThis may be a defect of taro: run the command again with "
@@ -146,10 +148,6 @@ class _TerminatedError(KeyboardInterrupt):
 
 def _terminate(number: int, frame: object) -> None:
     raise _TerminatedError
-
-
-def _closed_pipe(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno == errno.EPIPE
 
 
 app = typer.Typer(name="taro", cls=_Lazy, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False,

@@ -52,7 +52,8 @@ def train(
                           f"R1@0.5 {line['eval']['r1@0.5']:.3f} ({line['eval']['queries']} queries)"
                           + "".join(f", {name} {of['miou']:.3f}" for name, of in line["eval"].get("sets", {}).items()))
                 return
-            shown.update(line["step"] + 1, line["steps"], _describe(line))
+            values = " ".join(f"{label} {line[key]:.2f}" for key, label in SHOWN)
+            shown.update(line["step"] + 1, line["steps"], f"{line['phase']} {values}")
 
         def begin(data: dict[str, Any]) -> None:
             for line in data_lines(data):
@@ -65,10 +66,6 @@ def train(
                   "seconds": round(report.seconds, 3), "last": finite(report.last)})
         return
     _summary(report, config.sources[0].path, export=config.checkpoint.export)
-
-
-def _describe(line: dict[str, Any]) -> str:
-    return f"{line['phase']} " + " ".join(f"{label} {line[key]:.2f}" for key, label in SHOWN)
 
 
 def _summary(report: Any, shards: str, *, export: str) -> None:

@@ -37,10 +37,6 @@ def _encode(tower: Any, pixels_SPC: torch.Tensor, hw: tuple[int, int]) -> tuple[
     return encode_patches(tower, pixels_SPC, hw), ()
 
 
-def _levels(config: Any) -> int:
-    return 0
-
-
 def _video_text(features: VideoFeatures) -> tuple[str, ...]:
     """One run of tokens, nothing around it: the chat template has the start and end tokens."""
     return "", ""
@@ -54,6 +50,6 @@ def _positions(config: Any, lengths: Sequence[int], features: VideoFeatures) -> 
 
 
 QWEN2_5_VL = Family(name="qwen2_5_vl", model_type="qwen2_5_vl", build_lm=_build_lm, build_tower=_build_tower,
-                    split_name=qwen_split_name, encode=_encode, levels=_levels, placeholder="<|video_pad|>",
+                    split_name=qwen_split_name, encode=_encode, levels=lambda config: 0, placeholder="<|video_pad|>",
                     video_token="<|video_pad|>", video_text=_video_text, positions=_positions,
                     size_label=qwen_size_label(SIZES), vision_tokens=QWEN_VISION_TOKENS)
