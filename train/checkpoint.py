@@ -4,8 +4,7 @@ A checkpoint is written under a temporary name, every file fsynced, `state.json`
 own) last, then renamed; so a folder named `step-N` is complete, whenever the run was killed. What the disk damages
 later is found by its hash: `resume_checkpoint` takes the newest that is whole and puts newer ones aside, deleting none.
 Random draws need no state: each is a function of its name (`taro.core.draws`). `step` counts completed updates. Left
-out: the vision tower and the reference policy, which are the base checkpoint's own.
-"""
+out: the vision tower and the reference policy, which are the base checkpoint's own."""
 
 from __future__ import annotations
 
@@ -95,8 +94,7 @@ def resume_checkpoint(folder: Path, named_parameters: Iterable[tuple[str, torch.
     """Fills parameters and optimizer from the newest checkpoint that is whole; None where there is no checkpoint.
 
     Newer ones that are damaged are renamed to damaged-step-N, so that training can write step-N again. Raises TaroError
-    where all are damaged, or where a whole one is another policy's.
-    """
+    where all are damaged, or where a whole one is another policy's."""
     parameters, damaged = list(named_parameters), []
     for path in reversed(checkpoints(folder)):
         try:

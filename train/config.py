@@ -1,7 +1,6 @@
 """Settings of `taro train`: one frozen model per concept, every field with its unit; defaults are the paper's.
 
-Left out: anything that a shard set or a model folder already says (sampling, template, encoder).
-"""
+Left out: anything that a shard set or a model folder already says (sampling, template, encoder)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """When a rollout is guided: a hard switch after the guided phase, or a linearly falling probability.
 
 `hard` is the paper's: epoch 0 guided, the rest free. `linear` guides each rollout with probability
-`max(0, 1 - progress / amount)`. Both can be measured in epochs or in steps. Legend: G rollouts of a group.
-"""
+`max(0, 1 - progress / amount)`. Both can be measured in epochs or in steps. Legend: G rollouts of a group."""
 
 from __future__ import annotations
 

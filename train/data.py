@@ -6,8 +6,7 @@ metrics must not meet. With one set it carries none: a list of one set gives the
 
 Every query is accounted for: `summary` says for each set how many it holds, how many each filter left out (the first
 that did, in the order split, difficulty, queries, keys, text), how many an epoch draws, and what no step takes.
-Left out: weights that change over time.
-"""
+Left out: weights that change over time."""
 
 from __future__ import annotations
 

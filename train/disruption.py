@@ -15,8 +15,7 @@ needed. Every kind but `frame` is an order [S] for `VideoFeatures.permuted`: pat
 
 One disruption per (seed, epoch, sample), shared by the group; never the identity. None, which callers count, where a
 video cannot be disrupted or has no variant.
-Legend: S temporal patches.
-"""
+Legend: S temporal patches."""
 
 from __future__ import annotations
 

@@ -55,8 +55,7 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decodin
     """Answers every query that is asked, once each.
 
     Args: decoding: temperature 0 is greedy; sampled draws depend on (seed, clip, query) alone; questions: None: all of
-    the set; bf16: compute under autocast, None: on cuda; progress: called with (answered, all).
-    """
+    the set; bf16: compute under autocast, None: on cuda; progress: called with (answered, all)."""
     import torch
 
     from taro.models.grouped import generate
@@ -93,8 +92,7 @@ def missing_predictions(shard_set: ShardSet, split: str | None) -> list[Predicti
     """Queries of the annotations whose video never became features, as misses.
 
     The ledger of a set does not hold a row's split, so they are counted where the whole set is asked for or `split` is
-    the one that the set was made with. Rows that the linter dropped were no queries and are left out.
-    """
+    the one that the set was made with. Rows that the linter dropped were no queries and are left out."""
     import importlib.util
 
     from taro.shards.manifest import read_skipped

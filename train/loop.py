@@ -56,8 +56,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
     """Trains, from the start or from the newest checkpoint; leaves a Hugging Face folder in `out`/export.
 
     Args: on_step: called with every line of metrics.jsonl, steps and evaluations alike; on_start: called once, with
-    what data.json holds (`taro.train.data.TrainingData.summary`).
-    """
+    what data.json holds (`taro.train.data.TrainingData.summary`)."""
     started = time.monotonic()
     run = open_run(config, resume=resume, on_step=on_step)
     if on_start is not None:

@@ -1,8 +1,7 @@
 """Metrics of a step: its line of metrics.jsonl, and its rollouts as rows to look at.
 
 Everything is a mean over the step's rollouts unless its name says otherwise; nan becomes null in the file.
-Legend: B prompts, G rollouts of a group, R response tokens.
-"""
+Legend: B prompts, G rollouts of a group, R response tokens."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """A run, opened: the policy and its frozen reference, the data, the optimizer, and where they stand.
 
 `open_run` does everything that happens once, and refuses what does not fit before a weight is loaded: a folder that
-holds another run, a shard set of another vision tower, an empty split. Left out: the loop (`taro.train.loop`).
-"""
+holds another run, a shard set of another vision tower, an empty split. Left out: the loop (`taro.train.loop`)."""
 
 from __future__ import annotations
 

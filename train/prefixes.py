@@ -2,8 +2,7 @@
 
 A guided rollout takes one of the query's candidate paths, never one that another rollout of its group took; `online`
 draws fresh subsets instead. Where the paths run out, or the clip has no captions, the rollout is free, and counted as
-a fallback. Left out: how captions and paths are made (stage 1). Legend: G rollouts of a group.
-"""
+a fallback. Left out: how captions and paths are made (stage 1). Legend: G rollouts of a group."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ def draw_paths(clip: ClipRecord, query: QueryRecord, guided_G: np.ndarray, *, so
                sample: str) -> list[tuple[int, ...] | None]:
     """For each of the G rollouts the caption indices of its prefix in chronological order, or None for a free one.
 
-    No two rollouts of the group share a path. Each draw depends on (seed, epoch, sample, rollout).
-    """
+    No two rollouts of the group share a path. Each draw depends on (seed, epoch, sample, rollout)."""
     if source == "online":
         return _fresh_paths(len(clip.captions), clip, guided_G, seed=seed, epoch=epoch, sample=sample)
     stored = query.paths.random if source == "random" else query.paths.overlap

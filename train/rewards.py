@@ -4,8 +4,7 @@ Why numpy: a reward is a handful of numbers per rollout, and float64 on the CPU 
 hand. Left out: parsing (`taro.grounding.answers`), log-probabilities (`taro.models`), advantages
 (`taro.train.algorithms.advantages`).
 Legend: B prompts, G rollouts of a group, R response tokens. Symbols: [s, e] ground truth, [s', e'] prediction, D
-duration in seconds, d_i the log-probability drop of rollout i.
-"""
+duration in seconds, d_i the log-probability drop of rollout i."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 Everything that later parts of the step need is in one frozen `RolloutBatch` whose leading dimensions are checked. The
 scoring pass gives the old log-probs, so several mini-batches and inner epochs work (docs/method.md, difference 11);
 every pass packs a group into one row of its own, so old, reference and current passes have the same shapes.
-Legend: B prompts, G rollouts of a group, P prompt tokens, R response tokens, S temporal patches.
-"""
+Legend: B prompts, G rollouts of a group, P prompt tokens, R response tokens, S temporal patches."""
 
 from __future__ import annotations
 
@@ -88,8 +87,7 @@ def roll_out(policy: Policy, asking: Asking, samples: Sequence[Sample], config: 
     """Draws G responses to each sample, guided ones with their prefix forced.
 
     Args: guide: probability that a rollout is guided at this step (`taro.train.curriculum`); bf16: compute under
-    autocast; sampler: what draws, None: grouped decoding.
-    """
+    autocast; sampler: what draws, None: grouped decoding."""
     sampler = sampler or grouped_sampler(policy)
     prompts = [policy.prompt(_on(sample.features, policy.device), asking.text(sample.query.text)) for sample in samples]
     forced_BG, fallbacks = [], 0

@@ -2,8 +2,7 @@
 
 One process at a time trains in a folder. It holds config.yaml, data.json, metrics.jsonl, rollouts/step-N.jsonl,
 checkpoints/step-N/ and export/. A misspelt name must not cost the minutes in which 7B of weights are loaded, so nothing
-here imports more than numpy. Left out: what takes the data or the policy's files to know (`taro.train.open`).
-"""
+here imports more than numpy. Left out: what takes the data or the policy's files to know (`taro.train.open`)."""
 
 from __future__ import annotations
 

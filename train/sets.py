@@ -1,8 +1,7 @@
 """A shard set opened for a policy: with the features of its own vision tower, and with frame variants where asked for.
 
 Features of another tower have the right shapes and mean nothing, so a set is compared with the policy's files by their
-fingerprints before anything is loaded. Left out: which queries are trained on (`taro.train.data`).
-"""
+fingerprints before anything is loaded. Left out: which queries are trained on (`taro.train.data`)."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 The JSONL is the record that everything else reads (reports, resume, tests): a line a step, a line an evaluation. A
 resumed run truncates it to its checkpoint, so it never holds a step twice. Left out: console output, which is the
-command line's.
-"""
+command line's."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 The loss of a mini-batch is divided by its own denominator, counted before any backward pass, so the gradient does not
 depend on the micro-batch size (docs/method.md, difference 13). A non-finite loss or gradient skips the update and is
-counted. Legend: B prompts, G rollouts, R response tokens.
-"""
+counted. Legend: B prompts, G rollouts, R response tokens."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """`taro annotations lint`: what an annotation file holds, what is wrong with it and what would be done about it.
 
-Thin: `taro.annotations` reads and lints, this prints. Nothing is written.
-"""
+Thin: `taro.annotations` reads and lints, this prints. Nothing is written."""
 
 from __future__ import annotations
 

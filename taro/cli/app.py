@@ -34,8 +34,7 @@ __all__ = ["COMMANDS", "Command", "app", "main"]
 class Command:
     """A row of the command line: where the command lives, its line in `taro --help`, examples for its own --help.
 
-    `attribute` names a function (one command) or a `typer.Typer` (a group of them) in `module`.
-    """
+    `attribute` names a function (one command) or a `typer.Typer` (a group of them) in `module`."""
 
     module: str
     attribute: str
@@ -170,8 +169,7 @@ def _front(
 ) -> None:
     """Train multimodal LLMs to ground queries in videos and to reason with time.
 
-    Videos and annotations --preprocess--> shards --train--> a Hugging Face checkpoint.
-    """
+    Videos and annotations --preprocess--> shards --train--> a Hugging Face checkpoint."""
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,8 +1,7 @@
 """`taro eval`: scores a checkpoint on shards or on raw videos, or a file of predictions, under a named protocol.
 
 Thin: answers come from `taro.train.evaluate`, scores from `taro.metrics.scores`, files of predictions from
-`taro.metrics.predictions`.
-"""
+`taro.metrics.predictions`."""
 
 from __future__ import annotations
 

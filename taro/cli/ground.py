@@ -1,8 +1,7 @@
 """`taro ground`: one video, one query, one moment, with the reasoning that led there and the time it took.
 
 Thin: the video is preprocessed into a temporary shard set (`taro.cli.temporary`) and answered as `taro eval`
-would. Left out: an open-ended chat about the video.
-"""
+would. Left out: an open-ended chat about the video."""
 
 from __future__ import annotations
 

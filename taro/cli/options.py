@@ -3,8 +3,7 @@
 A command with many options takes them as one value, which it hands down whole. typer reads a function's parameters, so
 `takes_options` makes a function that has one parameter for each field: the field's `Annotated` metadata (help, names,
 bounds) and its default are the parameter's. `taro COMMAND --help` and the tables of docs/ read that signature. A
-command with few options takes them as parameters.
-"""
+command with few options takes them as parameters."""
 
 from __future__ import annotations
 

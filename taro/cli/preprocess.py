@@ -1,7 +1,6 @@
 """`taro preprocess`: reads a recipe, shows the job as it goes, prints the ledger.
 
-Thin: the work is `taro.preprocess.run.preprocess`. Left out: engines other than `local`.
-"""
+Thin: the work is `taro.preprocess.run.preprocess`. Left out: engines other than `local`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Progress output: a bar in a terminal, elsewhere a line now and then, so that a long job is not silent.
 
 Everything goes to stderr. A line comes with the first step after `every_s` seconds, so a command of seconds says
-nothing. Left out: a pulse inside one step (a timer would speak for work that hangs).
-"""
+nothing. Left out: a pulse inside one step (a timer would speak for work that hangs)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """`taro quickstart`: the whole method on the embedded sandbox, in minutes, without a hub and without a GPU.
 
 This module is the screen: a line a stage while it runs, a table of what changed, the commands to try next. What is done
-stands in taro/cli/quickstart_run.py.
-"""
+stands in taro/cli/quickstart_run.py."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ def quickstart(
 ) -> None:
     """See the whole method work: videos, shards, guided and free training, a report.
 
-    About five minutes on two CPU cores. An interrupted quickstart goes on where it stopped.
-    """
+    About five minutes on two CPU cores. An interrupted quickstart goes on where it stopped."""
     from rich.console import Console
 
     settings = Quickstart(out=out, steps=steps, seed=seed, family=family, control=control)

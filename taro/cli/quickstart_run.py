@@ -6,8 +6,7 @@ and takes them up again, so that an interrupted quickstart goes on where it stop
 every seed, so that seeds can be compared; training worlds are not, and no shipped model was trained on either.
 Everything runs on the CPU, a GPU or not, so that two machines show nearly the same numbers.
 
-Left out: anything on a screen (taro/cli/quickstart.py).
-"""
+Left out: anything on a screen (taro/cli/quickstart.py)."""
 
 from __future__ import annotations
 

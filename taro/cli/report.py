@@ -1,7 +1,6 @@
 """`taro report`: the HTML page of a training run, with evaluations before and after where they are given.
 
-Thin: `taro.train.report.write` reads and draws, this finds the files. Nothing is run.
-"""
+Thin: `taro.train.report.write` reads and draws, this finds the files. Nothing is run."""
 
 from __future__ import annotations
 

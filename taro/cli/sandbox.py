@@ -1,8 +1,7 @@
 """`taro sandbox make` and `taro sandbox build`: the embedded synthetic world.
 
 Thin: `taro.sandbox.make` writes videos and annotations, `taro.sandbox.build` trains the tiny models again.
-What a world is, what the models know: docs/sandbox.md.
-"""
+What a world is, what the models know: docs/sandbox.md."""
 
 from __future__ import annotations
 
@@ -46,8 +45,7 @@ def make(
 ) -> None:
     """Make videos with queries and true captions: equal arguments give equal files.
 
-    The folder is what [bold]taro preprocess sandbox[/bold] reads.
-    """
+    The folder is what [bold]taro preprocess sandbox[/bold] reads."""
     from taro.cli.progress import progress
     from taro.core.config import load_config
     from taro.core.errors import ConfigError
@@ -78,8 +76,7 @@ def build(
 ) -> None:
     """Train the tiny models from seeds: videos, captioner, weak policy, CLIP model; each is scored on held-out worlds.
 
-    Every line also goes to training-log.jsonl.
-    """
+    Every line also goes to training-log.jsonl."""
     from taro.core.errors import ConfigError
     from taro.sandbox.build import BuildSettings, build_sandbox
 

@@ -1,8 +1,7 @@
 """`taro sensitivity`: how a policy's reasonings depend on the order of a video, by kind, radius and boundary of
 disruption.
 
-Thin: `taro.train.sensitivity.measure` samples and scores, `taro.train.sensitivity.report` sums up and draws.
-"""
+Thin: `taro.train.sensitivity.measure` samples and scores, `taro.train.sensitivity.report` sums up and draws."""
 
 from __future__ import annotations
 

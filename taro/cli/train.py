@@ -1,7 +1,6 @@
 """`taro train`: reads a recipe, shows the run as it goes, prints where the checkpoint is.
 
-Thin: the work is `taro.train.loop.train`. Left out: everything about many GPUs.
-"""
+Thin: the work is `taro.train.loop.train`. Left out: everything about many GPUs."""
 
 from __future__ import annotations
 

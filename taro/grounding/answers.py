@@ -2,8 +2,7 @@
 
 Evaluations read an answer in different ways, so each way has a name: `ANSWER_PARSERS`, one function a protocol; how a
 protocol scores the answer is in `taro.grounding.protocols`. Everything here is linear in the length of the text,
-whatever the text: numbers and blanks in the patterns are bounded, and tags are found by plain search.
-"""
+whatever the text: numbers and blanks in the patterns are bounded, and tags are found by plain search."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 Time is never a bare float elsewhere in taro: names end in `_s` (seconds), counts of frames in `_frames`. IoU here is
 intersection over hull (the union of two touching intervals, their hull otherwise), as the method and every grounding
-benchmark use it for single windows.
-"""
+benchmark use it for single windows."""
 
 from __future__ import annotations
 

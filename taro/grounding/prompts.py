@@ -6,8 +6,7 @@ the wording that it was trained with. `{query}` is replaced as plain text, so a 
 anything.
 
 Left out: reading what the policy says (`taro.grounding.answers`), chat templates (they belong to the model folder) and
-the position of the video (to `taro.models`).
-"""
+the position of the video (to `taro.models`)."""
 
 from __future__ import annotations
 

@@ -5,8 +5,7 @@ without the name of its protocol (docs/evaluation.md). How a protocol reads an a
 the same name in `taro.grounding.answers.ANSWER_PARSERS`.
 
 Left out: ranked predictions, mAP and highlights of `moment-detr`; they are in `taro.metrics.ranked`.
-Legend: Q queries, M metrics (mIoU, then R1 at each threshold).
-"""
+Legend: Q queries, M metrics (mIoU, then R1 at each threshold)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """What a shard set says about a clip, as frozen models: the schema of KEY.json, shared by both stages.
 
 The same classes validate untrusted files, so every list and string is bounded. Unknown keys are refused inside a
-format version. Times are seconds from the start of the clip.
-"""
+format version. Times are seconds from the start of the clip."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 `taro eval --policy ... --out` writes them, reports and the quickstart read them, `taro eval --predictions` takes them
 too (it reads what any system writes: `taro.metrics.predictions`). A row holds all that a score or a page needs, so
-nothing else must be at hand to compare two policies later. Left out: asking (`taro.train.evaluate`).
-"""
+nothing else must be at hand to compare two policies later. Left out: asking (`taro.train.evaluate`)."""
 
 from __future__ import annotations
 

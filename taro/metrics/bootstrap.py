@@ -2,8 +2,7 @@
 
 Draw V videos with replacement, keep all queries of each, take the mean. The draws are a function of the seed and of V
 alone, so two systems that answered the same queries see the same resamples: differences are paired for nothing.
-Legend: Q queries, V videos, M metrics, R resamples.
-"""
+Legend: Q queries, V videos, M metrics, R resamples."""
 
 from __future__ import annotations
 

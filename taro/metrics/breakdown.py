@@ -3,8 +3,7 @@
 A model that answers from habit is good where answers usually lie. Groups depend on the annotation alone, never on the
 prediction, so that two systems are compared over the same queries. A query with several windows has no one length or
 place and is a group of its own.
-Legend: Q queries, M metrics.
-"""
+Legend: Q queries, M metrics."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 Paired bootstrap: both systems are scored on the same resampled videos, and what is resampled is their difference, query
 by query. Two intervals that overlap say little; the interval of the difference says what is asked.
-Legend: Q queries, M metrics, R resamples.
-"""
+Legend: Q queries, M metrics, R resamples."""
 
 from __future__ import annotations
 

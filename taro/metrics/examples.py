@@ -2,8 +2,7 @@
 
 Worst and best are by IoU under a protocol; among equals, and at random, the draw is a function of the seed, so that a
 choice can be made again and the worst are not simply the first of the file. Left out: showing them
-(`taro.pages.answers`).
-"""
+(`taro.pages.answers`)."""
 
 from __future__ import annotations
 

@@ -7,8 +7,7 @@ how it is read is the protocol's business, so one file can be scored under sever
 neither is given `video` and `query` name the query; `reasoning` may stand beside `predicted`. A line in the form of
 Moment-DETR (`qid`, `pred_relevant_windows` [[s, e, score], ...], `pred_saliency_scores`) is read too: its best window
 answers under every protocol, all of it under `moment-detr`. The queries of the annotations are the denominator: one
-that the file does not answer is a miss, and is listed.
-"""
+that the file does not answer is a miss, and is listed."""
 
 from __future__ import annotations
 

@@ -6,8 +6,7 @@ runs is large (three runs of one recipe differ by up to 7.6 points on QVHighligh
 nothing, and neither do figures that were made under another protocol.
 
 Left out: figures after fine-tuning on the benchmark itself. Source: the TaRO paper (arXiv 2606.09248), and evaluations
-of its released weights by others.
-"""
+of its released weights by others."""
 
 from __future__ import annotations
 

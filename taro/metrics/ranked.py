@@ -16,8 +16,7 @@ Hit@1 asks whether the clip with the highest number is a highlight for any annot
 Deviations from the published evaluation, none of which touches a complete, sorted file: windows are sorted by score
 before the first 10 are kept; a query without a prediction has 0 and stays in the denominator.
 Legend: Q queries, K predicted windows, W ground-truth windows, A annotators.
-Reference: Lei et al., "QVHighlights", NeurIPS 2021.
-"""
+Reference: Lei et al., "QVHighlights", NeurIPS 2021."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@ duration, so it is an upper bound for answers that ignore the video.
 
 Left out: mAP and highlight detection, which need ranked predictions (`taro.metrics.ranked`), and comparing two systems
 (`taro.metrics.compare`).
-Legend: Q queries, V videos, M metrics (mIoU, then R1 at each threshold).
-"""
+Legend: Q queries, V videos, M metrics (mIoU, then R1 at each threshold)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """How a policy's folder says that it wants to be asked: taro.json, which an export of `taro train` holds.
 
-Left out: the templates (`taro.grounding.prompts`) and the chat template, which stays inside a prompt.
-"""
+Left out: the templates (`taro.grounding.prompts`) and the chat template, which stays inside a prompt."""
 
 from __future__ import annotations
 

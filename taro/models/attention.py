@@ -6,8 +6,7 @@ under `NAME`: there is no current attention to look up. So recomputation in the 
 two models at once each see their own. A stock forward that hands none in runs transformers' SDPA as it always does.
 
 Left out: attention dropout and sliding windows, which no released model of these families uses.
-Legend: B rows, T tokens, H heads, K key-value heads, d head width.
-"""
+Legend: B rows, T tokens, H heads, K key-value heads, d head width."""
 
 from __future__ import annotations
 

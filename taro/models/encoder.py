@@ -1,8 +1,6 @@
 """Pixels to features: the frozen vision tower of a model folder, alone. No language model is in memory, and none of its
 tensors is read.
-
-Legend: T frames, S temporal patches, P patches of one before merging, N tokens of one, C values of a patch, D width.
-"""
+Legend: T frames, S temporal patches, P patches of one before merging, N tokens of one, C values of a patch, D width."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
 """Frame sampling, a video's features, and the fingerprint of what encoded them.
-
 Legend: T sampled frames, S temporal patches (S = T / 2), N tokens of a patch after merging, D width, L deepstack
 levels. The sampling is the released models': n frames spread over the frames shown, so the effective rate is not quite
-the policy's 2 fps; its value, not 2, enters the positions.
-"""
+the policy's 2 fps; its value, not 2, enters the positions."""
 
 from __future__ import annotations
 
@@ -65,8 +63,7 @@ def resized_hw(height: int, width: int, patches: int, sampling: FrameSampling, *
     """Pixels (height, width) at which frames enter the tower: multiples of `factor` (28 px for Qwen2.5-VL, 32 px for
     Qwen3-VL, the side of a merged patch), as near to the frame's shape as the token budget lets.
 
-    The budget of a patch is `total_tokens / patches` tokens, within min and max_tokens_per_patch.
-    """
+    The budget of a patch is `total_tokens / patches` tokens, within min and max_tokens_per_patch."""
     budget = max(min(sampling.max_tokens_per_patch, sampling.total_tokens // patches), sampling.min_tokens_per_patch)
     most, least = budget * factor**2, sampling.min_tokens_per_patch * factor**2
     new_h = max(factor, round(height / factor) * factor)
@@ -93,8 +90,7 @@ class VideoFeatures:
     main_SND: [S, N, D] features after merging, in the tower's own dtype; deepstack_LSND: L further levels of the same
     shape (Qwen3-VL; empty for Qwen2.5-VL); times_S: float64 [S], seconds of each temporal patch from the start of the
     clip; grid_thw: patches before merging (t = S); seconds_per_patch: temporal stride that enters the positions,
-    `2 / effective fps`.
-    """
+    `2 / effective fps`."""
 
     main_SND: torch.Tensor
     times_S: np.ndarray

@@ -1,8 +1,7 @@
 """A Hugging Face model folder on disk: config, tensors by name, the processor's pixel settings, the chat template.
 
 Reads safetensors only (never pickle), one tensor at a time: what is not wanted is not read, nor is a file that holds
-nothing wanted opened.
-"""
+nothing wanted opened."""
 
 from __future__ import annotations
 

@@ -5,10 +5,8 @@ rollouts have all ended leave the batch. Sampling needs one uniform number per t
 draw depends on its name alone (taro.core.draws) and not on the batch, the device or the order of calls. On a GPU a
 token's forward pass is a CUDA graph, captured anew when prompts leave: hundreds of small kernels cost more to launch
 than to run.
-
 Legend: B prompts, G rollouts, P prefix tokens (padded), R response tokens, K key-value heads, Q queries per key-value
-head, d head width, V vocabulary. Rows are B * G, prompt-major.
-"""
+head, d head width, V vocabulary. Rows are B * G, prompt-major."""
 
 from __future__ import annotations
 

@@ -3,9 +3,7 @@
 Every layer, norm and projection is called as a module, the stock decoder layers by their own forward: adapters (peft),
 FSDP2's hooks and transformers' fixes apply. Positions are always ours (families/positions.py); so is the attention
 (attention.py). Left out: key-value caches, which belong to whoever hands in the attention.
-
-Legend: B rows, T tokens, D width, M video tokens, L deepstack levels, V vocabulary.
-"""
+Legend: B rows, T tokens, D width, M video tokens, L deepstack levels, V vocabulary."""
 
 from __future__ import annotations
 

@@ -29,8 +29,7 @@ def load_policy(folder: str | Path, *, device: str | torch.device = "cpu", dtype
             folder that is loaded already is used as it is.
         trainable: parameters of language model and head require gradients.
 
-    Raises ModelError: a missing or damaged file, an unknown family, tensors that do not fit the config.
-    """
+    Raises ModelError: a missing or damaged file, an unknown family, tensors that do not fit the config."""
     from transformers import AutoTokenizer
 
     folder = Path(folder)

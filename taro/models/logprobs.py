@@ -2,9 +2,7 @@
 
 Rows come from packing.py. Works under autograd, with or without recomputation of layers (a cache of keys and values
 with recomputation is silently wrong; a packed row is right). Logits exist for a chunk of tokens at a time.
-
-Legend: B prompts, G rollouts, R response tokens, M tokens, N log-probs of a row, D width, V vocabulary.
-"""
+Legend: B prompts, G rollouts, R response tokens, M tokens, N log-probs of a row, D width, V vocabulary."""
 
 from __future__ import annotations
 
@@ -34,8 +32,7 @@ def score(policy: Policy, prompts: Sequence[Prompt], ids_BGR: torch.Tensor, mask
         checkpoint_activations: recompute layers and logits in the backward pass.
         packer: lays the groups out in rows.
 
-    Raises ValueError where prompts, ids and mask do not fit each other.
-    """
+    Raises ValueError where prompts, ids and mask do not fit each other."""
     if not ids_BGR.shape == mask_BGR.shape or len(prompts) != len(ids_BGR):
         raise ValueError(f"{len(prompts)} prompts, ids {tuple(ids_BGR.shape)}, mask {tuple(mask_BGR.shape)}")
     logprobs = torch.zeros(ids_BGR.numel(), dtype=torch.float32, device=policy.device)

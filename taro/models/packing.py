@@ -4,9 +4,7 @@ Every response sees the prefix of its group and itself, and starts at the positi
 G * (P + R) tokens become P + G * R. A `PackedBatch` is one such row and all that a pass over it needs: positions, mask,
 the places of the videos, and which hidden state predicts which token of which response. Another way to lay out or to
 attend (full rows, FlexAttention) is another function that gives PackedBatches: `Packer`.
-
-Legend: B prompts, G rollouts, P prefix tokens, R response tokens, T tokens of the row, M video tokens, N log-probs.
-"""
+Legend: B prompts, G rollouts, P prefix tokens, R response tokens, T tokens of the row, M video tokens, N log-probs."""
 
 from __future__ import annotations
 
@@ -28,8 +26,7 @@ class PackedBatch:
 
     ids_T, positions_3T: tokens and M-RoPE positions; group_T: the prompt that each belongs to; response_T: the response
     of that group, -1 for its prefix. video: features of all prompts at their places in the row. before_N: places of the
-    hidden states that predict `targets_N`; to_N: where in [B, G, R] (flattened) their log-probs belong.
-    """
+    hidden states that predict `targets_N`; to_N: where in [B, G, R] (flattened) their log-probs belong."""
 
     ids_T: torch.Tensor
     positions_3T: torch.Tensor

@@ -2,9 +2,7 @@
 
 Made by `taro.models.load.load_policy`. What it is made of has files of its own: language_model.py, prompt.py,
 encoder.py. Here is what a response is made of: the tokens that end, pad or may never be in it, and its text.
-
-Legend: R response tokens, V vocabulary.
-"""
+Legend: R response tokens, V vocabulary."""
 
 from __future__ import annotations
 

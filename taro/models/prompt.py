@@ -1,7 +1,5 @@
 """The prompt of one user turn, video first: the stock processor's token ids, our positions.
-
-Legend: P prompt tokens, M video tokens among them, S temporal patches, N tokens of a patch, D width.
-"""
+Legend: P prompt tokens, M video tokens among them, S temporal patches, N tokens of a patch, D width."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@ A model is named by a folder (`~` is the home), by `sandbox:NAME` for one that s
 Hugging Face hub, `OWNER/NAME`, with `@REVISION` for a branch, a tag or a commit. A folder that exists wins over a hub
 id of the same spelling. Of the hub only what a model needs is fetched, into the hub's own cache; without a network
 what the cache holds is used. Nothing heavy is imported before it is needed: a wrong name is answered at once.
-Left out: models in object stores.
-"""
+Left out: models in object stores."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """What a sampler is: whatever draws responses to prompts. grouped.py is the one that taro uses.
-
-Legend: B prompts, G rollouts of a prompt, R response tokens.
-"""
+Legend: B prompts, G rollouts of a prompt, R response tokens."""
 
 from __future__ import annotations
 
@@ -52,8 +50,7 @@ class Sampler(Protocol):
     An implementation keeps to this: a response is a function of its prompt, its forced prefix and its own draws, not of
     what else is in the batch; the forced prefix opens the response, stands in `ids_BGR` and counts in
     `max_new_tokens`; tokens of `Policy.banned_V` never occur; log-probs are those that `logprobs.score` gives for the
-    same tokens, at `decoding.temperature` (1 where that is 0), whatever top_p and repetition_penalty did.
-    """
+    same tokens, at `decoding.temperature` (1 where that is 0), whatever top_p and repetition_penalty did."""
 
     def __call__(self, prompts: Sequence[Prompt], *, G: int, decoding: Decoding, forced: Forced | None = None,
                  uniforms_BGR: np.ndarray | None = None) -> Rollouts:
@@ -63,5 +60,4 @@ class Sampler(Protocol):
             forced: tokens that responses must begin with; None is none.
             uniforms_BGR: draws from [0, 1), one per token; needed unless decoding is greedy.
 
-        Raises ValueError where forced, uniforms and G do not fit each other.
-        """
+        Raises ValueError where forced, uniforms and G do not fit each other."""

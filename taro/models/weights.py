@@ -1,8 +1,7 @@
 """Stock modules filled tensor by tensor from safetensors, only those that are asked for.
 
 The stock loading of a whole model is left out: training must not hold the vision tower, encoding must not hold the
-language model.
-"""
+language model."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Answers to look at, as one page: the worst, the best and some drawn at random, each on the time axis of its video.
 
 Numbers do not say why. Which answers are shown is decided by rule (`taro.metrics.examples`). Where the clips are at
-hand, their contact sheets and captions stand over the answers.
-"""
+hand, their contact sheets and captions stand over the answers."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ def answers_page(examples: Sequence[Example], *, scores: Scores | RankedScores, 
     """The page, `each` answers of each kind.
 
     Args: scores: of all answers; table: them as plain text, None: their own table; sets: where the clips of the
-    examples' keys are.
-    """
+    examples' keys are."""
     rules = protocol_named(protocol)
     groups = [(name, [_card(example, rules, sets) for example in chosen])
               for name, chosen in choose(examples, protocol=protocol, each=each, seed=seed).items() if chosen]

@@ -6,8 +6,7 @@ A card has its words (query, facts, windows as text), its time axis with the con
 
 CLIP agreement of a caption is its mean CLIP similarity to the frames of its own segment less that to all other frames.
 It is drawn on one fixed scale, equal on all pages: the strongest green from +AGREEMENT_SCALE on, grey at 0, the
-strongest red from -AGREEMENT_SCALE on.
-"""
+strongest red from -AGREEMENT_SCALE on."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 Pure functions from numbers to coordinates of an SVG, which templates/charts.html draws. A chart is as wide, in units of
 its drawing, as the narrowest place that a page gives it, so that its text is never drawn below its size. Every number
-drawn is also written as text beside its chart or in a table, and every mark has a tooltip.
-"""
+drawn is also written as text beside its chart or in a table, and every mark has a tooltip."""
 
 from __future__ import annotations
 
@@ -115,8 +114,7 @@ def curve_chart(title: str, steps: Sequence[int], values: Sequence[float | None]
 
     def path(shown: Sequence[float | None]) -> str:
         """One SVG path; a step without a value lifts the pen."""
-        points = [None if value is None else f"{x(step)} {y(value)}"
-                  for step, value in zip(steps, shown, strict=True)]
+        points = [None if value is None else f"{x(step)} {y(value)}" for step, value in zip(steps, shown, strict=True)]
         return "".join(f"{'M' if at == 0 or points[at - 1] is None else 'L'}{point}"
                        for at, point in enumerate(points) if point is not None)
 

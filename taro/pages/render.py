@@ -6,8 +6,7 @@ therefore neither run nor close a tag. Control and bidirectional characters are 
 page at its end, so that no text reorders another. A page has one file: its style is inside, pictures are data URIs, and
 a content-security policy in its head forbids scripts and external resources, in case an escape was missed.
 
-Left out: interaction. A page has no script; what is long is folded by `<details>`.
-"""
+Left out: interaction. A page has no script; what is long is folded by `<details>`."""
 
 from __future__ import annotations
 

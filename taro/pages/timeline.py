@@ -2,8 +2,7 @@
 
 Lanes are boxes of the page, not a picture: their text keeps its size on a narrow screen and is cut by the browser where
 a bar is short; the whole text is the tooltip. Places are percent of the axis. Left out: what a lane means; `css_class`
-names a colour of templates/style.css (`truth`, `caption`, `path`, `before`, `after`, `heat`, `good`, `bad`).
-"""
+names a colour of templates/style.css (`truth`, `caption`, `path`, `before`, `after`, `heat`, `good`, `bad`)."""
 
 from __future__ import annotations
 
@@ -80,8 +79,7 @@ def timeline(duration_s: float, lanes: Sequence[Lane], sheet: bytes | None = Non
     """`lanes` over `[0, duration_s]`; 1 s where the duration is not a positive number.
 
     Spans are clipped to the axis; a span that is empty, reversed or outside becomes a thin mark at its start, and one
-    that is not finite is left out (its text stays in the tooltip of the lane's label).
-    """
+    that is not finite is left out (its text stays in the tooltip of the lane's label)."""
     duration_s = duration_s if math.isfinite(duration_s) and duration_s > 0 else 1.0
     step_s = next((step_s for step_s in STEPS_S if duration_s / step_s <= MAX_TICKS), duration_s / 10)
     ticks = [(_percent(index * step_s, duration_s), f"{index * step_s:g}s")

@@ -1,8 +1,7 @@
 """Advantages: a rollout against the other rollouts of its group.
 
 Guided and free rollouts of one group share mean and spread. Left out: any value function, any normalisation across
-groups. Legend: B prompts, G rollouts of a group.
-"""
+groups. Legend: B prompts, G rollouts of a group."""
 
 from __future__ import annotations
 

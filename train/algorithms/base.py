@@ -3,8 +3,7 @@
 An algorithm sees rewards and log-probs, no model and no video, so it is tested with numbers by hand. KL to the start
 policy, guided rollouts, micro-batches and clipping of gradients are the same under every algorithm and are left out:
 `taro.train.algorithms.losses.policy_loss` and `taro.train.update`. Legend: B prompts, G rollouts of a group, R response
-tokens.
-"""
+tokens."""
 
 from __future__ import annotations
 

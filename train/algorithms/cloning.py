@@ -1,8 +1,7 @@
 """What a guided rollout is worth: weights of `-log pi`, since a prefix that the policy did not draw has no ratio.
 
 Four ways, by the name that `loss.off_policy` takes; `mask` is the method's (TaRO, section 3.3). Legend: B prompts, G
-rollouts of a group.
-"""
+rollouts of a group."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 The parts are values per token, [B, G, R]; `policy_loss` sums them over the valid tokens and divides by a denominator of
 the whole mini-batch that the caller counts once, so the gradient depends neither on micro-batch size nor on padding.
-Left out: entropy bonus (0 in the method). Legend: B prompts, G rollouts, R response tokens.
-"""
+Left out: entropy bonus (0 in the method). Legend: B prompts, G rollouts, R response tokens."""
 
 from __future__ import annotations
 
@@ -79,8 +78,7 @@ def policy_loss(algorithm: Algorithm, tokens: Tokens, guided_BG: torch.Tensor, c
     """`sum over valid tokens of (guided ? -w log pi : the algorithm's loss) + kl * k3, over denominator`.
 
     Args: cloning_BG: w, from `cloning_weights`; reference_BGR: log-probs under the start policy, None where kl is 0;
-    denominator: from `Algorithm.denominator`, over the whole mini-batch.
-    """
+    denominator: from `Algorithm.denominator`, over the whole mini-batch."""
     mask_BGR = tokens.mask_BGR
     assert guided_BG.shape == cloning_BG.shape == mask_BGR.shape[:2], f"{tuple(guided_BG.shape)}, {mask_BGR.shape}"
     # Padding becomes a constant before any arithmetic, so that whatever stands there cannot reach loss or gradient.

@@ -1,7 +1,6 @@
 """The part of a report that shows single videos: held-out answers before and after, and groups of training rollouts.
 
-Left out: which of them are shown (train/report/data.py decides by rule), and drawing (taro/pages).
-"""
+Left out: which of them are shown (train/report/data.py decides by rule), and drawing (taro/pages)."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@ Nothing here draws. Everything is read from files that other parts wrote in thei
 rollouts/*.jsonl, config.yaml, predictions of `taro eval`), so that a report of last week's run can be made today.
 Examples are chosen by rule, losses among them: the largest gain, the median change and the largest loss, never by eye.
 
-Left out: scoring (`taro.metrics.scores`), the values of the page (train/report/figures.py, train/report/cards.py).
-"""
+Left out: scoring (`taro.metrics.scores`), the values of the page (train/report/figures.py, train/report/cards.py)."""
 
 from __future__ import annotations
 
@@ -74,8 +73,7 @@ class Run:
 class Evaluation:
     """The same queries answered by the start policy and by the trained one, under one decoding and one protocol.
 
-    `missing`: queries that could not be asked; they count as misses on both sides.
-    """
+    `missing`: queries that could not be asked; they count as misses on both sides."""
 
     name: str
     before: Sequence[AnswerRow]
@@ -157,8 +155,7 @@ def last_rollouts(run: str | Path, place: str | Path | None = None) -> dict[tupl
     """By (clip key, query id) the group of rollouts of the last step that dumped one, rows in order of `g`.
 
     Of a run on several sets those on the set at `place` alone: the one that the run's data.json has there, else the one
-    with the name of that folder. Raises ConfigError where `run` has no rollouts or a line of them is not one.
-    """
+    with the name of that folder. Raises ConfigError where `run` has no rollouts or a line of them is not one."""
     run = Path(run)
     if not (run / "rollouts").is_dir():
         raise ConfigError(f"{run}: no rollouts folder there; expected the folder of a `taro train` run")

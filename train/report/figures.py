@@ -1,8 +1,7 @@
 """The numbers of a whole run as a report shows them: figures at the top, curves, tables, intervals.
 
 Numbers come from `taro.metrics.scores` and metrics.jsonl as they are; the only arithmetic here is the mean over the
-first and the last steps. Left out: single videos (train/report/cards.py), drawing (taro/pages).
-"""
+first and the last steps. Left out: single videos (train/report/cards.py), drawing (taro/pages)."""
 
 from __future__ import annotations
 

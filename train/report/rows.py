@@ -1,8 +1,7 @@
 """The lines of a run's files as a report may rely on them: every field there, of its type, whoever wrote the file.
 
 A run folder is often somebody else's. What a line may hold is checked here once, so that the drawing code never meets
-a text where it expects a number; fields that a report does not know are passed over. Left out: reading the files.
-"""
+a text where it expects a number; fields that a report does not know are passed over. Left out: reading the files."""
 
 from __future__ import annotations
 

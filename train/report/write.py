@@ -4,8 +4,7 @@
 and `taro report` both call it. Names of local folders stay out of the page, since pages are shared.
 
 Left out: running anything. Evaluations come in as rows of `taro.train.evaluate`, or as files that `taro eval --out`
-wrote.
-"""
+wrote."""
 
 from __future__ import annotations
 
@@ -46,8 +45,7 @@ def render_report(run_folder: str | Path, shards: Mapping[str, str | Path], eval
 
     Args: shards: shard sets by the name that the page calls them, the run's own and those evaluated on; evaluations:
     the first is the headline and gives the examples; lead: a sentence under the title; commands: how to make the page
-    again; notes: what a reader must keep in mind.
-    """
+    again; notes: what a reader must keep in mind."""
     run = read_run(run_folder)
     sets = {name: open_shards(path) for name, path in shards.items()}
     shown = _public(run)

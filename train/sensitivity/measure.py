@@ -5,8 +5,7 @@ reward; then each is scored again under every condition: a disruption of one kin
 one. Responses are the policy's own, none is guided; every draw is a function of (seed, clip, query, rollout), of step 0
 and epoch 0. `frame` is of the one radius that the set's variants were made with, and of both boundaries. Left out: what
 the numbers say (`taro.train.sensitivity.report`).
-Legend: B prompts, G rollouts of a group, R response tokens, C conditions, N rollouts, K bins of relative position.
-"""
+Legend: B prompts, G rollouts of a group, R response tokens, C conditions, N rollouts, K bins of relative position."""
 
 from __future__ import annotations
 
@@ -87,8 +86,7 @@ def conditions(kinds: Sequence[str], radii_s: Sequence[float], boundaries: Seque
     radius, with both boundaries where those are asked for.
 
     Args: frame_s: radius of the set's frame variants; None: any.
-    Raises ConfigError: a name that does not exist, a radius that is not positive, `frame` at another radius.
-    """
+    Raises ConfigError: a name that does not exist, a radius that is not positive, `frame` at another radius."""
     for words, known, what in ((kinds, KINDS, "kind"), (boundaries, BOUNDARIES, "boundary")):
         for word in words:
             if word not in known:
@@ -117,8 +115,7 @@ def measure_sensitivity(policy: Policy, shard_set: ShardSet, asking: Asking, ask
     """Samples a group of responses to each query and scores them under every condition that is asked for.
 
     Args: questions: None: all queries of the set; rollout: size of a group, of a batch and of a response; over: tokens
-    whose drop counts (answers alone have only the response); progress: called with (measured, all).
-    """
+    whose drop counts (answers alone have only the response); progress: called with (measured, all)."""
     if asking.no_think and over == "reasoning":
         raise ConfigError("answers alone have no reasoning whose drop could be measured; measure it over the response")
     questions, rollout = questions or Questions(), rollout or RolloutConfig()

@@ -4,8 +4,7 @@ Drops of different policies are nats per token and comparable; their intervals d
 difference to the control of the same radius and boundary over the rollouts that have both: near 0, the drop is about
 broken order anywhere, not about the boundaries. AUC asks whether right answers (IoU >= 0.5) have the higher drop: over
 all pairs, and within groups, which is what the bonus sees. Left out: any verdict.
-Legend: C conditions, N rollouts, K bins of relative position.
-"""
+Legend: C conditions, N rollouts, K bins of relative position."""
 
 from __future__ import annotations
 

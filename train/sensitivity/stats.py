@@ -2,8 +2,7 @@
 
 All work on plain arrays with one entry a rollout; nan means "has none" and must be dropped by the caller where a
 function does not say that it does. Intervals are those of taro/metrics/bootstrap.py.
-Legend: N rollouts, R response tokens, K bins of relative position.
-"""
+Legend: N rollouts, R response tokens, K bins of relative position."""
 
 from __future__ import annotations
 

@@ -5,9 +5,7 @@ become features, how a prompt's tokens and positions are laid out. Everything el
 docs/families.md walks through it. What every family here shares, and the rest of taro relies on: two frames make a
 temporal patch, a temporal patch is encoded on its own, positions are M-RoPE, and the language model has `embed_tokens`,
 `layers`, `norm` and `rotary_emb` as transformers' Qwen models have.
-
-Legend: S temporal patches, P patches of one before merging, N tokens of one, C values of a patch, D width.
-"""
+Legend: S temporal patches, P patches of one before merging, N tokens of one, C values of a patch, D width."""
 
 from __future__ import annotations
 

@@ -2,9 +2,7 @@
 
 Equal to the stock video processor's own tensors (a test compares them), without torchvision: stage 2 never imports
 this, and a decoding worker needs only numpy and torch.
-
-Legend: T frames, S temporal patches of two frames, P patches of a frame before merging, C values of a patch.
-"""
+Legend: T frames, S temporal patches of two frames, P patches of a frame before merging, C values of a patch."""
 
 from __future__ import annotations
 

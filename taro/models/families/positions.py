@@ -2,10 +2,8 @@
 
 Released Qwen2.5-VL weights were trained with the text after a video starting at `max(t, h, w) + 1`; several versions of
 transformers start it elsewhere, or truncate the seconds per patch, so nothing here asks the stock model.
-
 Legend: S temporal patches, N tokens of a video or patch, P prompt tokens; axis 0 of every positions tensor is (time,
-height, width).
-"""
+height, width)."""
 
 from __future__ import annotations
 

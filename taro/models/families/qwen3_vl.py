@@ -5,9 +5,7 @@ t = 1 in the positions; the tower has no windows, learned position embeddings in
 further feature sets from its middle layers, which the first language layers add (language_model.VideoTokens). M-RoPE
 is interleaved and queries and keys are normalised; both are the stock modules' own. Left out: the mixture-of-experts
 models (another `model_type`).
-
-Legend: S temporal patches, P patches of one (h * w), N = P / merge**2 tokens after merging, D width.
-"""
+Legend: S temporal patches, P patches of one (h * w), N = P / merge**2 tokens after merging, D width."""
 
 from __future__ import annotations
 
@@ -47,8 +45,7 @@ def encode_with_levels(visual: Any, pixels_SPC: torch.Tensor,
     levels, of the same shape each, in the order of the tower's layers.
 
     `visual` is the stock `Qwen3VLVisionModel`. S may span many clips of one frame size. Differentiable. Equal to the
-    stock tower (test: 1e-5 in fp32).
-    """
+    stock tower (test: 1e-5 in fp32)."""
     S, P, _ = pixels_SPC.shape
     merge = visual.spatial_merge_size
     cos, sin, corners_P4, weights_P4 = _places(visual, grid_hw, pixels_SPC.device)

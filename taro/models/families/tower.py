@@ -4,9 +4,7 @@ The stock forward calls attention once per window and per temporal patch, in a P
 patch is encoded on its own, so all S of them share one window layout: tokens are laid out as the stock tower lays
 them out (window order), and each layer runs one attention per window size (at most four). The layers are the stock
 modules; only the loop is ours.
-
-Legend: S temporal patches, P patches of one (h * w), N = P / merge**2 tokens after merging, D width, H heads.
-"""
+Legend: S temporal patches, P patches of one (h * w), N = P / merge**2 tokens after merging, D width, H heads."""
 
 from __future__ import annotations
 
@@ -24,8 +22,7 @@ def encode_patches(visual: Any, pixels_SPC: torch.Tensor, grid_hw: tuple[int, in
     """Features [S, N, D] of temporal patches `pixels_SPC` [S, P, C], each `grid_hw` patches high and wide.
 
     `visual` is the stock `Qwen2_5_VisionTransformerPretrainedModel`. S may span many clips of one frame size.
-    Differentiable. Equal to the stock tower (test: 1e-6 in fp32).
-    """
+    Differentiable. Equal to the stock tower (test: 1e-6 in fp32)."""
     S, P, _ = pixels_SPC.shape
     merge = visual.spatial_merge_size
     side = visual.window_size // merge // visual.patch_size
