@@ -53,7 +53,8 @@ def lint(
         say(report.table(show=show))
         if any(row.duration_s is None for row in report.rows):
             unknown = sum(row.duration_s is None for row in report.rows)
-            say(f"{unknown:,} rows have no duration: their windows were not checked against it (see --lengths)")
+            give = "--lengths CSV" if dataset == "charades-sta" else "the field duration"
+            say(f"{unknown:,} rows have no duration: their windows were not checked against it (give {give})")
     if not report.rows:
         say(f"error: no row of {file} can be used; is it a {dataset} file?", err=True)
         raise typer.Exit(1)

@@ -28,7 +28,7 @@ File = Path | None
 class EvalOptions:
     """What is scored, how it is answered and what is written."""
 
-    policy: Annotated[Text, typer.Option(help="Model folder, or sandbox:NAME.")] = None
+    policy: Annotated[Text, typer.Option(help="Model folder, hub id or sandbox:NAME.")] = None
     shards: Annotated[Text, typer.Option(help="Shard set to answer.")] = None
     videos: Annotated[File, typer.Option(help="Folder of videos to answer instead (with --annotations).")] = None
     predictions: Annotated[File, typer.Option(help="Predictions file (JSONL) to score instead of a policy.")] = None

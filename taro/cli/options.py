@@ -19,7 +19,7 @@ import typer
 __all__ = ["Columns", "Device", "Json", "MaxNewTokens", "NoThink", "Policy", "Protocol",
            "RepetitionPenalty", "Template", "as_overrides", "takes_options"]
 
-Policy = Annotated[str, typer.Option(help="Model folder, or sandbox:NAME.")]
+Policy = Annotated[str, typer.Option(help="Model folder, hub id or sandbox:NAME.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Template = Annotated[str | None, typer.Option(help="Prompt template (name or file); default: the policy's own.")]
 NoThink = Annotated[bool | None, typer.Option("--no-think/--think", show_default=False, help="Ask for the answer "

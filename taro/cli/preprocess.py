@@ -34,7 +34,7 @@ class PreprocessOptions:
     partition: Annotated[str, typer.Option(metavar="I/N", help="Make every N-th slice, from the I-th.")] = "1/1"
     retry: Annotated[Retry, typer.Option(help="Make slices again whose skipped rows may pass now.")] = None
     only: Annotated[Only, typer.Option(help="Add this policy's features, or frame variants.")] = None
-    policy: Annotated[str | None, typer.Option(help="Model folder whose tower encodes; as --set policy=.")] = None
+    policy: Annotated[str | None, typer.Option(help="Model whose tower encodes; as --set policy=.")] = None
     out: Annotated[Path | None, typer.Option(help="Folder of the shard set; as --set out=.")] = None
     max_skipped: Annotated[float | None, typer.Option(min=0, max=1, help="Share of rows that may be skipped.")] = None
     thumbnails: Annotated[bool | None, typer.Option(help="Contact sheets in the set.", show_default=False)] = None

@@ -29,7 +29,7 @@ def test_lint_counts_and_names(tmp_path: Path, capsys: pytest.CaptureFixture[str
     code, out, _ = run(capsys, path, "--dataset", "jsonl")
     assert code == 0
     assert "line 3: dropped: window has no length" in out and "line 1: repaired: window swapped" in out
-    assert "1 rows have no duration" in out
+    assert "1 rows have no duration" in out and "give the field duration" in out and "--lengths" not in out
     code, out, _ = run(capsys, path, "--dataset", "jsonl", "--json")
     counts = json.loads(out)["counts"]
     assert (code, counts["lines"], counts["kept"], counts["repaired"], counts["dropped"]) == (0, 3, 1, 1, 1)
@@ -43,6 +43,13 @@ def test_lint_fails_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture
     code, out, err = run(capsys, path, "--dataset", "charades-sta")
     assert code == 1 and "drop: not a Charades-STA line" in out and "is it a charades-sta file?" in err
     assert run(capsys, path)[0] == 2
+
+
+def test_lint_asks_for_lengths_where_they_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("3MSZA 24.3 30.4##person turn a light on.\n")
+    code, out, _ = run(capsys, path, "--dataset", "charades-sta")
+    assert code == 0 and "1 rows have no duration" in out and "give --lengths CSV" in out
 
 
 def test_lint_maps_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
