@@ -94,6 +94,8 @@ def read_entries(root: str | Path) -> list[ShardEntry]:
     store = LocalStore(Path(root))
     entries = []
     for name in store.list():
+        if kind_ok(name):  # a link in place of a kind's folder: opening what it should hold says so
+            store.size(sidecar_path(name, 0))
         kind, _, file = name.rpartition("/")
         if not kind_ok(kind) or re.fullmatch(r"[a-z]+-[0-9]{6}\.json", file) is None:
             continue

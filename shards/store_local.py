@@ -74,9 +74,11 @@ class LocalStore:
         return os.fdopen(handle, "rb")
 
     def list(self) -> Sequence[str]:
-        """Names of all files below the folder, ascending; links to folders are not followed."""
-        return sorted((Path(folder) / file).relative_to(self.folder).as_posix()
-                      for folder, _, files in os.walk(self.folder) for file in files)
+        """Names of all files below the folder, ascending, and of links to folders: those are not followed, and whoever
+        opens such a name is told so."""
+        return sorted((Path(folder) / name).relative_to(self.folder).as_posix()
+                      for folder, folders, files in os.walk(self.folder)
+                      for name in (*files, *(one for one in folders if Path(folder, one).is_symlink())))
 
     def put_if_absent(self, name: str, data: BinaryIO) -> bool:
         """Writes a temporary file, forces it to the disk and links it to its name, which fails where that exists."""

@@ -16,7 +16,7 @@ __all__ = ["report"]
 
 def report(
     run: Annotated[Path, typer.Argument(help="The run's folder (the recipe's key `out`).")],
-    shards: Annotated[list[Path] | None, typer.Option(
+    shards: Annotated[list[str] | None, typer.Option(
         "--shards", help="Shard sets with the clips to show; repeatable. Default: the run's own.")] = None,
     before: Annotated[Path | None, typer.Option(
         "--before", help="Answers of the start policy, from `taro eval --policy START --out FILE`.")] = None,
@@ -37,27 +37,27 @@ def report(
     evaluations = []
     if before is not None and after is not None:
         evaluations = [Evaluation("greedy", read_answers(before), read_answers(after), protocol)]
-    sets = _named([*shards]) if shards else _own_shards(read_run(run).config)
+    sets = _named(shards) if shards else _own_shards(read_run(run).config)
     page = render_report(run, sets, evaluations, out or run / "report.html", title=f"Training run {run.name}",
                          commands=[f"taro train {run.name}/config.yaml --set out=again", "taro report again"])
     say(f"report: {page}")
 
 
-def _own_shards(config: dict[str, Any]) -> dict[str, Path]:
+def _own_shards(config: dict[str, Any]) -> dict[str, str]:
     """The run's own sets by name, those that are there."""
     own = config.get("shards", "")
     found = {}
     for one in own if isinstance(own, list) else [{"path": own}]:
         folder = Path(str(one.get("path", "") if isinstance(one, dict) else one))
         if (folder / "manifest.json").is_file():
-            found[str((one.get("name") if isinstance(one, dict) else None) or folder.resolve().name)] = folder
+            found[str((one.get("name") if isinstance(one, dict) else None) or folder.resolve().name)] = str(folder)
     return found
 
 
-def _named(folders: list[Path]) -> dict[str, Path]:
-    """Sets by the last part of their folder's name, numbered where two are alike."""
-    named: dict[str, Path] = {}
-    for folder in folders:
-        name = folder.name if folder.name not in named else f"{folder.name} ({len(named) + 1})"
-        named[name] = folder
+def _named(places: list[str]) -> dict[str, str]:
+    """Sets by the last part of their place's name, numbered where two are alike."""
+    named: dict[str, str] = {}
+    for place in places:
+        name = place.rstrip("/").rpartition("/")[2] or place
+        named[name if name not in named else f"{name} ({len(named) + 1})"] = place
     return named

@@ -17,7 +17,7 @@ from taro.annotations import import_annotations
 from taro.core.errors import AnnotationError, ShardError
 from taro.preprocess.plan import PlannedClip
 from taro.shards.format import SKIPPED, shard_path
-from taro.shards.manifest import SKIPPED_COLUMNS, read_skipped, write_skipped
+from taro.shards.manifest import SKIPPED_COLUMNS, read_entries, read_skipped, write_skipped
 from taro.shards.ops.filter import Selection, filter_set
 from taro.shards.reader import open_shards
 from taro.shards.verify import verify
@@ -153,3 +153,14 @@ def test_a_name_of_megabytes_is_not_repeated() -> None:
         with pytest.raises(ShardError) as error:
             read(len(text).to_bytes(8, "little") + text + bytes(4))
         assert len(str(error.value)) < 500
+
+
+def test_a_link_in_place_of_a_kinds_folder_is_refused_where_the_manifest_is_made(tmp_path: Path) -> None:
+    """Passed over, its shards would be missing from the new manifest without a word."""
+    root = tmp_path / "set"
+    write_set(root, [[0, 1]])
+    folder = next((root / "features").iterdir())
+    outside = folder.rename(tmp_path / "outside")
+    folder.symlink_to(outside)
+    with pytest.raises(ShardError, match="symbolic link"):
+        read_entries(root)
