@@ -170,8 +170,8 @@ def test_guided_steps_are_shaded(folders: Path) -> None:
     run = read_run(folders / "run")
     assert run.guided_spans == [(0, 14)]
     chart = curve_chart("t", [0, 10, 20], [0.0, None, 1.0], [(0, 10)], low=0.0, high=1.0)
-    (shade,) = chart.shades
-    assert shade.x == LEFT and shade.width == pytest.approx((WIDTH - LEFT - RIGHT) * 10.5 / 20, abs=0.1)
+    ((x, width, _),) = chart.shades
+    assert x == LEFT and width == pytest.approx((WIDTH - LEFT - RIGHT) * 10.5 / 20, abs=0.1)
     assert (chart.raw.count("M"), chart.mean.count("M")) == (2, 1), (
         "a step without a value lifts the pen of the raw line; the mean goes on")
 
