@@ -191,7 +191,7 @@ def test_steps_lower_the_loss_and_leave_the_model_stock(family: str, videos: Vid
     assert all(torch.equal(x, tower[name]) for name, x in model.model.visual.state_dict().items())
     saved = load_policy(save_model(model, tmp_path / "model"))
     kept = model.model.language_model.layers[0].mlp.up_proj.weight
-    torch.testing.assert_close(saved.lm.layers[0].mlp.up_proj.weight, kept.bfloat16().float())
+    torch.testing.assert_close(saved.language_model.lm.layers[0].mlp.up_proj.weight, kept.bfloat16().float())
 
 
 def test_a_seed_repeats_its_weights_to_the_bit_on_a_cpu(videos: Videos) -> None:
