@@ -30,7 +30,8 @@ def parse_document(document: dict[str, Any], *, split: str) -> Iterator[RawRow |
 def parse_pairs(document: dict[str, Any], *, spans: str, texts: str, split: str,
                 dense: bool) -> Iterator[RawRow | Dropped]:
     """Rows of a document that lists, for each video, windows under `spans` and as many queries under `texts`. With
-    `dense` the queries of a video are its captions too. A video whose lists do not match is dropped as one line."""
+    `dense` the queries of a video are its captions too. A video whose lists do not match, or are empty, is dropped
+    as one line."""
     number = 0
     for video, entry in document.items():
         data = checked_object(entry, number + 1, ("duration", spans, texts))
@@ -39,9 +40,11 @@ def parse_pairs(document: dict[str, Any], *, spans: str, texts: str, split: str,
             yield data
             continue
         windows, queries = data[spans], data[texts]
-        if not isinstance(windows, list) or not isinstance(queries, list) or len(windows) != len(queries):
+        paired = isinstance(windows, list) and isinstance(queries, list) and len(windows) == len(queries)
+        if not paired or not queries:
             number += 1
-            yield Dropped(number, str(number), f"{spans} and {texts} are not two lists of one length: {video[:60]!a}")
+            what = "are empty" if paired else "are not two lists of one length"
+            yield Dropped(number, str(number), f"{spans} and {texts} {what}: {video[:60]!a}")
             continue
         captions = _captions(windows, queries, data["duration"]) if dense else None
         for index, (window, query) in enumerate(zip(windows, queries, strict=True)):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import taro.core.json
@@ -226,6 +226,7 @@ KEYS = st.sampled_from(
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.sampled_from([name for name in dataset_names() if name != "hf"]), st.dictionaries(KEYS, VALUES, max_size=8))
+@example("timelens", {"duration": None, "spans": [], "queries": []})
 def test_whatever_an_item_holds_it_has_an_outcome(tmp_path: Path, dataset: str, item: dict[str, Any]) -> None:
     path = tmp_path / "a"
     documents = {"activitynet": {"v": item, "w": item}, "timelens": {"v": item, "w": item}}
