@@ -33,7 +33,8 @@ def candidate_paths(captions: Sequence[DenseCaption], windows: Sequence[Moment],
     n = len(captions)
     if n == 0 or count == 0:
         return CandidatePaths()
-    inside = [i for i, caption in enumerate(captions) if any(_overlap(caption, window) for window in windows)]
+    inside = [i for i, caption in enumerate(captions) if any(
+        min(caption.end_s, window.end_s) > max(caption.start_s, window.start_s) for window in windows)]
     hard = _hard(captions, inside, query)
 
     def any_subset(draws: np.random.Generator) -> list[int]:
@@ -66,10 +67,6 @@ def _distinct(draw: Callable[[np.random.Generator], list[int]], draws: np.random
         seen.add(tuple(path))
         paths.append(path)
     return paths
-
-
-def _overlap(caption: DenseCaption, window: Moment) -> bool:
-    return min(caption.end_s, window.end_s) > max(caption.start_s, window.start_s)
 
 
 def _hard(captions: Sequence[DenseCaption], inside: Sequence[int], query: str) -> list[int]:

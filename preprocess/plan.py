@@ -130,12 +130,13 @@ def make_plan(config: PreprocessConfig, shaping: dict[str, Any], *, encoder: Enc
     report = import_annotations(config.annotations, dataset=config.dataset, split=config.split,
                                 lengths=config.lengths, policy=config.lint, columns=config.columns)
     clips, skipped = _group(report, _Finder(list_videos(config.videos)))
-    skipped = [*_dropped(report), *skipped]
+    dropped = [SkippedRow(row_id=o.row_id, line=o.line, stage="annotations", reason=o.reason.partition(":")[0],
+                          detail=o.reason) for o in report.outcomes if isinstance(o, Dropped)]
     per_slice = max(1, min(config.slice_clips, config.slice_bytes // max(bytes_per_clip, 1)))
     slices = [(at, min(at + per_slice, len(clips))) for at in range(0, len(clips), per_slice)]
     plan = Plan(shaping=shaping, encoder=encoder, clip_encoder=clip_encoder, captioner=captioner,
                 annotations_file=config.annotations.name, annotations_sha256=report.source_sha256, lint=report.counts,
-                inputs=len(report.outcomes), clips=clips, slices=slices, skipped=skipped)
+                inputs=len(report.outcomes), clips=clips, slices=slices, skipped=[*dropped, *skipped])
     assert plan.inputs == plan.rows + len(plan.skipped), f"{plan.inputs} != {plan.rows} + {len(plan.skipped)}"
     return plan
 
@@ -235,8 +236,3 @@ def _clip(path: str, clip: Moment | None, rows: list[AnnotationRow], stat: os.st
     return PlannedClip(key=clip_key(path, clip), video=rows[0].video, path=path, size=stat.st_size,
                        mtime_ns=stat.st_mtime_ns, clip_s=span, rows=planned,
                        may_be_cut=any(row.may_be_cut for row in rows))
-
-
-def _dropped(report: LintReport) -> list[SkippedRow]:
-    return [SkippedRow(row_id=o.row_id, line=o.line, stage="annotations", reason=o.reason.partition(":")[0],
-                       detail=o.reason) for o in report.outcomes if isinstance(o, Dropped)]

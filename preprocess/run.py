@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from typing import Literal
 
@@ -19,14 +19,14 @@ from taro.core.files import explain_disk_errors
 from taro.models.features import EncoderFingerprint
 from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.config import PreprocessConfig
-from taro.preprocess.engines.base import Engine, SliceResult
+from taro.preprocess.engines.base import Engine
 from taro.preprocess.engines.registry import ENGINES
 from taro.preprocess.job import Job, Only, open_job
-from taro.preprocess.ledger import SkippedRow, SliceLedger, count_reasons, read_ledger
+from taro.preprocess.ledger import SkippedRow, count_reasons, read_ledger
 from taro.preprocess.report import PreprocessReport, Progress
 from taro.preprocess.todo import plan_tasks, withdraw
 from taro.shards.format import MANIFEST, Manifest, Provenance, shard_path, sidecar_path
-from taro.shards.manifest import build_manifest, read_manifest, write_card, write_manifest, write_skipped
+from taro.shards.manifest import build_manifest, read_manifest, write_manifest, write_skipped
 from taro.shards.store_local import LocalStore
 
 __all__ = ["PreprocessReport", "Progress", "preprocess"]
@@ -64,7 +64,10 @@ def preprocess(config: PreprocessConfig, *, progress: Callable[[Progress], None]
         runner = engine or ENGINES[config.engine]()
         results = runner.run(job, tasks, progress or (lambda _: None)) if tasks else []
         report = _finish(job, sum(result.made for result in results), began)
-    _check_additions(job, results)
+    problems = [problem for result in results for problem in result.problems]
+    if problems:
+        raise TaroError(f"{config.out}: nothing of {job.encoder.name} added for {len(problems)} clips, so their "
+                        f"slices are not written: {'; '.join(problems[:5])}; restore these videos and run again")
     if report.complete:
         _check_share(report, config)
     return report
@@ -73,10 +76,8 @@ def preprocess(config: PreprocessConfig, *, progress: Callable[[Progress], None]
 def _finish(job: Job, made: int, began: float) -> PreprocessReport:
     """Adds the ledgers up and, where no slice is missing, writes skipped.parquet, card and manifest."""
     ledgers = [read_ledger(job.state, index) for index in range(len(job.plan.slices))]
-    done: list[SliceLedger] = []
-    for index, ledger in enumerate(ledgers):
-        if ledger is not None and ledger.plan_sha256 == job.plan.sha256 and _committed(job, index):
-            done.append(ledger)
+    done = [ledger for index, ledger in enumerate(ledgers)
+            if ledger is not None and ledger.plan_sha256 == job.plan.sha256 and _committed(job, index)]
     skipped = [*job.plan.skipped, *(row for ledger in done for row in ledger.skipped)]
     complete = len(done) == len(ledgers)
     captions = sum(ledger.captions for ledger in done)
@@ -113,7 +114,6 @@ def _write_set(job: Job, skipped: list[SkippedRow], captions: int) -> None:
                               annotations_sha256=plan.annotations_sha256, licence_videos=config.licences.videos,
                               licence_annotations=config.licences.annotations,
                               licence_captions=config.licences.captions))
-    write_card(out, manifest)
     write_manifest(out, manifest)
 
 
@@ -144,13 +144,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _check_additions(job: Job, results: Sequence[SliceResult]) -> None:
-    problems = [problem for result in results for problem in result.problems]
-    if problems:
-        raise TaroError(f"{job.config.out}: nothing of {job.encoder.name} added for {len(problems)} clips, so their "
-                        f"slices are not written: {'; '.join(problems[:5])}; restore these videos and run again")
 
 
 def _check_share(report: PreprocessReport, config: PreprocessConfig) -> None:

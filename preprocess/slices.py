@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taro.core.errors import VideoError
-from taro.core.json import parse_model
 from taro.grounding.records import ClipRecord
 from taro.preprocess.drafts import Describer, Draft, record_of
 from taro.preprocess.encode import encode_clip
@@ -31,7 +30,8 @@ from taro.preprocess.sheets import contact_sheet
 from taro.preprocess.variants import encode_variants, settings_of
 from taro.preprocess.video.decode import DecodeJob
 from taro.preprocess.video.pool import DecodePool
-from taro.shards.format import MAX_JSON_BYTES, shard_path, sidecar_path
+from taro.shards.format import shard_path, sidecar_path
+from taro.shards.reader import parse_clip
 from taro.shards.store_local import LocalStore
 from taro.shards.tar import read_tar
 from taro.shards.writer import SliceWriter
@@ -97,7 +97,7 @@ def made_records(job: Job, index: int) -> dict[str, ClipRecord]:
     """The clips of a slice that is made, by key, ascending."""
     store, name = LocalStore(job.config.out), shard_path("paths", index)
     with store.open(name) as file:
-        return {member.key: parse_model(ClipRecord, data, store.describe(name), limit_bytes=MAX_JSON_BYTES)
+        return {member.key: parse_clip(data, store.describe(name))
                 for member, data in read_tar(file, store.describe(name)) if member.ext == "json"}
 
 

@@ -46,9 +46,7 @@ def plan_tasks(job: Job, only: Only | None, *, partition: tuple[int, int] = (1, 
 
 def still_needed(job: Job, task: SliceTask) -> bool:
     """Whether a task is left to do: another job may have done it since it was planned. Ask under the slice's lock."""
-    if task.makes:
-        return _needed(job, task.index, retry=task.retry)
-    return bool(_missing(job, task.index, task.kinds))
+    return _needed(job, task.index, retry=task.retry) if task.makes else bool(_missing(job, task.index, task.kinds))
 
 
 def withdraw(job: Job, tasks: Sequence[SliceTask]) -> None:

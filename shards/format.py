@@ -26,8 +26,7 @@ __all__ = [
     "MAX_JPEG_BYTES", "MAX_JSON_BYTES", "MAX_MANIFEST_BYTES", "MAX_MEMBER_BYTES", "MAX_RANK", "MAX_RECORDS",
     "MAX_TENSORS", "MEMBERS", "SKIPPED", "TENSORS_EXT", "ClipEncoder", "Counts", "Manifest", "Member", "Provenance",
     "ShardEntry", "Sidecar", "SidecarRecord", "check_version", "clip_key", "key_ok", "kind_label", "kind_ok",
-    "shard_path", "sidecar_path", "split_kind",
-]
+    "shard_path", "sidecar_path", "split_kind"]
 
 FORMAT_VERSION = "1.0"
 MANIFEST = "manifest.json"

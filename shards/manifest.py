@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["SKIPPED_COLUMNS", "build_manifest", "read_entries", "read_manifest", "read_sidecar", "read_skipped",
-           "stored_sidecar", "write_card", "write_manifest", "write_skipped"]
+           "stored_sidecar", "write_manifest", "write_skipped"]
 
 MAX_SKIPPED_ROWS = 4_000_000
 BATCH_ROWS = 10_000
@@ -132,7 +132,8 @@ def _whole_kinds(entries: list[ShardEntry]) -> list[ShardEntry]:
 
 
 def write_manifest(root: str | Path, manifest: Manifest) -> None:
-    """Writes manifest.json; do it last."""
+    """Writes README.md, a Hugging Face dataset card made from the manifest, then manifest.json; do it last."""
+    write_atomically(Path(root) / CARD, card_text(manifest).encode())
     write_atomically(Path(root) / MANIFEST, canonical_json(manifest) + b"\n")
 
 
@@ -206,8 +207,3 @@ def _bounded_rows(file: Any) -> list[dict[str, Any]]:
             raise ValueError(f"more than {MAX_SKIPPED_ROWS:,} rows or {MAX_MANIFEST_BYTES:,} bytes of text")
         rows += batch.to_pylist()
     return rows
-
-
-def write_card(root: str | Path, manifest: Manifest) -> None:
-    """Writes README.md, a Hugging Face dataset card made from the manifest."""
-    write_atomically(Path(root) / CARD, card_text(manifest).encode())

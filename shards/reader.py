@@ -33,7 +33,8 @@ from taro.shards.variants import FrameVariants, VariantSettings, check_variants,
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["QueryRef", "Sample", "ShardSet", "check_encoder", "check_times", "encoder_numbers", "open_shards"]
+__all__ = ["QueryRef", "Sample", "ShardSet", "check_encoder", "check_times", "encoder_numbers", "open_shards",
+           "parse_clip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,11 @@ class Sample:
     variants: FrameVariants | None = None
     from_set: str = ""
     repeat: int = 0
+
+
+def parse_clip(data: bytes, where: str) -> ClipRecord:
+    """KEY.json from its bytes; ShardError that opens with `where`."""
+    return parse_model(ClipRecord, data, where, limit_bytes=MAX_JSON_BYTES)
 
 
 def check_times(record: ClipRecord, features: VideoFeatures, where: str) -> None:
@@ -168,7 +174,7 @@ class ShardSet:
     def clip(self, key: str) -> ClipRecord:
         """KEY.json."""
         data, where = self._member("paths", key, "json")
-        record = parse_model(ClipRecord, data, where, limit_bytes=MAX_JSON_BYTES)
+        record = parse_clip(data, where)
         expected = self._find("paths", key)[1].queries
         if record.key != key or len(record.queries) != expected:
             raise ShardError(f"{where}: holds {record.key} with {len(record.queries)} queries, the sidecar says {key} "

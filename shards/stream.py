@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taro.core.errors import ShardError
-from taro.core.json import parse_model
-from taro.grounding.records import ClipRecord
-from taro.shards.format import MAX_JSON_BYTES, shard_path
-from taro.shards.reader import ShardSet, check_times, open_shards
+from taro.shards.format import shard_path
+from taro.shards.reader import ShardSet, check_times, open_shards, parse_clip
 from taro.shards.store import Store
 from taro.shards.tar import read_tar
 from taro.shards.tensors import unpack_features
@@ -63,8 +61,7 @@ class _Join:
                 if at is None or at.key != member.key:
                     raise ShardError(f"{where}: expected here, got {at.key if at else 'the end of the shard'}; the "
                                      "kinds of the slice were made by different jobs")
-                clip = parse_model(ClipRecord, data, f"{store.describe(labels)}: record {member.key} at byte "
-                                   f"{member.offset:,}", limit_bytes=MAX_JSON_BYTES)
+                clip = parse_clip(data, f"{store.describe(labels)}: record {member.key} at byte {member.offset:,}")
                 unpacked = unpack_features(raw, f"{where} at byte {at.offset:,}")
                 check_times(clip, unpacked, where)
                 yield {"__key__": member.key, "__url__": url, "clip": clip, "jpg": jpg, "features": unpacked}

@@ -17,23 +17,11 @@ from typing import Any
 
 from taro.core.errors import ShardError
 from taro.core.files import file_sha256
-from taro.core.json import parse_model
 from taro.grounding.records import ClipRecord
-from taro.shards.format import (
-    CARD,
-    MANIFEST,
-    MAX_JSON_BYTES,
-    MAX_MANIFEST_BYTES,
-    SKIPPED,
-    Manifest,
-    ShardEntry,
-    Sidecar,
-    sidecar_path,
-    split_kind,
-)
+from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES, SKIPPED, Manifest, ShardEntry, split_kind
 from taro.shards.manifest import read_manifest, read_sidecar, read_skipped
 from taro.shards.places import open_store
-from taro.shards.reader import check_times
+from taro.shards.reader import check_times, parse_clip
 from taro.shards.store import Store
 from taro.shards.tar import TarMember, read_tar
 from taro.shards.tensors import unpack_features, unpack_frames
@@ -103,7 +91,9 @@ def _shard(store: Store, entry: ShardEntry, report: VerifyReport, seen: _Seen) -
     report.bytes += entry.bytes
     keys: list[str] = []
     try:
-        expected = _expected(read_sidecar(store, entry))
+        expected: dict[tuple[str, str], tuple[int, int, str]] | None = {
+            (record.key, member.ext): (member.offset, member.size, member.sha256)
+            for record in read_sidecar(store, entry).records for member in record.members}
     except ShardError as error:
         report.problems.append(str(error))
         expected = None
@@ -129,17 +119,12 @@ def _shard(store: Store, entry: ShardEntry, report: VerifyReport, seen: _Seen) -
     return keys
 
 
-def _expected(sidecar: Sidecar) -> dict[tuple[str, str], tuple[int, int, str]]:
-    return {(record.key, member.ext): (member.offset, member.size, member.sha256)
-            for record in sidecar.records for member in record.members}
-
-
 def _content(entry: ShardEntry, member: TarMember, data: bytes, at: str, report: VerifyReport, seen: _Seen) -> None:
     stem, encoder = split_kind(entry.kind)
     clips = seen.clips
     try:
         if member.ext == "json" and stem == "paths":
-            clip = parse_model(ClipRecord, data, at, limit_bytes=MAX_JSON_BYTES)
+            clip = parse_clip(data, at)
             if clip.key != member.key:
                 raise ShardError(f"{at}: its JSON is of {clip.key}")
             if member.key in clips:
@@ -217,9 +202,7 @@ def _totals(store: Store, manifest: Manifest, report: VerifyReport) -> None:
         _skipped(store, manifest)
     except ShardError as error:
         report.problems.append(str(error))
-    known = {MANIFEST, CARD, SKIPPED}
-    for entry in manifest.shards:
-        known |= {entry.path, sidecar_path(entry.kind, entry.index)}
+    known = {entry.path for entry in manifest.shards}
     for name in store.list():
         if name.endswith(".tar") and name not in known:
             report.problems.append(f"{store.describe(name)}: not in the manifest; remove it, or run `taro preprocess` "

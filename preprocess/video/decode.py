@@ -119,8 +119,9 @@ def _decode(job: DecodeJob, video: Inspection) -> Frames:
         sink.reset()
         _pyav(video, unique, sink)
     frames, views = sink.result()
-    facts = VideoFacts(path_hint=_hint(job.path), sha256=file_sha256(job.path), duration_s=video.duration_s,
-                       frames=video.frames, fps=video.fps, width=video.width, height=video.height, decoder=used,
+    hint = os.fsencode(job.path.name).decode("utf-8", "replace")[:500]  # as text that any reader can take
+    facts = VideoFacts(path_hint=hint, sha256=file_sha256(job.path), duration_s=video.duration_s, frames=video.frames,
+                       fps=video.fps, width=video.width, height=video.height, decoder=used,
                        frames_sha256=sink.sha256(), corrupt_frames=sink.corrupt)
     times = video.times_s[picked_T] - span.start_s
     return Frames(frames[back_T], times, facts, span, None if views is None else views[back_T])
@@ -245,9 +246,4 @@ def _rgb(frame: Any, video: Inspection) -> np.ndarray:
     same = (frame.width, frame.height) == (width, height)
     image = frame.to_ndarray(format="rgb24") if same else frame.to_ndarray(format="rgb24", width=width, height=height)
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else np.asarray(image)
-
-
-def _hint(path: Path) -> str:
-    """The bare file name, as text that any reader can take."""
-    return os.fsencode(path.name).decode("utf-8", "replace")[:500]
 

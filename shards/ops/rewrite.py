@@ -25,14 +25,7 @@ from taro.core.files import fsync, locked
 from taro.core.version import __version__
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES, SKIPPED, Manifest
-from taro.shards.manifest import (
-    SKIPPED_COLUMNS,
-    build_manifest,
-    read_skipped,
-    write_card,
-    write_manifest,
-    write_skipped,
-)
+from taro.shards.manifest import SKIPPED_COLUMNS, build_manifest, read_skipped, write_manifest, write_skipped
 from taro.shards.places import local_folder
 from taro.shards.reader import ShardSet
 from taro.shards.writer import SliceWriter
@@ -144,7 +137,6 @@ def write_derived(root: Path, pieces: Iterable[Piece], kinds: Collection[str], s
     write_skipped(root, skipped)
     manifest = build_manifest(root, inputs=queries + len(skipped), skipped=len(skipped), captions=captions,
                               taro_version=__version__, **fields)
-    write_card(root, manifest)
     write_manifest(root, manifest)
     return Derived(root, clips, queries, len(skipped))
 

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from taro.grounding.moment import Moment, part_of_file
+from taro.grounding.moment import Moment
 from taro.grounding.records import DenseCaption
 
 __all__ = ["AnnotationRow", "Dropped", "Kept", "LintReport", "Outcome", "Repaired", "Saliency"]
@@ -30,7 +30,7 @@ class AnnotationRow:
     """One query of one clip. `row_id` is unique in its file (its qid, else its line number); `line` counts from 1;
     `video` is the name as annotated; `windows` are seconds from the start of the clip; `duration_s` is the clip's, None
     where the annotation does not say; `clip` is the part of the file that was annotated, None for all of it;
-    `may_be_cut`: the file at hand may be that part already, see `clip_in`; `saliency`: of highlight detection;
+    `may_be_cut`: the file at hand may be that part already, see `part_of_file`; `saliency`: of highlight detection;
     `unclipped`: the windows before they were clipped to the clip, None where that changed none (some evaluations score
     against them; how a row came to be is no part of what it is, so rows compare without)."""
 
@@ -47,15 +47,6 @@ class AnnotationRow:
     may_be_cut: bool = False
     saliency: Saliency | None = None
     unclipped: tuple[Moment, ...] | None = field(default=None, compare=False)
-
-    def clip_in(self, file_s: float) -> Moment | None:
-        """The part to cut out of a file that is `file_s` long, see `part_of_file`.
-
-        >>> row = AnnotationRow("1", 1, "v", "q", (), 45.0, Moment(39, 84), "train", None, None, may_be_cut=True)
-        >>> row.clip_in(300.0), row.clip_in(45.2)
-        (Moment(start_s=39, end_s=84), None)
-        """
-        return part_of_file(self.clip, file_s) if self.clip is not None and self.may_be_cut else self.clip
 
 
 @dataclass(frozen=True)

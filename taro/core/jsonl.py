@@ -18,6 +18,7 @@ from taro.core.json import strict_json
 __all__ = ["checked_row", "read_jsonl"]
 
 RowT = TypeVar("RowT")
+_adapter = cache(TypeAdapter)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -51,8 +52,3 @@ def checked_row(model: type[RowT], row: dict[str, Any], path: Path, number: int)
         field = ".".join(str(part) for part in first["loc"])[:100]
         raise ConfigError(f"{path}:{number}: expected a row that taro writes, got {field!a}: {first['msg'][:200]!a}; "
                           "drop the line, or make the file again") from None
-
-
-@cache
-def _adapter(model: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(model)

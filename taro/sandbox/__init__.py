@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taro.models.resolve import SHIPPED, resolve_model
+from taro.models.resolve import resolve_model
 from taro.sandbox.make import make_sandbox
 from taro.sandbox.world import WorldSettings
 
-__all__ = ["MODELS", "WorldSettings", "make_sandbox", "weights_folder"]
-
-MODELS = SHIPPED
+__all__ = ["WorldSettings", "make_sandbox", "weights_folder"]
 
 
 def weights_folder(name: str) -> Path:

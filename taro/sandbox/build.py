@@ -78,8 +78,8 @@ class _Build:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise ConfigError(f"{out}: expected a folder to write, got a path with a file in it; name another"
-                              ) from None
+            raise ConfigError(f"{out}: expected a folder to write, got a path with a file in it; "
+                              "name another") from None
         self.log = out / "training-log.jsonl"
         self._earlier = _earlier(self.log, settings)
 
@@ -172,7 +172,8 @@ def build_sandbox(out: Path, settings: BuildSettings) -> dict[str, dict[str, flo
         _train_clip(build, frames, videos, held, worlds)
     write_cards(out, settings, build.steps, build.scores)
     build.say("done", total_mb=round(sum(f.stat().st_size for f in out.rglob("*.safetensors")) / 1e6, 2))
-    sys.stdout.write(_table(build.scores) + "\n")
+    for name, scores in build.scores.items():
+        sys.stdout.write("\n".join([name, *(f"  {key:24} {value:.3f}" for key, value in scores.items()), ""]))
     return build.scores
 
 
@@ -222,14 +223,6 @@ def _train_clip(build: _Build, frames: torch.Tensor, videos: Videos, held: Video
     build.scores["clip"] = clip_scores(model, worlds, held.frames_FHWC.to(build.device))
     build.say("clip", step=s.clip_steps, **build.scores["clip"])
     build.finish("clip", s.clip_steps)
-
-
-def _table(scores: dict[str, dict[str, float]]) -> str:
-    """Scores as lines of text."""
-    lines = []
-    for name, values in scores.items():
-        lines += [name, *(f"  {key:24} {value:.3f}" for key, value in values.items())]
-    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -120,11 +120,7 @@ def clip_scores(model: Any, worlds: list[World], frames_FHWC: torch.Tensor) -> d
     device = frames_FHWC.device
     texts = normalize(model.encode_text(_sentences(device)).float(), dim=-1)
     features = torch.cat([frame_features(model, part) for part in frames_FHWC.split(1024)])
-    own: list[bool] = []
-    best: list[bool] = []
-    chance: list[float] = []
-    found: list[bool] = []
-    luck: list[bool] = []
+    own, best, chance, found, luck = list[bool](), list[bool](), list[float](), list[bool](), list[bool]()
     start = 0
     draws = np.random.default_rng(0)
     for world in worlds:

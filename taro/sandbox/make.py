@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +89,10 @@ def _lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def _each(jobs: list[Any], workers: int) -> Any:
+def _each(jobs: list[Any], workers: int) -> Iterator[list[dict[str, Any]]]:
     if workers <= 1:
-        return map(_make, jobs)
-    return _pooled(jobs, workers)
-
-
-def _pooled(jobs: list[Any], workers: int) -> Any:
+        yield from map(_make, jobs)
+        return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         yield from pool.imap(_make, jobs, chunksize=4)
 

@@ -94,22 +94,16 @@ def save_model(model: Any, folder: Path) -> Path:
 
 
 def _save_processor(family: str, folder: Path) -> None:
-    from transformers import (
-        Qwen2_5_VLProcessor,
-        Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
-        Qwen3VLProcessor,
-        Qwen3VLVideoProcessor,
-    )
+    import transformers as stock
 
     second, pixels = family == "qwen3_vl", (2 * PATCH_PX[family]) ** 2
     shared: dict[str, Any] = {"image_mean": list(MEAN), "image_std": list(STD), "patch_size": PATCH_PX[family],
                               "merge_size": 2, "temporal_patch_size": 2}
     size = {"shortest_edge": pixels, "longest_edge": MAX_TOKENS * pixels}
     video = {"shortest_edge": 4 * pixels, "longest_edge": 64 * MAX_TOKENS * pixels} if second else size
-    (Qwen3VLProcessor if second else Qwen2_5_VLProcessor)(
-        image_processor=Qwen2VLImageProcessor(size=size, **shared),
+    (stock.Qwen3VLProcessor if second else stock.Qwen2_5_VLProcessor)(
+        image_processor=stock.Qwen2VLImageProcessor(size=size, **shared),
         tokenizer=build_tokenizer(stamped=second),
-        video_processor=(Qwen3VLVideoProcessor if second else Qwen2VLVideoProcessor)(size=video, **shared),
+        video_processor=(stock.Qwen3VLVideoProcessor if second else stock.Qwen2VLVideoProcessor)(size=video, **shared),
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)

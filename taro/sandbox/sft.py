@@ -60,7 +60,11 @@ def train_model(model: Any, frames_FHWC: torch.Tensor, examples: Examples, sched
     optimizer = _optimizer(model, schedule)
     draws = torch.Generator().manual_seed(schedule.seed)
     torch.manual_seed(schedule.seed)
-    loss_of = _loss(model, before, schedule.noise)
+    noise, patch_px = schedule.noise, model.model.visual.patch_size
+
+    def loss_of(batch: Examples, frames_BTHWC: torch.Tensor, flip_B: torch.Tensor) -> torch.Tensor:
+        return token_losses(model, batch, pixels(frames_BTHWC, flip_B, noise, patch_px), before)
+
     losses = _compiled(loss_of, say) if compiled else loss_of
     step, began, marked = 0, time.monotonic(), 0.0
     average: torch.Tensor | None = None
@@ -90,15 +94,6 @@ def train_model(model: Any, frames_FHWC: torch.Tensor, examples: Examples, sched
     finally:
         model.model.visual.patch_embed = stock
     return step
-
-
-def _loss(model: Any, before: torch.Tensor, noise: float) -> Callable[..., torch.Tensor]:
-    patch_px = model.model.visual.patch_size
-
-    def loss(batch: Examples, frames_BTHWC: torch.Tensor, flip_B: torch.Tensor) -> torch.Tensor:
-        return token_losses(model, batch, pixels(frames_BTHWC, flip_B, noise, patch_px), before)
-
-    return loss
 
 
 def _compiled(loss_of: Callable[..., torch.Tensor], say: Callable[..., None]) -> Callable[..., torch.Tensor]:

@@ -11,8 +11,6 @@ Legend: K objects, F cells of half a second.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,10 +22,8 @@ from taro.core.config import Config
 from taro.core.draws import rng
 from taro.grounding.moment import Moment
 
-__all__ = [
-    "ACTIONS", "CELL_S", "COLOURS", "ORDINALS", "SHAPES", "Event", "World", "WorldSettings", "check_worlds",
-    "duration_cells", "make_world",
-]
+__all__ = ["ACTIONS", "CELL_S", "COLOURS", "ORDINALS", "SHAPES", "Event", "World", "WorldSettings", "duration_cells",
+           "make_world"]
 
 CELL_S = 0.5
 """seconds that a state is held"""
@@ -252,37 +248,3 @@ def _far_place(draw: np.random.Generator, here: np.ndarray, distance_px: float, 
     if far.any():
         return np.asarray(places[int(far.argmax())])
     return np.where(here < size_px / 2, size_px - edge, edge)
-
-
-def check_worlds(seeds: Iterable[int], settings: WorldSettings | None = None) -> list[str]:
-    """What is impossible in the worlds of `seeds`, one line each; empty where all is well."""
-    settings = settings or WorldSettings()
-    problems = []
-    for seed in seeds:
-        world = make_world(seed, settings)
-        found = _problems(world, settings)
-        problems += [f"seed {seed}: {problem}" for problem in found]
-    return problems
-
-
-def _problems(world: World, settings: WorldSettings) -> list[str]:
-    found = []
-    if world.cells < 4 or world.cells % 2:
-        found.append(f"{world.cells} cells are not two whole patches")
-    if not 1 <= len(world.events) <= settings.max_events:
-        found.append(f"{len(world.events)} events")
-    if len(set(world.objects)) != len(world.objects):
-        found.append("two objects look the same")
-    if max(Counter((e.thing, e.action) for e in world.events).values()) > len(ORDINALS):
-        found.append("an event happens too often to be named")
-    if len({world.query(n) for n in range(len(world.events))}) != len(world.events):
-        found.append("two events have one name")
-    for event in world.events:
-        if not 0 < event.start < event.end <= world.cells:
-            found.append(f"{event} is outside {world.cells} cells")
-    for one, two in zip(world.events, world.events[1:], strict=False):
-        if one.end >= two.start and (settings.overlap == 0 or one.thing == two.thing):
-            found.append(f"{one} and {two} meet")
-    if not np.isfinite(world.state).all():
-        found.append("a state is not finite")
-    return found

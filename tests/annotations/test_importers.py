@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import taro.core.json
-from taro.annotations import AnnotationRow, Dropped, LintReport, dataset_names, import_annotations, reading
+from taro.annotations import Dropped, LintReport, dataset_names, import_annotations, reading
 from taro.annotations.rows import Saliency
 from taro.core.errors import AnnotationError
-from taro.grounding.moment import Moment
+from taro.grounding.moment import Moment, part_of_file
 
 
 def read(folder: Path, dataset: str, data: Any, **knobs: Any) -> LintReport:
@@ -133,18 +133,15 @@ def test_time_r1(tmp_path: Path) -> None:
         (Moment(39, 84.7), True), (None, False), (Moment(0, 45.7), True), (None, False)
     ]  # fmt: skip
     assert report.rows[0].difficulty == 50.0 and report.rows[1].row_id == "q#3"
-    assert report.rows[0].clip_in(45.7) is None and report.rows[0].clip_in(300.0) == Moment(39, 84.7)
-
-
-def cut(clip: tuple[float, float], *, may_be_cut: bool = True) -> AnnotationRow:
-    return AnnotationRow("1", 1, "v", "q", (), None, Moment(*clip), "train", None, None, may_be_cut)
+    part = Moment(39, 84.7)
+    assert part_of_file(part, 45.7) is None and part_of_file(part, 300.0) == part
 
 
 def test_what_is_left_to_cut() -> None:
-    assert cut((39, 84)).clip_in(83.5) == Moment(39, 84), "a whole file that ends a little early is still whole"
-    assert cut((39, 84)).clip_in(60.0) == Moment(39, 84), "neither the part nor long enough: cutting will say so"
-    assert cut((0, 45)).clip_in(45.0) == Moment(0, 45), "nothing to choose between"
-    assert cut((39, 84), may_be_cut=False).clip_in(45.0) == Moment(39, 84)
+    part = Moment(39, 84)
+    assert part_of_file(part, 83.5) == part, "a whole file that ends a little early is still whole"
+    assert part_of_file(part, 60.0) == part, "neither the part nor long enough: cutting will say so"
+    assert part_of_file(Moment(0, 45), 45.0) == Moment(0, 45), "nothing to choose between"
 
 
 TARO: dict[str, Any] = {

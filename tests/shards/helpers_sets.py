@@ -11,14 +11,7 @@ import torch
 from taro.grounding.records import CandidatePaths, ClipRecord, ClipSpan, DenseCaption, QueryRecord, VideoFacts
 from taro.models.features import EncoderFingerprint, FrameSampling, VideoFeatures, patch_times_s
 from taro.shards.format import ClipEncoder, clip_key
-from taro.shards.manifest import (
-    build_manifest,
-    read_entries,
-    read_sidecar,
-    write_card,
-    write_manifest,
-    write_skipped,
-)
+from taro.shards.manifest import build_manifest, read_entries, read_sidecar, write_manifest, write_skipped
 from taro.shards.reader import open_shards
 from taro.shards.tar import TarWriter
 from taro.shards.variants import FrameVariants, VariantSettings, wanted_groups
@@ -105,7 +98,6 @@ def write_set(root: Path, slices: list[list[int]], *, encoders: dict[str, Encode
         root, inputs=2 * clips + skipped, skipped=skipped, captions=3 * clips, name="tiny", taro_version="0",
         encoders=list(encoders.values()), config={"thumbnails": thumbnails},
         clip_encoders=[ClipEncoder(name=CLIP_NAME, model="tiny")] if clip else [])  # fmt: skip
-    write_card(root, manifest)
     write_manifest(root, manifest)
 
 

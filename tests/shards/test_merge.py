@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from taro.cli.app import app
 from taro.core.errors import ConfigError, ShardError
 from taro.grounding.records import ClipRecord
-from taro.shards.manifest import build_manifest, read_skipped, write_card, write_manifest, write_skipped
+from taro.shards.manifest import build_manifest, read_skipped, write_manifest, write_skipped
 from taro.shards.ops.diff import diff
 from taro.shards.ops.filter import Selection, filter_set
 from taro.shards.ops.merge import merge_sets
@@ -41,7 +41,6 @@ def write_clips(root: Path, clips: list[ClipRecord], *, sheet: bytes = SHEET, sh
     write_skipped(root, [])
     manifest = build_manifest(root, inputs=sum(len(clip.queries) for clip in clips), skipped=0,
                               captions=sum(len(clip.captions) for clip in clips), encoders=[FINGERPRINT], **fields)
-    write_card(root, manifest)
     write_manifest(root, manifest)
     return root
 
