@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A property is about values, not about how busy the machine is.
+settings.register_profile("taro", deadline=None)
+settings.load_profile("taro")
 
 # Before torch or a hub client is imported anywhere: two cores, no network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
