@@ -6,8 +6,7 @@ Alignment of a caption with text feature u (unit length) and frame features f_t 
 
 so 0 is a caption that fits everywhere alike. It is null where no frame is inside or none is outside.
 
-Legend: T frames, D width, C captions.
-"""
+Legend: T frames, D width, C captions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Settings of `taro preprocess`: one frozen model per concept, every field with its unit.
 
 `shaping` is what decides the bytes of a shard set; the plan freezes it. Where the work runs, how many processes decode
-and how much may fail do not shape the output and may change between runs.
-"""
+and how much may fail do not shape the output and may change between runs."""
 
 from __future__ import annotations
 

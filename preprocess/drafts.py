@@ -3,8 +3,7 @@
 Captions are asked of the job's captioner, a batch of clips at once, or taken from what somebody else wrote; CLIP sees
 one clip at a time.
 
-Legend: T sampled frames, D width of CLIP features.
-"""
+Legend: T sampled frames, D width of CLIP features."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 Counts come from the plan. Decoding is measured, on up to `SAMPLE` clips spread over what is left to do; what the models
 cost on a GPU is stated, from the constants below, until this machine's own runs are known. The report says which is
-which. Slices that are made cost nothing more, and adding features to them no captions. Left out: frame variants.
-"""
+which. Slices that are made cost nothing more, and adding features to them no captions. Left out: frame variants."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """A job: a configuration resolved against its models, its plan frozen in the set's folder.
 
 Everything here reads files; nothing is decoded and no weights are loaded. `open_job` is where a changed configuration
-meets an existing folder and is refused with the difference.
-"""
+meets an existing folder and is refused with the difference."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Per-row outcomes: written, or skipped with a reason. `inputs == written + skipped`, checked.
 
 Each slice leaves a small JSON beside its shards, written before their sidecars, so a slice that counts as done always
-has one. The lock on a slice keeps two workers from making it at once; the system drops it when its holder dies.
-"""
+has one. The lock on a slice keeps two workers from making it at once; the system drops it when its holder dies."""
 
 from __future__ import annotations
 

@@ -6,8 +6,7 @@ captions outside the ground truth whose words are most like the query's (the upp
 as many); ties go to the earlier caption.
 
 A draw depends on (seed, clip, query, tag) alone. Subsets are distinct as far as there are enough of them: a subset
-that was drawn before is drawn again, up to `TRIES` times, and then kept, so a list always has its full length.
-"""
+that was drawn before is drawn again, up to `TRIES` times, and then kept, so a list always has its full length."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@ A clip is a file, or a cut of one. Clips are ordered by their key and cut into s
 `slice_bytes`; a slice is the unit of work, of retry, of checksum and of sharing. Rows that already cannot become
 queries (dropped by the linter, no such video) are in the plan as skipped, with their reason. The plan is written once,
 with the settings that shape the output; another run on the same folder must bring the same settings, or is refused
-with the difference. File sizes are part of it: a video that changed since is skipped, not silently mixed in.
-"""
+with the difference. File sizes are part of it: a video that changed since is skipped, not silently mixed in."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 A slice is done when the sidecars of all its shards verify; a rerun makes the others and nothing else. The manifest is
 written last, once every slice is done, whoever did it, so a folder with a manifest is a complete set. Rows add up or
-the job fails: `inputs == written + skipped`.
-"""
+the job fails: `inputs == written + skipped`."""
 
 from __future__ import annotations
 
@@ -49,8 +48,7 @@ def preprocess(config: PreprocessConfig, *, progress: Callable[[Progress], None]
         engine: runs the slices; None: the one that `config.engine` names.
 
     Raises TaroError: wrong settings, models or files; and, after all that can be written is written, where more than
-    `config.max_skipped` of the rows were skipped.
-    """
+    `config.max_skipped` of the rows were skipped."""
     began = time.monotonic()
     part, parts = partition
     if not 1 <= part <= parts:

@@ -10,8 +10,7 @@ last change point: O(T^2) with 2-d prefix sums. The price is `penalty * noise * 
 K's frame-to-frame distance, so it does not depend on the scale of the features. Where that gives more segments than
 wanted, the price rises by a quarter until it does not.
 
-Legend: T sampled frames, D width of a frame's features.
-"""
+Legend: T sampled frames, D width of a frame's features."""
 
 from __future__ import annotations
 

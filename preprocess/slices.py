@@ -6,8 +6,7 @@ clips are those of the paths shard and must show the very frames that the set wa
 record. Where one does not, nothing is added, since a set must hold every clip for every encoder.
 
 Clips are taken in batches of fixed composition (consecutive clips of the slice), so a batch of the captioner depends
-on the plan alone; CLIP and the vision tower see one clip at a time.
-"""
+on the plan alone; CLIP and the vision tower see one clip at a time."""
 
 from __future__ import annotations
 

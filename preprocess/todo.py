@@ -2,8 +2,7 @@
 
 A slice is made when its ledger is of this plan and the sidecars of all its shards verify. What a run can add to it is
 another encoder's features and frame variants. Variants count as made where they have the settings asked for and every
-query finds those of its windows; others are made again.
-"""
+query finds those of its windows; others are made again."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ something. A clip of a single frame has no variants.
 
 Draws are a function of (seed, clip, boundaries, variant). With two frames in a stretch there is one other order, so its
 variants are the same.
-Legend: T sampled frames, S temporal patches, M rows (changed patches of all variants), N tokens, D width.
-"""
+Legend: T sampled frames, S temporal patches, M rows (changed patches of all variants), N tokens, D width."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 The columns of KEY.json are declared in the card, since `datasets` would otherwise guess them from the first five
 records, and guess wrong where those have no caption or no difficulty. Text from outside enters the header through a
-YAML writer and the body without markup, on one line.
-"""
+YAML writer and the body without markup, on one line."""
 
 from __future__ import annotations
 

@@ -6,8 +6,7 @@ A set is a folder. A *kind* is a folder of shards inside it: `paths`, `features/
 allocated, since shards are untrusted. Newer minor versions may add keys to the manifest and the sidecars, so
 unknown keys are ignored there; a newer major version is refused.
 
-Legend: S temporal patches, N tokens of a patch, D width.
-"""
+Legend: S temporal patches, N tokens of a patch, D width."""
 
 from __future__ import annotations
 

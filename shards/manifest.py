@@ -1,8 +1,7 @@
 """The files about a set: manifest.json, skipped.parquet and the dataset card, each written whole or not at all.
 
 The manifest is built from the sidecars on the disk, so it can be made again at any time, and it is written last: a
-folder without it is not a set yet. No clock and no path of a machine enters it, so equal input gives equal bytes.
-"""
+folder without it is not a set yet. No clock and no path of a machine enters it, so equal input gives equal bytes."""
 
 from __future__ import annotations
 
@@ -107,8 +106,7 @@ def build_manifest(root: str | Path, *, inputs: int, skipped: int, captions: int
     """A manifest of what lies in the folder: shards, counts and the digest of skipped.parquet are read there.
 
     `inputs`: rows of the annotations; `skipped`: rows of skipped.parquet; `captions`: of all clips. ShardError unless
-    inputs = written + skipped. `fields`: name, encoders, provenance, ... of `Manifest`.
-    """
+    inputs = written + skipped. `fields`: name, encoders, provenance, ... of `Manifest`."""
     entries = _whole_kinds(read_entries(root))
     paths = [entry for entry in entries if entry.kind == "paths"]
     queries = sum(entry.queries for entry in paths)
@@ -141,8 +139,7 @@ def write_skipped(root: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes skipped.parquet: one row per annotation row that did not become a query, in order of (line, row_id).
 
     Columns: row_id, video, key, stage, reason, detail (text; key "" where the row never got one), line (int64),
-    transient (bool: trying again may help).
-    """
+    transient (bool: trying again may help)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

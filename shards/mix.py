@@ -6,8 +6,7 @@ drawn from in its own `QueryOrder`, one permutation after the other, and goes on
 query of a set comes a second time before all of them came once, whether the set is drawn from twice an epoch or a
 tenth of one. Batches and ranks are as in order.py; with one set the order is that of `QueryOrder`.
 
-Indices count through all sets, the second set's queries after the first's. Left out: weights that change over time.
-"""
+Indices count through all sets, the second set's queries after the first's. Left out: weights that change over time."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@ Every epoch is a fresh permutation of all queries. A step takes `batch` of them 
 contiguous part, so ranks always take the same number of steps and the union over ranks does not depend on how many
 there are. What does not fill a batch at the end of an epoch is left out of that epoch (2,500 queries at 16 a step:
 156 steps and 4 left out; three epochs are the 468 steps of the paper); another permutation leaves out others, and
-`left_out` says how many.
-"""
+`left_out` says how many."""
 
 from __future__ import annotations
 

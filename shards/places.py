@@ -1,8 +1,7 @@
 """Where a set lies, as a user names it: a folder (`~` too) or a URL, and the store that reads it.
 
 A place is a str everywhere, never a Path, which would make `hf:/` of `hf://`. Another kind of place is one row in
-`STORES`; whoever takes a place takes an open store too.
-"""
+`STORES`; whoever takes a place takes an open store too."""
 
 from __future__ import annotations
 

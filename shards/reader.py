@@ -3,8 +3,7 @@
 A record is one ranged read at the offset that its sidecar gives, header included: the header must name the record, the
 data must have the sidecar's sha256, the JSON and the tensors must keep the format's bounds. Whatever is wrong is a
 ShardError that names shard, key and offset. A set is light (no open files) and can be pickled to workers.
-The bytes come from a `Store`, so a set reads alike wherever it lies.
-"""
+The bytes come from a `Store`, so a set reads alike wherever it lies."""
 
 from __future__ import annotations
 
@@ -288,8 +287,7 @@ def check_encoder(shard_set: ShardSet, fingerprint: EncoderFingerprint, *, polic
     names it.
 
     ShardError with both fingerprints, what differs, and the command that would fix it, where there are none. What is
-    compared is what decides the numbers: family, tower, dtype and sampling, not the model's name.
-    """
+    compared is what decides the numbers: family, tower, dtype and sampling, not the model's name."""
     for held in shard_set.manifest.encoders:
         if encoder_numbers(held) == encoder_numbers(fingerprint) and held.name in shard_set.encoders:
             return held.name

@@ -28,8 +28,7 @@ class Store(Protocol):
     A store keeps no file open and no lock: it can be used from several threads and pickled to a worker. Every method
     that takes a name of a file checks it (`check_name`), since names come from manifests that are untrusted. Every
     failure is a ShardError that opens with `describe(name)`; `MissingFileError` where there is no such file. Nothing
-    is allocated on the word of a caller or of a server alone: a read returns at most what the file has.
-    """
+    is allocated on the word of a caller or of a server alone: a read returns at most what the file has."""
 
     @property
     def place(self) -> str:

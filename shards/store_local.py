@@ -1,8 +1,7 @@
 """A set in a local folder.
 
 Neither a file nor a folder on the way to it may be a symbolic link, so an untrusted set cannot make its reader open
-what lies outside. Files are opened for each read, without waiting for pipes or devices.
-"""
+what lies outside. Files are opened for each read, without waiting for pipes or devices."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 Every byte is decided: ustar headers, members in ascending order, mode 0644, owner 0 without name, mtime 0, zero padding
 to 10,240 bytes. tarfile, webdataset, datasets and `tar` read it; a symlink, a device, a folder, a second name for the
 same record, an extended header, or any other header than the one we would write is refused. The end is strict too, so
-a shard cut anywhere is noticed.
-"""
+a shard cut anywhere is noticed."""
 
 from __future__ import annotations
 

@@ -5,8 +5,7 @@ and here the header is parsed under bounds (size, depth, names, dtype, rank, dim
 before anything is allocated. The files are plain safetensors: any reader opens them. Left out: fp8 (a later minor
 version).
 
-Legend: S temporal patches, N tokens of a patch, D width, T frames.
-"""
+Legend: S temporal patches, N tokens of a patch, D width, T frames."""
 
 from __future__ import annotations
 

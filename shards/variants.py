@@ -8,8 +8,7 @@ verify` says so. A *group* is one such list of boundaries; it has `count` varian
 that show other frames than their own, encoded again, and which two frames those are. The patches that it does not list
 stay as the features have them. Left out: how frames are shuffled (`taro.preprocess.variants`).
 
-Legend: M rows, S temporal patches, N tokens of a patch, D width, L deepstack levels, A patches of one variant.
-"""
+Legend: M rows, S temporal patches, N tokens of a patch, D width, L deepstack levels, A patches of one variant."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@ Checked: manifest and version; every sidecar against the manifest; every shard a
 the strict tar reader (hash, offsets, sizes, member digests); every KEY.json and tensor file against the format;
 features' patches against the JSON's times; frame variants against the features that they go over, and that no query
 lacks those of its windows; that the kinds of a slice hold the same keys; the manifest's counts and encoders;
-skipped.parquet; files that the manifest does not know.
-"""
+skipped.parquet; files that the manifest does not know."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """A set as one static, self-contained page: per clip its contact sheet, truth, captions and paths on one time axis.
 
 Rollouts of a training run may be shown beside the queries that they answer; they are handed in as rows, since a set
-knows nothing of runs. Left out: drawing (taro/pages).
-"""
+knows nothing of runs. Left out: drawing (taro/pages)."""
 
 from __future__ import annotations
 
@@ -52,8 +51,7 @@ def view(root: str | Path, out: str | Path, *, rollouts: Rollouts | None = None,
     """Writes the page of the first `limit` clips (or of `keys`) to `out`, a .html file or a folder for index.html.
 
     `rollouts`: clips that have some come first. Returns the page's path. Raises ShardError where a key is not in the
-    set.
-    """
+    set."""
     shard_set, rollouts = open_shards(root), rollouts or {}
     unknown = sorted(set(keys) - set(shard_set.keys))
     if unknown:

@@ -134,8 +134,7 @@ class SliceWriter:
 
         `features`: by encoder name (`EncoderFingerprint.name`); `clip_features`: CLIP frame features [T, D] by encoder
         name; `variants`: by encoder name, None for a clip that can have none. Encoders must be the ones named in
-        `kinds`. Clips come in ascending order of key.
-        """
+        `kinds`. Clips come in ascending order of key."""
         parts = {f"features/{name}": [("safetensors", _checked(record, x))] for name, x in features.items()}
         parts |= {f"clip/{name}": [("safetensors", pack_frames(x))] for name, x in clip_features.items()}
         parts |= {f"variants/{name}": [] if x is None else [("safetensors", pack_variants(x))]

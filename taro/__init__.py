@@ -2,8 +2,7 @@
 
 The names below are looked up when they are first used (PEP 562), so `import taro` is instant and needs no heavy
 library. The stages are packages: `taro.preprocess` (videos to shards), `taro.shards` (the artefact between them) and
-`taro.train` (shards to a checkpoint).
-"""
+`taro.train` (shards to a checkpoint)."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@ With `segment.method: captioner` a request is a whole clip and its answer brings
 "From 2.0s to 5.5s, ..."; otherwise a request is one segment. A captioner knows neither slices nor the disk: the cache
 (cache.py) stands before it. Captions that somebody else wrote need no request (imported.py).
 
-Legend: T sampled frames.
-"""
+Legend: T sampled frames."""
 
 from __future__ import annotations
 
@@ -62,8 +61,7 @@ class Captioner(Protocol):
     `describe` gives one answer a request, in order: a text, which may be empty (the captioner has nothing to say), or a
     `Failure`. Failures are not kept: the clip's rows are skipped with the reason, and `--retry transient` asks those
     again that are transient. An exception ends the job: it is for what no other request can escape (a wrong key, no
-    memory). Requests come in batches that the plan alone decides; one answer must not depend on the others'.
-    """
+    memory). Requests come in batches that the plan alone decides; one answer must not depend on the others'."""
 
     fingerprint: str
     prompt: str

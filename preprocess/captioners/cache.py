@@ -5,8 +5,7 @@ Lines are forced to the disk before they are used. A line that was torn by a kil
 ignored, so its question is asked again. One cache serves a whole job: it reads each file once, and before each slice
 what was appended since, by other jobs too. Jobs that share a folder take turns to write.
 
-Requests that the cache does not know are asked in batches of consecutive ones. Failures are handed on and not kept.
-"""
+Requests that the cache does not know are asked in batches of consecutive ones. Failures are handed on and not kept."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@ Every entry that is offered to a clip ends used, repaired (and how) or skipped (
 slice's ledger; entries for videos that no row asks for are counted when the job ends. So what was given adds up, as the
 rows do. Times of a file are seconds of the video, those of annotation rows seconds of the clip.
 
-Left out: entries that are no captions at all (a time that is no number): reading the file names the line and stops.
-"""
+Left out: entries that are no captions at all (a time that is no number): reading the file names the line and stops."""
 
 from __future__ import annotations
 

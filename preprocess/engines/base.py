@@ -1,8 +1,7 @@
 """The seam between a job and where its slices run: `Engine`, and the `Worker` that every engine hands slices to.
 
 An engine holds no state of its own: plan, locks, captions, ledgers and shards lie in the folder of the set. So engines
-can be mixed, a slice that died with its worker can be run by another, and the bytes do not depend on who ran what.
-"""
+can be mixed, a slice that died with its worker can be run by another, and the bytes do not depend on who ran what."""
 
 from __future__ import annotations
 
@@ -46,8 +45,7 @@ class Engine(Protocol):
     a task whose worker died may go to another. What a worker raises ends the job: no further task is begun, and `run`
     raises it. `progress` is called from the calling thread, as workers load and as clips are finished, with the number
     of clips of all tasks as total. When `run` returns, each task's shards and ledger are on the disk, or its result
-    says why not; results come in any order.
-    """
+    says why not; results come in any order."""
 
     def run(self, job: Job, tasks: Sequence[SliceTask], progress: Callable[[Progress], None]) -> list[SliceResult]:
         """One result a task."""

@@ -13,8 +13,7 @@ encoder uses, so its features stay the same; CLIP and contact sheets then see a 
 
 This module runs inside the worker processes of pool.py; it needs no model and imports torch only to resize.
 
-Legend: T sampled frames, H, W pixels, C = 3 (RGB).
-"""
+Legend: T sampled frames, H, W pixels, C = 3 (RGB)."""
 
 from __future__ import annotations
 

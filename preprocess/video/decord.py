@@ -10,8 +10,7 @@ line is a kind of file on which it was seen to be wrong (tests/preprocess/test_o
 - a constant rate: where packets are missing its frames are shifted, which only the gap in their times shows;
 - its own count and timestamps are those of the demuxer.
 
-What is left is damage inside a packet: decord returns such frames as if they were whole.
-"""
+What is left is damage inside a packet: decord returns such frames as if they were whole."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ untrusted: FFmpeg may open this one file and nothing that it refers to (no playl
 Time 0 of a file is its first shown video frame. Left out: non-square pixels, interlacing and mirrored pictures (all
 shown as stored).
 
-Legend: N frames shown.
-"""
+Legend: N frames shown."""
 
 from __future__ import annotations
 

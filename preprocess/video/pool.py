@@ -2,8 +2,7 @@
 
 Each child is a Python process of its own (not a fork, not `multiprocessing.spawn`, so a user's script is not run
 again) and a thread here that feeds it one clip at a time over a socket. A child that does not answer before the
-deadline, or dies, is killed and replaced. Results come back in the order asked for, decoded a bounded number ahead.
-"""
+deadline, or dies, is killed and replaced. Results come back in the order asked for, decoded a bounded number ahead."""
 
 from __future__ import annotations
 

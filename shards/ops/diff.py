@@ -2,8 +2,7 @@
 
 How a set is cut into slices, what its manifest says about itself, and skipped rows are no difference; what training
 would see is: clips, queries, windows, captions, paths, features. JSON is read, a clip of each set at a time, only
-where its digest differs. A query is named by its key and id; where an id comes twice in a clip, by its turn too.
-"""
+where its digest differs. A query is named by its key and id; where an id comes twice in a clip, by its turn too."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """`filter`: the queries that are asked for, and their clips, as a set of their own.
 
 A clip stays where a query of it stays, with all its captions; where only clips are chosen, clips without a query stay
-too.
-"""
+too."""
 
 from __future__ import annotations
 

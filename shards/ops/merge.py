@@ -8,8 +8,7 @@ order in which the sets are named, to the byte.
 
 The ledger: a query or a skipped row that comes twice counts once; a row that a part left out ("filter", see
 rewrite.py) goes where another part wrote its query. So the inputs of all sets are the inputs of the new one and what
-came repeatedly, which its manifest says.
-"""
+came repeatedly, which its manifest says."""
 
 from __future__ import annotations
 

@@ -6,8 +6,7 @@ disk, and a folder that a killed job left is cleared by the next (the lock on it
 sources give equal bytes: records go by ascending key, and slices are cut by bytes alone.
 
 Every row stays accounted for: a query that a derived set leaves out is a row of its skipped.parquet with stage
-"filter" (line 0, as the row's line is not in a set), so inputs = queries + skipped holds with the source's inputs.
-"""
+"filter" (line 0, as the row's line is not in a set), so inputs = queries + skipped holds with the source's inputs."""
 
 from __future__ import annotations
 
@@ -113,8 +112,7 @@ def write_derived(root: Path, pieces: Iterable[Piece], kinds: Collection[str], s
                   slice_bytes: int = SLICE_BYTES, **fields: Any) -> Derived:
     """Writes a whole set into `root` from pieces in ascending order of key; `fields`: of the manifest.
 
-    `kinds`: every piece's source holds them. A set without a clip is refused.
-    """
+    `kinds`: every piece's source holds them. A set without a clip is refused."""
     captions = clips = queries = size = index = 0
     writer: SliceWriter | None = None
     with contextlib.ExitStack() as stack:

@@ -2,8 +2,7 @@
 
 By the splits that queries name, or by fractions of the videos. Fractions are cut between videos, never through one, so
 no video is in two parts. A part lists every query that went elsewhere as skipped, so the parts of a split, merged, are
-the set again.
-"""
+the set again."""
 
 from __future__ import annotations
 
@@ -43,8 +42,7 @@ def split_by_fraction(source: ShardSet, out: str | Path, fractions: Mapping[str,
                       slice_bytes: int = SLICE_BYTES) -> dict[str, Derived]:
     """One set `out/NAME` for each fraction of the videos; who goes where is drawn by `seed` from the videos' digests.
 
-    The splits that queries name stay as they are.
-    """
+    The splits that queries name stay as they are."""
     _checked(sorted(fractions))
     if len(fractions) < 2 or not all(0 < share < 1 for share in fractions.values()) or not math.isclose(
             sum(fractions.values()), 1, abs_tol=1e-6):

@@ -1,8 +1,7 @@
 """`stats`: what is in a set, counted in one pass over the JSON of its clips; no tensor is read.
 
 Histograms have fixed bins, so that two sets can be compared. `sample` draws single queries to look at.
-Left out: judging; a set of strange numbers is still a set (`taro shards verify` says what is wrong with one).
-"""
+Left out: judging; a set of strange numbers is still a set (`taro shards verify` says what is wrong with one)."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 Every sentence is a row, `v_ID#0`, `v_ID#1`, ..., and all sentences of a video are its dense captions: people wrote them
 to be just that, so `caption.method: annotations` needs no captioner. Sentences are counted on through the file; that
-number is the row's line. Two thirds of the sentences have stray blanks; the same sentence may stand for two windows.
-"""
+number is the row's line. Two thirds of the sentences have stray blanks; the same sentence may stand for two windows."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Charades-STA: `VIDEO START END##query`, one a line; lengths come from the csv of Charades (columns id and length).
 
 Ids are line numbers: the files have none of their own. About one window in seven ends past its video (DATA: 1,805 of
-12,408 in train), which only the lengths can tell.
-"""
+12,408 in train), which only the lengths can tell."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 Required: `video`, `query`, `windows` ([[start, end], ...] in seconds from the start of the clip). Optional: `qid`,
 `duration`, `clip` ([start, end] in the file, where the clip is a cut), `split`, `difficulty`, `captions`
-([{"start_s", "end_s", "text"}, ...]). Other keys are not read; the sandbox adds `events`.
-"""
+([{"start_s", "end_s", "text"}, ...]). Other keys are not read; the sandbox adds `events`."""
 
 from __future__ import annotations
 

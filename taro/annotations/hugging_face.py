@@ -9,8 +9,7 @@ Fields: `video`, `query`, and `windows` ([[s, e], ...] or one [s, e]) or `start`
 windows and captions are read as JSON, those of numbers as numbers.
 
 A hub id is `OWNER/NAME`, `OWNER/NAME:CONFIG`, with `@REVISION` behind it to pin what is read. A local file is hashed as
-it is; of a hub set the hash is over the mapped rows.
-"""
+it is; of a hub set the hash is over the mapped rows."""
 
 from __future__ import annotations
 

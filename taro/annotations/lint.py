@@ -5,8 +5,7 @@ where nothing sensible is left. What a kept or repaired row guarantees: a video 
 encode as UTF-8, at least one window, every window finite with `0 <= start < end`, `end <= duration` where the duration
 is known, and everything within the bounds of `taro.grounding.records`.
 
-Left out: the video itself. Whether it exists and how long it really is, preprocessing finds out.
-"""
+Left out: the video itself. Whether it exists and how long it really is, preprocessing finds out."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 `qid`, `query`, `duration`, `vid`, `relevant_windows` ([[s, e], ...], up to 25); for highlight detection
 `relevant_clip_ids` and `saliency_scores` (marks of three annotators for each 2 s clip). A vid is `{youtube}_{s}_{e}`,
 the name of a file that is cut already, whose `duration` may differ from e - s, so nothing is read from the name. TaRO's
-files name the file in `video_file` and may cut a part out of it (`video_start`, `video_end`).
-"""
+files name the file in `video_file` and may cut a part out of it (`video_start`, `video_end`)."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 A line that is too long is skipped over, never held; a document that is too large is refused. Everything is hashed as it
 is read, so that the report names exactly what it was made from. JSON is strict where leniency would lose data: a key
-that an object repeats is an error, since all but one of its values would vanish.
-"""
+that an object repeats is an error, since all but one of its values would vanish."""
 
 from __future__ import annotations
 

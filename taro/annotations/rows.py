@@ -1,8 +1,7 @@
 """Annotations as values: rows, the outcome of each line, and the report of a whole file.
 
 Outcomes are values: every line of the input ends as `Kept`, `Repaired` or `Dropped`, and the report counts them, so
-that `lines == kept + repaired + dropped` can be checked by whoever goes on with the rows.
-"""
+that `lines == kept + repaired + dropped` can be checked by whoever goes on with the rows."""
 
 from __future__ import annotations
 

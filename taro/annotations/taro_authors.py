@@ -3,8 +3,7 @@
 "duration"}; train also has `query` and `captions`, strings of lines "From 0.0s to 6.5s, ...".
 
 Where `query` is missing it is what the user's turn of the prompt puts in double quotes. Ids are `SPLIT-INDEX`; the
-split of `extra_info` counts before the one that was asked for.
-"""
+split of `extra_info` counts before the one that was asked for."""
 
 from __future__ import annotations
 

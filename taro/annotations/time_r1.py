@@ -5,8 +5,7 @@
 (`ID_00:00:39:000_00:01:24:700.mp4`): where the name says what `video_start` and `video_end` say, there is nothing left
 to cut. For the others only the length of the file at hand can tell: their rows carry the clip and `may_be_cut`.
 
-`difficulty` is 100 times the IoU of a base model's answer `pred`: higher is easier. `pred` is not read.
-"""
+`difficulty` is 100 times the IoU of a base model's answer `pred`: higher is easier. `pred` is not read."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """TimeLens-Bench: one JSON object, `{"VID": {"duration", "spans": [[s, e], ...], "queries": [...]}}`.
 
 Charades-STA, ActivityNet and QVHighlights, relabelled; one window a query. Rows are `VID#0`, `VID#1`, ..., counted on
-through the file. The queries describe moments, not the whole video, so they are no dense captions.
-"""
+through the file. The queries describe moments, not the whole video, so they are no dense captions."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 `question_type`, `source`, `dataset_name` (missing in 168 of 800), `qsemtype`.
 
 `start` and `end` cut a clip out of the file; the answer counts from the start of the clip. Ids are item numbers. Eleven
-windows have no length: the linter drops them, so a perfect model reaches 100 % here and 98.6 % where they stay in.
-"""
+windows have no length: the linter drops them, so a perfect model reaches 100 % here and 98.6 % where they stay in."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Configuration: frozen pydantic models, YAML recipes, `--set key=value`.
 
 One model per concept; unknown keys are refused with the nearest known one; a recipe is a YAML file, named by path or
-by the name of one that ships in a stage's `recipes/` folder. Nothing here knows any stage's settings.
-"""
+by the name of one that ships in a stage's `recipes/` folder. Nothing here knows any stage's settings."""
 
 from __future__ import annotations
 
@@ -106,8 +105,7 @@ def load_config(model: type[ConfigT], source: str | Path | None, overrides: Sequ
     """Reads a recipe (a path, or a name in `package`; None: all defaults), applies `key.sub=value`, validates. Relative
     paths in a recipe file count from its folder, those of `overrides` from where one stands (`taro.core.places`).
 
-    Raises ConfigError that names the file, the key, what was expected and what was got.
-    """
+    Raises ConfigError that names the file, the key, what was expected and what was got."""
     data = _read(source, package) if source is not None else {}
     if Path(source or "").suffix in RECIPE_ENDS:
         data = paths_from(data, model, Path(source or "").parent)

@@ -2,8 +2,7 @@
 
 `rng("disruption", seed, epoch, sample)` gives the same generator on every machine, in every process and order, so a
 resumed run repeats its draws and two ranks never share one. The key is hashed (sha256) into Philox, a counter-based
-generator; numpy guarantees its stream.
-"""
+generator; numpy guarantees its stream."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 A user's mistake (or an untrusted file) is a `TaroError`: its message says what was expected, what was got and what
 to do. The command line prints that message alone, a traceback only with `--debug`. A broken invariant of our own is
-an assert, never one of these.
-"""
+an assert, never one of these."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 A full disk, a quota, a read-only mount and a failing drive are the user's to fix, and Python reports them in an OSError
 that mostly names no file. `explain_disk_errors` adds where and what to do; `write_tensors` makes safetensors, which has
 an exception of its own for it, answer like the rest. Locks are the system's (flock): they end with their holder, also
-by `kill -9`. Left out: trying again.
-"""
+by `kill -9`. Left out: trying again."""
 
 from __future__ import annotations
 

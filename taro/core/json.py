@@ -3,8 +3,7 @@
 Shards, annotations, answers and model folders come from other people. Leniency would lose data (of a key that an object
 repeats all but one value would vanish) or fail far away (half of a surrogate pair cannot be written again). Depth and
 containers are counted before anything is built: an empty list takes 2 bytes in a file and 64 in memory. The caller
-names the class of error that its user sees (most are shards'); every message opens with `where`.
-"""
+names the class of error that its user sees (most are shards'); every message opens with `where`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """JSON lines that taro wrote and reads back: files that are appended to, and rows of one type.
 
 A run folder or a file of answers is often somebody else's: every line is read strictly (`taro.core.json`), and what a
-row holds is checked once, so that no code behind it meets a text where it expects a number.
-"""
+row holds is checked once, so that no code behind it meets a text where it expects a number."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@ In a recipe FILE relative paths count from that file's folder, wherever the comm
 Python and in shipped recipes from where one stands. The types below mark the settings that this concerns: `LocalPath` a
 file or folder of this machine, `SetPlace` a shard set, `ModelName` and `DataName` what may be a hub id,
 `TemplateName` a shipped template or a .yaml file, `Word` a text that may be "@FILE". URLs, absolute paths, `~`,
-`sandbox:NAME` and hub ids are the same from everywhere. Where OWNER/NAME could be both, a folder that is there wins.
-"""
+`sandbox:NAME` and hub ids are the same from everywhere. Where OWNER/NAME could be both, a folder that is there wins."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 Captions, queries, file names and messages about them end on terminals and pages. A terminal obeys control characters
 (clear the screen, set the title, write over a line), and bidirectional ones make a text read otherwise than it is
 stored. They are shown as `[U+202E]`, never dropped, so that who looks sees that something is there. Left out: letters
-that look alike, and joiners (U+200C, U+200D) and the soft hyphen, which honest texts need.
-"""
+that look alike, and joiners (U+200C, U+200D) and the soft hyphen, which honest texts need."""
 
 from __future__ import annotations
 

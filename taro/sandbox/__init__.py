@@ -2,8 +2,7 @@
 
 `weights_folder(name)` is where a shipped model is: "policy" (a Qwen2.5-VL, weak: what training starts from),
 "policy-qwen3-vl" (the same of the other family), "captioner" (strong perception) and "clip" (an open_clip model). They
-are made by `taro sandbox build`. `make_sandbox` makes videos.
-"""
+are made by `taro sandbox build`. `make_sandbox` makes videos."""
 
 from __future__ import annotations
 

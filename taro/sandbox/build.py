@@ -4,8 +4,7 @@ Order: videos (real mp4s, written and read back); for each family the captioner 
 policy (the captioner, taught bad habits; its tower stays, so both read the same features); the open_clip model. Each is
 saved and scored on held-out worlds as soon as it exists; every line printed also goes to training-log.jsonl. A build
 that stopped goes on with the first model that its log does not score. Seeds below one million are for training; the
-worlds that users make, and those that score, start higher up.
-"""
+worlds that users make, and those that score, start higher up."""
 
 from __future__ import annotations
 
@@ -145,8 +144,7 @@ def build_sandbox(out: Path, settings: BuildSettings) -> dict[str, dict[str, flo
     """Makes OUT/captioner, OUT/policy, both again as -qwen3-vl, OUT/clip, training-log.jsonl; returns the held-out
     scores of each.
 
-    Raises ConfigError where the device is not there, a part is not known or OUT cannot be a folder.
-    """
+    Raises ConfigError where the device is not there, a part is not known or OUT cannot be a folder."""
     if unknown := sorted({*settings.parts} - {*PARTS}):
         raise ConfigError(f"parts {', '.join(unknown)}: expected some of {', '.join(PARTS)}")
     if settings.device.startswith("cuda") and not torch.cuda.is_available():

@@ -4,8 +4,7 @@ Every sentence of the world is scored against every frame of a batch, with a sig
 match is known exactly (taro.sandbox.labels), and many do at once. The folder loads through
 `open_clip.create_model_and_transforms("local-dir:...")`, its tokenizer through `open_clip.get_tokenizer`.
 
-Legend: B frames, L sentences.
-"""
+Legend: B frames, L sentences."""
 
 from __future__ import annotations
 
@@ -115,8 +114,7 @@ def clip_scores(model: Any, worlds: list[World], frames_FHWC: torch.Tensor) -> d
     own_segment: share of captions that agree more with the frames of their own segment than with the video's others;
     own_caption: share of events whose own caption, of all captions of the video, agrees most with their frames, and
     chance for it; boundary_recall: share of event boundaries among the video's 2k largest changes from cell to cell,
-    give or take a cell (k events), and chance for it.
-    """
+    give or take a cell (k events), and chance for it."""
     device = frames_FHWC.device
     texts = normalize(model.encode_text(_sentences(device)).float(), dim=-1)
     features = torch.cat([frame_features(model, part) for part in frames_FHWC.split(1024)])

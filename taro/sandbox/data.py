@@ -3,8 +3,7 @@
 Frames are stored flat, cell after cell, so an example is a list of row numbers. What travels between processes is
 small: pixels go through memory that the processes share.
 
-Legend: M videos, V examples of a video, T cells shown (padded), R text tokens (padded).
-"""
+Legend: M videos, V examples of a video, T cells shown (padded), R text tokens (padded)."""
 
 from __future__ import annotations
 

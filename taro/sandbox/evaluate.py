@@ -1,8 +1,7 @@
 """What a trained sandbox model can do, measured as users would: the saved folder, its own processor settings, grouped
 decoding, held-out worlds read back from mp4.
 
-Legend: M videos.
-"""
+Legend: M videos."""
 
 from __future__ import annotations
 
@@ -51,8 +50,7 @@ def evaluate_model(folder: Path, worlds: list[World], frames_FHWC: torch.Tensor,
 
     Greedy grounding of one query a video; sampled_*: the same at temperature 1; with `perception`, also captions_right
     and captions_found (share of emitted captions whose words are true at IoU >= 0.5, share of true ones so found) and
-    segments_right (exact sentences for one event's segment).
-    """
+    segments_right (exact sentences for one event's segment)."""
     policy = load_policy(folder, device=device, tower=True)
     template = load_template("sandbox")
     with torch.no_grad():

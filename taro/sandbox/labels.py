@@ -1,8 +1,7 @@
 """Sentences about a single moment of a world, and which of them are true of each cell: the CLIP model's teacher.
 
 Some name the event that goes on (what captions say), the others what is seen: where an object is and how big. The
-second kind makes frame features change where events begin and end.
-"""
+second kind makes frame features change where events begin and end."""
 
 from __future__ import annotations
 

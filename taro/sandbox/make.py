@@ -3,8 +3,7 @@
 Equal seeds and settings give equal bytes, whatever the number of processes. Seeds say what a world is for: below one
 million the shipped models were trained on it; two million and up is for training that users do; three million and up
 for evaluation. world.json is written last: a folder without it is not finished. It says what the folder was made with:
-other arguments are refused there, so that no annotations are replaced that somebody may be using.
-"""
+other arguments are refused there, so that no annotations are replaced that somebody may be using."""
 
 from __future__ import annotations
 
@@ -39,8 +38,7 @@ def make_sandbox(out: str | Path, *, videos: int, seed: int = 0, split: str = "t
         queries_per_video: at most so many of its events are asked for.
         progress: called with (videos done, videos).
 
-    Raises ConfigError where the folder holds a sandbox of other arguments, or annotations of anybody else.
-    """
+    Raises ConfigError where the folder holds a sandbox of other arguments, or annotations of anybody else."""
     most = 9 if split == "train" else 8
     if not 1 <= videos <= 100_000 or not 0 <= seed <= most or queries_per_video < 1:
         raise ConfigError(

@@ -2,8 +2,7 @@
 
 Both families have a language model of width 192 and 4 layers and a vision tower of width 96, which sees a frame of 84
 pixels as 3 x 3 tokens: Qwen2.5-VL as it is (3 layers, one window; 2.2 million parameters), Qwen3-VL at 96 pixels (4
-layers, learned positions, three deepstack levels; 3.1 million). rope_theta is 10,000 since heads are 32 wide.
-"""
+layers, learned positions, three deepstack levels; 3.1 million). rope_theta is 10,000 since heads are 32 wide."""
 
 from __future__ import annotations
 

@@ -11,8 +11,7 @@ and waits for the GPU; here all is tensor code of one graph. `batch_positions` i
 rows of different lengths, without a loop over rows. Tests compare both, and the log-probabilities of whole examples,
 with the originals.
 
-Legend: B rows, T cells shown, S temporal patches, N tokens of a patch, R text tokens, D width.
-"""
+Legend: B rows, T cells shown, S temporal patches, N tokens of a patch, R text tokens, D width."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 The tower is taro.models's own. What is made here is what differs in a batch whose rows hold videos of other lengths:
 the tokens between runs, their positions, and where each row's deepstack levels go.
 
-Legend: B rows, S temporal patches of the longest, N tokens of a patch, R text tokens, D width, L levels.
-"""
+Legend: B rows, S temporal patches of the longest, N tokens of a patch, R text tokens, D width, L levels."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Supervised training of the sandbox's multimodal models: AdamW, warm-up and cosine by step count, bf16 on GPUs.
 
 The schedule never depends on the clock, except once: where the first steps show that all of them would not fit in the
-time given, the number of steps is cut before the rate has begun to fall, and the log says so.
-"""
+time given, the number of steps is cut before the rate has begun to fall, and the log says so."""
 
 from __future__ import annotations
 

@@ -5,8 +5,7 @@ which a reward has nothing to choose from: describe the whole video, say what ha
 without times (as a captioner is asked to). Crops make models used to shorter videos.
 
 `weak_example` makes the policy that training starts from: it knows the form, but mostly reasons without captions, and
-answers with shifted or wrong windows.
-"""
+answers with shifted or wrong windows."""
 
 from __future__ import annotations
 

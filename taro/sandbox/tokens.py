@@ -3,8 +3,7 @@
 Tokens carry their leading blank (" the"), so decoding is joining. A time on a half second is one token ("2.0s");
 other numbers fall apart into digits; a word that the world does not know becomes <|unk|>, so any text tokenizes.
 The tags of a response (<think> ...) are added tokens but not special ones: decoding keeps them. Qwen3-VL's tokenizer
-has the same tokens under the same ids, and after them those of its timestamps, one token each ("<2.4 seconds>").
-"""
+has the same tokens under the same ids, and after them those of its timestamps, one token each ("<2.4 seconds>")."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@ A cell is drawn once and shown for several frames of the mp4. Only the bounding 
 drawn; a cell equal to the one before is copied. Equal worlds give equal bytes: one thread, and no macroblock tree,
 whose decisions in libx264 vary from run to run on frames this small (seen with noise; a test repeats it).
 
-Legend: F cells, T sampled frames, H, W pixels.
-"""
+Legend: F cells, T sampled frames, H, W pixels."""
 
 from __future__ import annotations
 

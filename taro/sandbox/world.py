@@ -6,8 +6,7 @@ only from the order of the frames. A repeated event is named by an ordinal, whic
 
 Left out on purpose: depth, cameras, sound. numpy alone.
 
-Legend: K objects, F cells of half a second.
-"""
+Legend: K objects, F cells of half a second."""
 
 from __future__ import annotations
 
@@ -90,8 +89,7 @@ class World:
     """One video's truth.
 
     objects: (colour, shape) names; events: in order of time; state: float32 [K, 4, F]: centre x, centre y, radius
-    (pixels) and visibility (0 or 1) in each cell.
-    """
+    (pixels) and visibility (0 or 1) in each cell."""
 
     seed: int
     cells: int
