@@ -73,8 +73,8 @@ class LocalStore:
         return os.fdopen(handle, "rb")
 
     def list(self) -> Sequence[str]:
-        """Names of all files below the folder, ascending, and of links to folders: those are not followed, and whoever
-        opens such a name is told so."""
+        """Names of all files below the folder, ascending, and of links to folders: those are not followed, and
+        opening what they should hold raises ShardError."""
         return sorted((Path(folder) / name).relative_to(self.folder).as_posix()
                       for folder, folders, files in os.walk(self.folder)
                       for name in (*files, *(one for one in folders if Path(folder, one).is_symlink())))
