@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from taro.core.config import Config
-from taro.core.files import locked, write_atomically
+from taro.core.files import locked, make_folders, write_atomically
 
 __all__ = ["SkippedRow", "SliceLedger", "count_reasons", "plan_lock", "read_ledger", "slice_lock", "write_ledger"]
 
@@ -61,7 +61,7 @@ def _ledger_path(state: Path, index: int) -> Path:
 def write_ledger(state: Path, index: int, ledger: SliceLedger) -> None:
     """Writes a slice's ledger, whole or not at all."""
     path = _ledger_path(state, index)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     write_atomically(path, ledger.model_dump_json().encode())
 
 
@@ -85,5 +85,5 @@ def plan_lock(state: Path) -> AbstractContextManager[bool]:
 
 def _lock_path(state: Path, name: str) -> Path:
     path = state / "locks" / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     return path

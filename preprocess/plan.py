@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator
 from taro.annotations import AnnotationRow, Dropped, LintReport, import_annotations
 from taro.core.config import Config
 from taro.core.errors import ConfigError, VideoError
-from taro.core.files import write_atomically
+from taro.core.files import make_folders, write_atomically
 from taro.grounding.moment import Moment
 from taro.grounding.records import DenseCaption
 from taro.models.features import EncoderFingerprint
@@ -142,7 +142,7 @@ def make_plan(config: PreprocessConfig, shaping: dict[str, Any], *, encoder: Enc
 
 def freeze(plan: Plan, out: Path) -> None:
     """Writes plan.json, whole or not at all."""
-    (out / STATE).mkdir(parents=True, exist_ok=True)
+    make_folders(out / STATE)
     write_atomically(out / STATE / "plan.json", (plan.model_dump_json(indent=1) + "\n").encode())
 
 

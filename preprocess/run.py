@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Literal
 
 from taro.core.errors import ConfigError, ShardError, TaroError
-from taro.core.files import explain_disk_errors
+from taro.core.files import explain_disk_errors, remove_temporary
 from taro.models.features import EncoderFingerprint
 from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.config import PreprocessConfig
@@ -57,6 +57,8 @@ def preprocess(config: PreprocessConfig, *, progress: Callable[[Progress], None]
         raise ConfigError("--retry makes slices again, --only adds to slices that are made; run one, then the other")
     with explain_disk_errors(config.out, lambda: AGAIN):
         job = open_job(config, only=only)
+        for folder in (config.out, job.state, job.state / "ledger"):
+            remove_temporary(folder)
         tasks = plan_tasks(job, only, partition=partition, retry=retry == "transient")
         withdraw(job, tasks)
         runner = engine or ENGINES[config.engine]()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taro.core.errors import VideoError
+from taro.core.files import fsync
 from taro.grounding.records import ClipRecord
 from taro.preprocess.drafts import Describer, Draft, record_of
 from taro.preprocess.encode import encode_clip
@@ -198,5 +199,7 @@ def _withdraw(out: Path, index: int, kinds: Sequence[str]) -> None:
     """Takes back a slice's older shards: they must not count as those of the new ledger, should the job be killed
     between the two; nor older frame variants as those of the new clips, where this job makes none."""
     variants = [path.relative_to(out).as_posix() for path in out.glob("variants/*")]
-    for kind in (*kinds, *variants):
-        Path(out, sidecar_path(kind, index)).unlink(missing_ok=True)
+    for path in (Path(out, sidecar_path(kind, index)) for kind in (*kinds, *variants)):
+        if path.exists():
+            path.unlink()
+            fsync(path.parent)  # a power cut must not bring it back beside the new ledger

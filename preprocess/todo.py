@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from taro.core.errors import ConfigError, ShardError
+from taro.core.files import fsync
 from taro.grounding.records import ClipRecord
 from taro.preprocess.job import Job, Only
 from taro.preprocess.ledger import read_ledger
@@ -56,6 +57,8 @@ def withdraw(job: Job, tasks: Sequence[SliceTask]) -> None:
     if stale or any(task.makes for task in tasks):
         with suppress(FileNotFoundError):
             (job.config.out / MANIFEST).replace(job.state / MANIFEST)
+            fsync(job.state)
+            fsync(job.config.out)  # a manifest that a power cut brings back would list what is made anew
     for path in stale:
         path.unlink(missing_ok=True)
 

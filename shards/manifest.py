@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["SKIPPED_COLUMNS", "build_manifest", "read_entries", "read_manifest", "read_sidecar", "read_skipped",
-           "stored_sidecar", "write_manifest", "write_skipped"]
+           "skipped_table", "stored_sidecar", "write_manifest", "write_skipped"]
 
 MAX_SKIPPED_ROWS = 4_000_000
 BATCH_ROWS = 10_000
@@ -143,12 +143,16 @@ def write_skipped(root: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _skipped_schema()
-    table = sorted(({name: row[name] for name in SKIPPED_COLUMNS} for row in rows),
-                   key=lambda row: (row["line"], str(row["row_id"])))
+    schema, table = _skipped_schema(), skipped_table(rows)
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(table, schema=schema), sink, compression="zstd")
     write_atomically(Path(root) / SKIPPED, sink.getvalue().to_pybytes())
+
+
+def skipped_table(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as skipped.parquet holds them: its columns, in its order."""
+    return sorted(({name: row[name] for name in SKIPPED_COLUMNS} for row in rows),
+                  key=lambda row: (row["line"], str(row["row_id"])))
 
 
 def read_skipped(place: str | Path | Store) -> list[dict[str, Any]]:

@@ -9,13 +9,12 @@ import contextlib
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from taro.core.errors import ShardError
-from taro.core.files import fsync
+from taro.core.files import make_folders, new_file
 from taro.shards.store import MissingFileError, check_name
 
 __all__ = ["LocalStore"]
@@ -83,21 +82,13 @@ class LocalStore:
         """Writes a temporary file, forces it to the disk and links it to its name, which fails where that exists."""
         check_name(self.place, name)
         path = self.folder / name
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(path.parent)
             self._refuse_links(name.rpartition("/")[0] or ".")
-            try:
-                with temporary.open("xb") as file:
+            with contextlib.suppress(FileExistsError):
+                with new_file(path, replace=False) as file:
                     shutil.copyfileobj(data, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                with contextlib.suppress(FileExistsError):
-                    os.link(temporary, path)
-                    fsync(path.parent)
-                    return True
-            finally:
-                temporary.unlink(missing_ok=True)
+                return True
         except OSError as error:
             raise ShardError(f"{self.describe(name)}: cannot be written ({error.strerror})") from None
         return False

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 from taro.core.errors import ShardError
-from taro.core.files import file_sha256, fsync, remove_temporary, write_atomically
+from taro.core.files import file_sha256, fsync, make_folders, remove_temporary, write_atomically
 from taro.core.json import canonical_json
 from taro.grounding.records import ClipRecord
 from taro.models.features import VideoFeatures
@@ -67,7 +67,7 @@ class _Shard:
         self.sha256 = ""
 
     def open(self) -> None:
-        self.final.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(self.final.parent)
         self.sweep()
         self.file: BinaryIO = self.temporary.open("xb")
         self.tar = TarWriter(self.file)

@@ -20,7 +20,14 @@ from typing import Any
 import torch
 
 from taro.core.errors import TaroError
-from taro.core.files import file_sha256, fsync, write_atomically, write_tensors
+from taro.core.files import (
+    file_sha256,
+    fsync,
+    remove_temporary_folders,
+    replace_folder,
+    write_atomically,
+    write_tensors,
+)
 from taro.core.json import strict_json
 
 __all__ = ["DamagedError", "RunState", "checkpoints", "load_checkpoint", "prune_checkpoints", "read_state",
@@ -63,7 +70,7 @@ def save_checkpoint(folder: Path, named_parameters: Iterable[tuple[str, torch.nn
     """Writes `folder`/step-N; returns it. A folder of that name is replaced. Where the disk refuses, nothing of the new
     one is left and OSError is raised."""
     final = folder / f"step-{state.step:06d}"
-    temporary, old = folder / f".tmp-{final.name}", folder / f".tmp-old-{final.name}"
+    temporary = folder / f".tmp-{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     parameters = dict(named_parameters)
     weights = {name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}
@@ -80,12 +87,7 @@ def save_checkpoint(folder: Path, named_parameters: Iterable[tuple[str, torch.nn
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its bytes
         raise
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-    temporary.rename(final)
-    fsync(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(temporary, final)
     return final
 
 
@@ -191,19 +193,14 @@ def prune_checkpoints(folder: Path, *, keep: int) -> list[Path]:
         except TaroError:
             continue  # found again, and said, when it is needed
         kept |= set() if best is None else {f"step-{best:06d}"}
-    _sweep(folder)
+    remove_temporary_folders(folder)
     for path in found:
         if path.name not in kept:
-            path.rename(folder / f".tmp-old-{path.name}")  # a half-removed folder is no checkpoint
+            path.rename(folder / f".tmp-pruned-{path.name}")  # a half-removed folder is no checkpoint
             removed.append(path)
             log.info("removed checkpoint %s", path.name)
-    _sweep(folder)
+    remove_temporary_folders(folder)
     return removed
-
-
-def _sweep(folder: Path) -> None:
-    for left in folder.glob(".tmp-*"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _free_name(path: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from taro.core.errors import TaroError
-from taro.core.files import fsync, write_atomically
+from taro.core.files import fsync, remove_temporary_folders, replace_folder, write_atomically
 from taro.models.export import export_checkpoint
 from taro.train.checkpoint import DamagedError, load_checkpoint
 from taro.train.open import Run
@@ -20,10 +20,9 @@ __all__ = ["export_run"]
 
 def export_run(run: Run) -> Path:
     """Writes `out`/export and returns it. An older export is there until the new one is whole."""
-    final, temporary, old = (run.folder / name for name in ("export", ".tmp-export", ".tmp-old-export"))
+    final, temporary = run.folder / "export", run.folder / ".tmp-export"
     exported = _use_wanted_weights(run)
-    for left in (temporary, old):
-        shutil.rmtree(left, ignore_errors=True)
+    remove_temporary_folders(run.folder)
     try:
         dtype = torch.float32 if run.config.checkpoint.export_dtype == "float32" else None
         export_checkpoint(run.policy, run.policy.folder, temporary, dtype=dtype)
@@ -33,16 +32,12 @@ def export_run(run: Run) -> Path:
         write_atomically(temporary / "taro.json", json.dumps(
             {"template": "template.yaml", "template_name": template.name, "template_sha256": template.sha256,
              "no_think": run.config.reward.no_think, "steps": exported, "seed": run.config.seed}, indent=1).encode())
-        for file in temporary.iterdir():
-            fsync(file)
+        for path in (*temporary.iterdir(), temporary):
+            fsync(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs its bytes
         raise
-    if final.exists():
-        final.rename(old)
-    temporary.rename(final)
-    fsync(run.folder)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(temporary, final)
     return final
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from taro.core.files import write_atomically
+from taro.core.files import make_folders, write_atomically
 from taro.grounding.answers import parse_reasoning
 from taro.grounding.moment import Moment
 from taro.metrics.scores import first_span_hit
@@ -109,5 +109,5 @@ def dump_rollouts(path: Path, batch: RolloutBatch, parts: Rewards, advantages_BG
                 "predicted": None if predicted is None else [predicted.start_s, predicted.end_s],
                 "windows": [[window.start_s, window.end_s] for window in sample.query.windows],
                 "duration_s": sample.clip.duration_s, **several, **place}))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     write_atomically(path, "".join(line + "\n" for line in lines).encode())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from taro.core.errors import ConfigError
-from taro.core.files import explain_disk_errors
+from taro.core.files import explain_disk_errors, make_folders
 from taro.grounding.prompts import Asking
 from taro.models.asking import asking_of
 from taro.models.folder import pixel_settings
@@ -107,7 +107,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     with explain_disk_errors(config.out, lambda: AGAIN):
         lock = lock_folder(config, resume=resume)
         for name in ("checkpoints", "rollouts"):
-            (config.out / name).mkdir(parents=True, exist_ok=True)
+            make_folders(config.out / name)
     optimizer = make_optimizer(policy, config.optimizer)
     found = resume_checkpoint(config.out / "checkpoints", policy.named_parameters(), optimizer) if resume else None
     state = found or RunState()

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from taro.core.config import changed_settings, read_yaml
 from taro.core.errors import ConfigError
-from taro.core.files import locked, remove_temporary, write_atomically
+from taro.core.files import locked, make_folders, remove_temporary, remove_temporary_folders, write_atomically
 from taro.core.places import paths_for, paths_from, real_paths
 from taro.models.resolve import resolve_model
 from taro.shards.manifest import read_manifest
@@ -73,7 +73,7 @@ def _settings(path: Path) -> dict[str, Any]:
 def lock_folder(config: TrainConfig, *, resume: bool) -> contextlib.ExitStack:
     """Keeps the run folder to this process until what is returned is closed: two that wrote into one would leave a
     mixture of both. Raises ConfigError where another process trains in it."""
-    config.out.mkdir(parents=True, exist_ok=True)
+    make_folders(config.out)
     with contextlib.ExitStack() as stack:
         if not stack.enter_context(locked(config.out / ".lock", wait=False)):
             raise ConfigError(f"{config.out}: another process trains in this folder now; wait for it, end it, or "
@@ -81,6 +81,8 @@ def lock_folder(config: TrainConfig, *, resume: bool) -> contextlib.ExitStack:
         check_folder(config, resume=resume)  # again: the folder may have been begun since
         for folder in (config.out, config.out / "rollouts"):
             remove_temporary(folder)
+        for folder in (config.out, config.out / "checkpoints"):
+            remove_temporary_folders(folder)
         return stack.pop_all()
 
 

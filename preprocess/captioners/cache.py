@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from taro.core.files import locked
+from taro.core.files import fsync, locked, make_folders
 from taro.grounding.moment import Moment
 from taro.grounding.prompts import parse_captions
 from taro.grounding.records import DenseCaption
@@ -35,7 +35,7 @@ class CaptionCache:
     """Answers by question, from every `folder/captions-*.jsonl`."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         self._folder = folder
         self._answers: dict[str, str] = {}
         self._known_bytes: dict[Path, int] = {}
@@ -77,6 +77,8 @@ class CaptionCache:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            if not end:
+                fsync(self._folder)  # the name of a new file
         if self._known_bytes.get(path, 0) == end:
             self._known_bytes[path] = end + len(data)
         for line in lines:

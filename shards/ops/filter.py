@@ -14,7 +14,7 @@ from typing import Any
 
 from taro.core.errors import ConfigError, ShardError
 from taro.grounding.records import QueryRecord
-from taro.shards.ops.rewrite import SLICE_BYTES, Derived, Part, new_folder, write_part
+from taro.shards.ops.rewrite import SLICE_BYTES, Derived, Part, derive, write_part
 from taro.shards.reader import ShardSet
 
 __all__ = ["Selection", "filter_set", "named"]
@@ -88,8 +88,7 @@ def filter_set(source: ShardSet, out: str | Path, selection: Selection, *, slice
         _known("query", selection.queries,
                {query.id for key in source.keys for query in source.clip(key).queries}, source)
     part = Part(selection.keeps, selection.keeps_empty, {"by": "filter", **selection.as_dict()}, "filter")
-    with new_folder(out, [source]) as root:
-        made = write_part(root, source, part, slice_bytes=slice_bytes)
+    made = derive(out, [source], lambda root, write: write_part(root, source, part, write, slice_bytes=slice_bytes))
     return replace(made, root=Path(out))
 
 

@@ -29,11 +29,11 @@ from taro.shards.ops.rewrite import (
     SLICE_BYTES,
     Derived,
     Piece,
+    Writer,
+    derive,
     derived_steps,
-    new_folder,
     source_facts,
     source_skipped,
-    write_derived,
 )
 from taro.shards.reader import ShardSet, encoder_numbers
 
@@ -80,9 +80,12 @@ def merge_sets(sources: Sequence[ShardSet], out: str | Path, *, slice_bytes: int
         skipped.extend(_united_skipped(sources, written))
 
     step = {"by": "merge", "sources": facts}
-    with new_folder(out, sources) as root:
-        made = write_derived(root, pieces(), kinds, skipped, slice_bytes=slice_bytes,
-                             **_fields([source.manifest for source in sources], step))
+
+    def write(root: Path, writer: Writer) -> Derived:
+        return writer(root, pieces(), kinds, skipped, slice_bytes=slice_bytes,
+                      **_fields([source.manifest for source in sources], step))
+
+    made = derive(out, sources, write)
     return Merged(replace(made, root=Path(out)),
                   sum(len(sets) > 1 for sets in owners.values()), sum(fact["inputs"] for fact in facts), left_out)
 

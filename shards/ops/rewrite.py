@@ -2,7 +2,8 @@
 
 The one writer behind `filter`, `split` and `merge`. Tensors and contact sheets are copied as bytes and checked against
 their digests; no more than one member is in memory. Nothing is seen under the final name before all of it is on the
-disk, and a folder that a killed job left is cleared by the next (the lock on it says that nobody writes it). Equal
+disk, and a folder that a killed job left is cleared by the next (the lock on it says that nobody writes it). A job that
+finds under the final name what it would write (it was killed after its last rename) has nothing left to do. Equal
 sources give equal bytes: records go by ascending key, and slices are cut by bytes alone.
 
 Every row stays accounted for: a query that a derived set leaves out is a row of its skipped.parquet with stage
@@ -14,26 +15,36 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from taro.core.errors import ShardError
-from taro.core.files import fsync, locked
+from taro.core.files import explain_disk_errors, fsync, locked, make_folders
+from taro.core.json import canonical_json
 from taro.core.version import __version__
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES, SKIPPED, Manifest
-from taro.shards.manifest import SKIPPED_COLUMNS, build_manifest, read_skipped, write_manifest, write_skipped
+from taro.shards.manifest import (
+    SKIPPED_COLUMNS,
+    build_manifest,
+    read_skipped,
+    skipped_table,
+    write_manifest,
+    write_skipped,
+)
 from taro.shards.places import local_folder
-from taro.shards.reader import ShardSet
+from taro.shards.reader import ShardSet, open_shards
 from taro.shards.writer import SliceWriter
 
-__all__ = ["SLICE_BYTES", "Derived", "Part", "Piece", "derived_steps", "new_folder", "source_facts", "source_skipped",
-           "write_derived", "write_part"]
+__all__ = ["SLICE_BYTES", "Derived", "Part", "Piece", "Writer", "check_derived", "derive", "derived_steps",
+           "source_facts", "source_skipped", "write_derived", "write_part"]
 
 SLICE_BYTES = 1_000_000_000
 """a new slice begins where the tensors and JSON of the last would grow beyond this"""
+
+AGAIN = "Make room or fix the disk, then run the same command again: the sets that it reads are as they were"
 
 _TYPES: dict[str, type] = {"line": int, "transient": bool}
 
@@ -72,22 +83,45 @@ class Derived:
         return self.queries + self.skipped
 
 
-@contextlib.contextmanager
-def new_folder(out: str | Path, sources: Iterable[ShardSet]) -> Iterator[Path]:
-    """An empty folder beside `out` that becomes `out` where the block ends well, and is removed where it does not."""
+T = TypeVar("T")
+Writer = Callable[..., Derived]
+"""`write_derived`, or `check_derived`, which takes the same"""
+
+
+class _OtherError(Exception):
+    """What stands under the final name is not what would be written."""
+
+
+def derive(out: str | Path, sources: Sequence[ShardSet], write: Callable[[Path, Writer], T]) -> T:
+    """Calls `write` with an empty folder and `write_derived`; the folder becomes `out` when it returns. Where `out`
+    holds all of that already, nothing is written."""
     final = Path(out).resolve()
     for source in sources:
         folder = local_folder(source.place)
         if folder is not None and final.is_relative_to(folder.resolve()):
             raise ShardError(f"{final}: inside the set {source.place}; name a folder outside of it")
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise ShardError(f"{final}: exists already and is not an empty folder; remove it or name another")
-    final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(f".{final.name}.making")
+    with explain_disk_errors(Path(out), lambda: AGAIN, aside=aside):
+        if final.exists() and (not final.is_dir() or any(final.iterdir())):
+            try:
+                made = write(final, check_derived)
+            except (_OtherError, ShardError):
+                raise ShardError(f"{final}: exists already and is not an empty folder; remove it or name "
+                                 "another") from None
+            fsync(final.parent)
+            return made
+        make_folders(final.parent)
+        with _new_folder(final, aside):
+            return write(aside, write_derived)
+
+
+@contextlib.contextmanager
+def _new_folder(final: Path, aside: Path) -> Iterator[None]:
+    """Makes `aside`, which becomes `final` where the block ends well, and is removed where it does not."""
     try:
         aside.mkdir(exist_ok=True)
         handle = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:  # a file or a link of that name: not ours
+    except (FileExistsError, NotADirectoryError) as error:  # a file or a link of that name: not ours
         raise ShardError(f"{aside}: expected to make a folder here, got: {error.strerror}; remove it") from None
     try:
         with locked(handle, wait=False) as held:
@@ -95,7 +129,7 @@ def new_folder(out: str | Path, sources: Iterable[ShardSet]) -> Iterator[Path]:
                 raise ShardError(f"{final}: another process is making it now; wait for it, or name another folder")
             _clear(aside)
             try:
-                yield aside
+                yield
                 for folder in sorted(path for path in aside.rglob("*") if path.is_dir()):
                     fsync(folder)
                 fsync(aside)
@@ -139,7 +173,35 @@ def write_derived(root: Path, pieces: Iterable[Piece], kinds: Collection[str], s
     return Derived(root, clips, queries, len(skipped))
 
 
-def write_part(root: Path, source: ShardSet, part: Part, *, slice_bytes: int = SLICE_BYTES) -> Derived:
+def check_derived(root: Path, pieces: Iterable[Piece], kinds: Collection[str], skipped: list[dict[str, Any]], *,
+                  slice_bytes: int = SLICE_BYTES, **fields: Any) -> Derived:
+    """What `write_derived` of the same arguments returns, where `root` holds its result; raises _OtherError or
+    ShardError where it holds anything else. No tensor is read: digests are compared, however the slices are cut."""
+    del slice_bytes
+    there = open_shards(root)
+    wanted = there.manifest.model_copy(update={**fields, "taro_version": __version__})
+    if canonical_json(wanted) != canonical_json(there.manifest) or set(there.manifest.kinds) != set(kinds):
+        raise _OtherError
+    clips = queries = 0
+    for piece in pieces:
+        key = piece.record.key
+        if any(_digests(there, kind, key) != _digests(piece.source, kind, key) for kind in kinds) \
+                or there.clip(key) != piece.record:
+            raise _OtherError
+        clips, queries = clips + 1, queries + len(piece.record.queries)
+    if clips != len(there.keys) or read_skipped(there.store) != skipped_table(skipped):
+        raise _OtherError
+    return Derived(root, clips, queries, len(skipped))
+
+
+def _digests(shard_set: ShardSet, kind: str, key: str) -> list[tuple[str, str]] | None:
+    """Of the members of a record, but for its JSON."""
+    listed = shard_set.listed(kind, key)
+    return None if listed is None else [(one.ext, one.sha256) for one in listed.members if one.ext != "json"]
+
+
+def write_part(root: Path, source: ShardSet, part: Part, write: Writer = write_derived, *,
+               slice_bytes: int = SLICE_BYTES) -> Derived:
     """Writes part of a set into `root`; the queries that it leaves out join the source's skipped rows."""
     manifest = source.manifest
     skipped = source_skipped(source)
@@ -154,10 +216,9 @@ def write_part(root: Path, source: ShardSet, part: Part, *, slice_bytes: int = S
                 yield Piece(clip if whole else clip.model_copy(update={"queries": kept}), source)
 
     config = {**manifest.config, "derived": [*derived_steps(manifest), {**part.step, "source": source_facts(source)}]}
-    return write_derived(root, pieces(), manifest.kinds, skipped, slice_bytes=slice_bytes, config=config,
-                         **manifest.model_dump(include={"name", "captioner", "versions"}),
-                         provenance=manifest.provenance, encoders=manifest.encoders,
-                         clip_encoders=manifest.clip_encoders)
+    return write(root, pieces(), manifest.kinds, skipped, slice_bytes=slice_bytes, config=config,
+                 **manifest.model_dump(include={"name", "captioner", "versions"}), provenance=manifest.provenance,
+                 encoders=manifest.encoders, clip_encoders=manifest.clip_encoders)
 
 
 def _left_out(clip: ClipRecord, query: QueryRecord, detail: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from taro.core.draws import rng
 from taro.core.errors import ConfigError, ShardError
 from taro.grounding.records import QueryRecord
 from taro.shards.ops.filter import Selection
-from taro.shards.ops.rewrite import SLICE_BYTES, Derived, Part, new_folder, write_part
+from taro.shards.ops.rewrite import SLICE_BYTES, Derived, Part, Writer, derive, write_part
 from taro.shards.reader import ShardSet
 
 __all__ = ["split_by_fraction", "split_by_split"]
@@ -29,13 +29,11 @@ def split_by_split(source: ShardSet, out: str | Path, *, slice_bytes: int = SLIC
     names = sorted({query.split for key in source.keys for query in source.clip(key).queries})
     if not names:
         raise ShardError(f"{source.place}: no query, so no split to cut it by")
-    made = {}
-    with new_folder(out, [source]) as root:
-        for name in _checked(names):
-            selection = Selection(split=name)
-            part = Part(selection.keeps, selection.keeps_empty, {"by": "split", "part": name}, "split by split")
-            made[name] = write_part(root / name, source, part, slice_bytes=slice_bytes)
-    return {name: replace(one, root=Path(out) / name) for name, one in made.items()}
+    parts = {}
+    for name in _checked(names):
+        selection = Selection(split=name)
+        parts[name] = Part(selection.keeps, selection.keeps_empty, {"by": "split", "part": name}, "split by split")
+    return _cut(source, out, parts, slice_bytes=slice_bytes)
 
 
 def split_by_fraction(source: ShardSet, out: str | Path, fractions: Mapping[str, float], *, seed: int = 0,
@@ -59,15 +57,24 @@ def split_by_fraction(source: ShardSet, out: str | Path, fractions: Mapping[str,
     if lost:
         raise ConfigError(f"fractions {dict(fractions)}: of {len(videos)} videos none is left for {', '.join(lost)}; "
                           "make that fraction larger")
-    parts: dict[str, str] = {key: owner[source.clip(key).video.sha256] for key in source.keys}
-    made = {}
-    with new_folder(out, [source]) as root:
-        for name in fractions:
-            def mine(key: str, _: QueryRecord | None = None, name: str = name) -> bool:
-                return parts[key] == name
-            step = {"by": "fraction", "part": name, "fractions": dict(fractions), "seed": seed}
-            made[name] = write_part(root / name, source, Part(mine, mine, step, "split by fraction"),
-                                    slice_bytes=slice_bytes)
+    where: dict[str, str] = {key: owner[source.clip(key).video.sha256] for key in source.keys}
+    parts = {}
+    for name in fractions:
+        def mine(key: str, _: QueryRecord | None = None, name: str = name) -> bool:
+            return where[key] == name
+        step = {"by": "fraction", "part": name, "fractions": dict(fractions), "seed": seed}
+        parts[name] = Part(mine, mine, step, "split by fraction")
+    return _cut(source, out, parts, slice_bytes=slice_bytes)
+
+
+def _cut(source: ShardSet, out: str | Path, parts: Mapping[str, Part], *, slice_bytes: int) -> dict[str, Derived]:
+    """Writes each part as a set `out/NAME`, all of them or none."""
+
+    def write(root: Path, writer: Writer) -> dict[str, Derived]:
+        return {name: write_part(root / name, source, part, writer, slice_bytes=slice_bytes)
+                for name, part in parts.items()}
+
+    made = derive(out, [source], write)
     return {name: replace(one, root=Path(out) / name) for name, one in made.items()}
 
 

@@ -210,7 +210,7 @@ def sample(shard_set: ShardSet, count: int, *, seed: int = 0) -> list[ShownQuery
 
 
 def _tenth(share: float) -> int:
-    return min(max(int(share * TENTHS), 0), TENTHS - 1)
+    return min(int(min(max(share, 0.0), 1.0) * TENTHS), TENTHS - 1)  # a share of a clip of 5e-324 s may be infinite
 
 
 def _labels() -> list[str]:

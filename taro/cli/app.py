@@ -138,7 +138,7 @@ def _system_says(error: OSError) -> str:
     """A file or folder that cannot be made, read or written: the user's machine to fix, no defect of taro."""
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     return (f"error: {where}{error.strerror}; expected files and folders that taro can read and write: check the path, "
-            "its permissions and the free space")
+            "its permissions and the free space, then run the same command again")
 
 
 class _TerminatedError(KeyboardInterrupt):

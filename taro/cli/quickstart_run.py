@@ -93,6 +93,8 @@ class Quickstart:
 
 def run_quickstart(settings: Quickstart, show: Show) -> dict[str, Any]:
     """Runs every stage and returns what quickstart.json holds."""
+    from taro.core.files import write_atomically
+
     started = time.monotonic()
     _claim(settings)
     worlds = _worlds(settings, show)
@@ -106,7 +108,7 @@ def run_quickstart(settings: Quickstart, show: Show) -> dict[str, Any]:
     page = _report(settings, shards, evaluations)
     result |= {"report": str(page), "checkpoint": str(export), "shards": {name: str(p) for name, p in shards.items()},
                "seconds": round(time.monotonic() - started, 1)}
-    (settings.out / "quickstart.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_atomically(settings.out / "quickstart.json", (json.dumps(result, indent=1) + "\n").encode())
     show.end("report", str(page))
     return result
 
@@ -115,7 +117,7 @@ def _claim(settings: Quickstart) -> None:
     """The folder is empty, or holds this very quickstart; ConfigError otherwise."""
     from taro.core.config import changed_settings
     from taro.core.errors import ConfigError
-    from taro.core.files import write_atomically
+    from taro.core.files import make_folders, write_atomically
     from taro.core.json import read_json
 
     file = settings.out / "settings.json"
@@ -128,7 +130,7 @@ def _claim(settings: Quickstart) -> None:
     if not file.is_file() and settings.out.is_dir() and any(settings.out.iterdir()):
         raise ConfigError(f"{settings.out}: expected a new folder or one of an earlier quickstart, got one with other "
                           "files in it; choose another with --out")
-    settings.out.mkdir(parents=True, exist_ok=True)
+    make_folders(settings.out)
     write_atomically(file, json.dumps(now, indent=1).encode())
 
 
@@ -207,9 +209,7 @@ def _answers(settings: Quickstart, shards: Path, policy_name: str, when: str, sh
 
         answers[name] = evaluate_policy(policy, shard_set, asking, decodings[name], batch_prompts=32, progress=progress,
                                         questions=Questions(seed=settings.seed))
-        part = files[name].with_suffix(".part")
-        write_answers(answers[name], part)
-        part.rename(files[name])
+        write_answers(answers[name], files[name])
     show.end(when, _scores_note(answers["greedy"]))
     return {name: answers[name] for name in decodings}
 

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, InstanceOf
 from pydantic.dataclasses import dataclass
 
 from taro.core.errors import ConfigError
+from taro.core.files import make_folders, new_file
 from taro.core.jsonl import checked_row, read_jsonl
 from taro.grounding.answers import parse_reasoning
 from taro.grounding.moment import Moment
@@ -69,16 +70,17 @@ def read_answers(path: str | Path) -> list[AnswerRow]:
 
 
 def write_answers(rows: Iterable[AnswerRow], path: Path) -> None:
-    """One JSON object a line; `answers` stands in it where there are several."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    """One JSON object a line; `answers` stands in it where there are several. The file is written whole or not at
+    all."""
+    make_folders(path.parent)
+    with new_file(path.resolve()) as file:
         for row in rows:
             several = {"answers": _lists(row.answers)} if len(row.answers) > 1 else {}
             file.write(json.dumps({"key": row.key, "query_id": row.query_id, "query": row.query, "video": row.video,
                                    "video_sha256": row.video_sha256, "text": row.text,
                                    "predicted": None if row.predicted is None else _lists([row.predicted])[0],
                                    "windows": _lists(row.windows), "duration_s": row.duration_s, "tokens": row.tokens,
-                                   "finished": row.finished, **several}) + "\n")
+                                   "finished": row.finished, **several}).encode() + b"\n")
 
 
 def _lists(windows: Iterable[Moment]) -> list[list[float]]:

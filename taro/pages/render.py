@@ -20,7 +20,7 @@ from pathlib import Path
 import jinja2
 
 from taro.core.errors import ConfigError
-from taro.core.files import write_atomically
+from taro.core.files import make_folders, write_atomically
 from taro.core.text import visible
 from taro.grounding.moment import Moment
 
@@ -41,10 +41,11 @@ def render(template: str, **context: object) -> str:
 def write_page(path: Path, text: str) -> Path:
     """Writes a page, whole or not at all, with the folders above it, and returns its path. Raises ConfigError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         write_atomically(path, text.encode())
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another file") from None
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}; make room or name another file, then run the "
+                          "same command again") from None
     return path
 
 

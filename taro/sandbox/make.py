@@ -15,8 +15,8 @@ from typing import Any
 
 from taro.core.draws import rng
 from taro.core.errors import ConfigError
-from taro.core.files import write_atomically
-from taro.sandbox.video import write_video
+from taro.core.files import make_folders, write_atomically
+from taro.sandbox.video import encode_video
 from taro.sandbox.world import World, WorldSettings, make_world
 
 __all__ = ["TEST_SEED", "TRAIN_SEED", "VERSION", "make_sandbox"]
@@ -46,7 +46,7 @@ def make_sandbox(out: str | Path, *, videos: int, seed: int = 0, split: str = "t
             f"least 1 query a video, got videos={videos}, seed={seed}, queries_per_video={queries_per_video}")
     settings, out = settings or WorldSettings(), Path(out)
     try:
-        (out / "videos").mkdir(parents=True, exist_ok=True)
+        make_folders(out / "videos")
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"{out}: expected a folder to write, got a path with a file in it; name another") from None
     first = (TRAIN_SEED if split == "train" else TEST_SEED) + 100_000 * seed
@@ -99,9 +99,7 @@ def _make(job: tuple[int, WorldSettings, Path, str, int]) -> list[dict[str, Any]
     seed, settings, out, split, queries = job
     world = make_world(seed, settings)
     name = f"world-{seed}.mp4"
-    partial = out / "videos" / f".{name}.partial"
-    write_video(world, partial, settings)
-    partial.replace(out / "videos" / name)
+    write_atomically(out / "videos" / name, encode_video(world, settings))
     return _rows(world, name, split, queries)
 
 

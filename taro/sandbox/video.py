@@ -19,7 +19,7 @@ from taro.core.draws import rng
 from taro.models.features import FrameSampling, sample_frames
 from taro.sandbox.world import CELL_S, COLOURS, World, WorldSettings
 
-__all__ = ["decode_cells", "encode_video", "render_cells", "write_video"]
+__all__ = ["decode_cells", "encode_video", "render_cells"]
 
 GROUND = 31
 """grey value of the ground"""
@@ -69,11 +69,6 @@ def _distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.n
     else:
         distance = np.minimum(np.maximum(ax - arm, ay - radius), np.maximum(ay - arm, ax - radius))
     return np.asarray(distance)
-
-
-def write_video(world: World, path: Path, settings: WorldSettings | None = None) -> None:
-    """Writes the world as an mp4."""
-    path.write_bytes(encode_video(world, settings))
 
 
 def encode_video(world: World, settings: WorldSettings | None = None) -> bytes:

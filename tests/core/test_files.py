@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,19 @@ import torch
 from safetensors.torch import load_file
 
 from taro.core.errors import TaroError
-from taro.core.files import explain_disk_errors, file_sha256, locked, remove_temporary, write_atomically, write_tensors
+from taro.core.files import (
+    explain_disk_errors,
+    file_sha256,
+    fsync,
+    locked,
+    make_folders,
+    new_file,
+    remove_temporary,
+    remove_temporary_folders,
+    replace_folder,
+    write_atomically,
+    write_tensors,
+)
 
 
 @pytest.mark.parametrize("name", [None, "set/paths/x.tar", "set", "."])
@@ -99,3 +112,99 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -
         path.touch()
     remove_temporary(tmp_path, "a.json")
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", kept.name}
+
+
+DIES = """
+import os, sys
+from pathlib import Path
+from taro.core.files import new_file
+with new_file(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    os._exit(9)
+"""
+
+
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", DIES, str(tmp_path / "a[1].json")], check=False)
+        assert done.returncode == 9 and [path.name for path in tmp_path.iterdir()] == [".a[1].json.tmp"]
+    write_atomically(tmp_path / "a[1].json", b"whole")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a[1].json": b"whole"}
+
+
+@pytest.mark.parametrize("stands", ["link", "folder", "pipe", "another's file"])
+def test_what_stands_under_the_temporary_name_is_never_written_to(tmp_path: Path, stands: str) -> None:
+    mine, temporary = tmp_path / "mine", tmp_path / ".a.tmp"
+    mine.write_bytes(b"mine")
+    if stands == "link":
+        temporary.symlink_to(mine)
+    elif stands == "folder":
+        temporary.mkdir()
+    elif stands == "pipe":
+        os.mkfifo(temporary)
+    else:
+        os.link(mine, temporary)
+    write_atomically(tmp_path / "a", b"new")
+    remove_temporary(tmp_path)
+    left = {"a", "mine"} | ({".a.tmp"} if stands == "folder" else set())
+    assert {path.name for path in tmp_path.iterdir()} == left
+    assert ((tmp_path / "a").read_bytes(), mine.read_bytes()) == (b"new", b"mine")
+
+
+def test_writers_of_one_file_take_turns_and_a_living_ones_file_is_not_swept(tmp_path: Path) -> None:
+    path, wrote = tmp_path / "a", []
+    with new_file(path) as file:
+        other = threading.Thread(target=lambda: (write_atomically(path, b"second"), wrote.append(1)))
+        other.start()
+        remove_temporary(tmp_path)
+        file.write(b"first")
+        assert (tmp_path / ".a.tmp").exists() and not wrote
+    other.join()
+    assert [one.name for one in tmp_path.iterdir()] == ["a"] and path.read_bytes() == b"second"
+
+
+def test_many_writers_leave_one_whole_file(tmp_path: Path) -> None:
+    write = ("import sys; from pathlib import Path; from taro.core.files import write_atomically\n"
+             "for n in range(40): write_atomically(Path(sys.argv[1]), sys.argv[2].encode() * 5000)")
+    jobs = [subprocess.Popen([sys.executable, "-c", write, str(tmp_path / "a"), name]) for name in "xyz"]
+    assert [job.wait() for job in jobs] == [0, 0, 0]
+    data = (tmp_path / "a").read_bytes()
+    assert len(data) == 5000 and len(set(data)) == 1 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_must_not_replace_another_does_not_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(FileExistsError), new_file(tmp_path / "a", replace=False) as file:
+        file.write(b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
+    with new_file(Path("/dev/null")) as file:
+        file.write(b"a device is written as it is")
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+def test_the_names_of_new_folders_are_forced_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr("taro.core.files.fsync", lambda path: (synced.append(path.name), fsync(path)))
+    make_folders(tmp_path / "a" / "b" / "c")
+    make_folders(tmp_path / "a" / "b" / "c")
+    assert synced == [tmp_path.name, "a", "b"]
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_folders(tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize("killed", ["never", "before the new one has the name", "while the old one goes"])
+def test_a_folder_is_replaced_whole_wherever_the_job_was_killed(tmp_path: Path, killed: str) -> None:
+    final, new = tmp_path / "export", tmp_path / ".tmp-export"
+    for folder, text in ((final, "old"), (new, "new")):
+        folder.mkdir()
+        (folder / "x").write_text(text)
+    if killed == "never":
+        replace_folder(new, final)
+    else:
+        final.rename(tmp_path / ".tmp-old-export")
+        if killed.startswith("while"):
+            new.rename(final)
+    remove_temporary_folders(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    assert (final / "x").read_text() == ("old" if killed.startswith("before") else "new")

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from taro.core.errors import ShardError
+from taro.core.errors import ShardError, TaroError
 from taro.shards.format import MANIFEST, SKIPPED
 from taro.shards.manifest import build_manifest, read_skipped, write_manifest, write_skipped
 from taro.shards.ops.filter import Selection, filter_set
 from taro.shards.ops.merge import merge_sets
-from taro.shards.ops.split import split_by_split
+from taro.shards.ops.split import split_by_fraction, split_by_split
 from taro.shards.reader import open_shards
 from taro.shards.writer import SliceWriter
 from tests.shards.helpers_sets import FINGERPRINT, features, record, write_set
@@ -78,6 +79,44 @@ def test_a_kill_at_any_file_operation_leaves_all_or_nothing_and_the_next_merge_i
     assert done.returncode == 0 and done.stdout.startswith("moments"), done.stderr
 
 
+Derive = Callable[[Path, Path], Any]
+SETS: dict[str, Derive] = {
+    "filter": lambda base, out: filter_set(open_shards(base / "a"), out, Selection(queries=frozenset({"1.0", "2.1"}))),
+    "split": lambda base, out: split_by_split(open_shards(base / "a"), out),
+    "fraction": lambda base, out: split_by_fraction(open_shards(base / "a"), out, {"x": 0.5, "y": 0.5}),
+    "merge": lambda base, out: merge_sets([open_shards(base / name) for name in "ab"], out)}
+OTHERS: dict[str, Derive] = {
+    "filter": lambda base, out: filter_set(open_shards(base / "a"), out, Selection(queries=frozenset({"1.1", "2.0"}))),
+    "split": lambda base, out: split_by_split(open_shards(base / "b"), out),
+    "fraction": lambda base, out: split_by_fraction(open_shards(base / "a"), out, {"x": 0.5, "y": 0.5}, seed=1),
+    "merge": lambda base, out: merge_sets([open_shards(base / name) for name in "ac"], out)}
+
+
+def inodes(root: Path) -> dict[str, tuple[int, int]]:
+    return {path.relative_to(root).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
+            for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_job_that_died_after_its_last_rename_has_nothing_left_to_do(tmp_path: Path, name: str) -> None:
+    for one, numbers in (("a", [[1, 2], [4]]), ("b", [[2, 3]]), ("c", [[2, 5]])):
+        write_set(tmp_path / one, numbers)
+    first = SETS[name](tmp_path, tmp_path / "out")
+    before = inodes(tmp_path / "out")
+    assert SETS[name](tmp_path, tmp_path / "out") == first and inodes(tmp_path / "out") == before
+    with pytest.raises(ShardError, match="exists already"):  # as many queries, and others
+        OTHERS[name](tmp_path, tmp_path / "out")
+    shard = max((tmp_path / "out").rglob("paths-000000.json"))
+    kept = shard.read_bytes()
+    shard.write_bytes(kept.replace(b"0", b"1"))
+    with pytest.raises(ShardError, match="exists already"):
+        SETS[name](tmp_path, tmp_path / "out")
+    shard.unlink()
+    with pytest.raises(ShardError, match="exists already"):
+        SETS[name](tmp_path, tmp_path / "out")
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_memory_holds_a_record_and_not_the_set(tmp_path: Path) -> None:
     """Twelve records of 2 MB each: filter, split and merge stay under a few of them."""
     one = features(1)
@@ -112,7 +151,8 @@ def test_no_room_on_the_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypa
         real(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    said = "out: expected a folder with room.*No space.*the same command again: the sets that it reads are as they"
+    with pytest.raises(TaroError, match=said):
         filter_set(open_shards(tmp_path / "set"), tmp_path / "out", Selection(split="train"))
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 

@@ -186,5 +186,5 @@ def test_the_command(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["shards", "merge", *(str(tmp_path / name) for name in ("a", "b", "out"))])
     assert result.exit_code == 0 and "7 rows = 6 queries + 1 skipped, 3 clips" in result.output, result.output
     assert "10 rows in 2 sets, 3 of them repeated; 1 clips in more than one" in result.output
-    again = CliRunner().invoke(app, ["shards", "merge", *(str(tmp_path / name) for name in ("a", "b", "out"))])
-    assert again.exit_code == 1 and "exists already" in again.output
+    other = CliRunner().invoke(app, ["shards", "merge", *(str(tmp_path / name) for name in ("a", "out", "b"))])
+    assert other.exit_code == 1 and "exists already" in other.output

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from taro.cli.app import app
-from taro.grounding.records import QueryRecord
+from taro.grounding.records import ClipSpan, QueryRecord
 from taro.shards.format import shard_path
 from taro.shards.manifest import build_manifest, write_manifest
 from taro.shards.ops.stats import sample, stats
 from taro.shards.reader import open_shards
+from taro.shards.view import view
 from taro.shards.writer import SliceWriter
 from tests.shards.helpers_sets import FINGERPRINT, record, write_set
 
@@ -84,3 +86,19 @@ def test_a_hostile_text_cannot_move_the_cursor(tmp_path: Path) -> None:
     for words in (["sample"], ["stats"]):
         result = CliRunner().invoke(app, ["shards", *words, str(tmp_path)])
         assert result.exit_code == 0 and "\u001b" not in result.output and "\u202e" not in result.output
+
+
+@pytest.mark.parametrize("duration_s", [5e-324, 1e-300, 1e-9])
+def test_the_shortest_clip_that_a_float_can_hold_is_counted_and_drawn(tmp_path: Path, duration_s: float) -> None:
+    windows = [(0.0, duration_s), (0.0, 1e6), (-1.0, 0.0)]
+    one = record(1).model_copy(update={
+        "clip": ClipSpan(start_s=0.0, end_s=duration_s), "captions": [],
+        "queries": [QueryRecord(id="a", text="a", windows_s=windows)]})  # fmt: skip
+    with SliceWriter(tmp_path, 0, kinds=["paths"]) as writer:
+        writer.add_clip(one, None, {}, {})
+        writer.commit()
+    write_manifest(tmp_path, build_manifest(tmp_path, inputs=1, skipped=0, captions=0))
+    found = stats(open_shards(tmp_path))
+    assert found.window_share == [0] * 9 + [3]
+    assert sum(found.window_centre) == 3 and found.window_centre[-1] == 1
+    assert view(tmp_path, tmp_path / "page").is_file()

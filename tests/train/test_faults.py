@@ -217,7 +217,7 @@ def test_a_kept_checkpoint_keeps_its_best_too_and_steps_are_numbers(tmp_path: Pa
     bare = Bare(tmp_path)
     for step, best in ((1, None), (2, 2), (3, 2), (4, 4), (999_999, 4), (1_000_000, 1_000_000)):
         bare.save(step, best_step=best)
-    (tmp_path / ".tmp-old-step-000001/of a pruning that was killed").mkdir(parents=True)
+    (tmp_path / ".tmp-pruned-step-000001/of a pruning that was killed").mkdir(parents=True)
     prune_checkpoints(tmp_path, keep=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000004", "step-999999", "step-1000000"]
     assert len(list(tmp_path.iterdir())) == 3
