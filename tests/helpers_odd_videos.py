@@ -153,6 +153,7 @@ _shifted("negative_start.mp4", -20 * 1024, {"avoid_negative_ts": "disabled", "us
 _shifted("negative_start_by_edit_list.mp4", -25 * 1024, {"avoid_negative_ts": "disabled"})
 _shifted("no_edit_list.mp4", 0, {"use_editlist": "0"})
 _shifted("fragments.mp4", 0, {"movflags": "frag_keyframe+empty_moov"})
+_shifted("fragments_from_5_s.mp4", 50 * 1024, {"movflags": "frag_keyframe+empty_moov", "use_editlist": "0"})
 
 
 def _streams(path: Path, sizes: Sequence[tuple[int, int]], *, cover: int | None = None, audio_s: float = 0.0,

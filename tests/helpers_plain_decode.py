@@ -1,13 +1,13 @@
 """What a video shows, by decoding it from the start with PyAV and nothing of ours, and whether our decoding agrees.
 
 The reference: every frame of the best video stream in the order that the decoder gives them, turned as the file says,
-scaled to the first frame's size, its time counted from the first frame. Times that run backwards (or that are
-not there) are replaced by places at the average rate. `verdict` compares a sampled clip with it, byte by byte.
+scaled to the first frame's size, its time counted from the first frame; the last is shown as long as it
+says. Times that run backwards (or that are not there) are replaced by places at the average rate. `verdict` compares a
+sampled clip with it, byte by byte.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -52,7 +52,7 @@ def decode_from_start(path: Path) -> Plain:
     """See the module. Raises FFmpegError where the file cannot be opened."""
     pts: list[Fraction | None] = []
     frames: list[np.ndarray] = []
-    broken, size = False, None
+    broken, size, shown = False, None, Fraction(0)
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
         if stream is None:
@@ -65,15 +65,14 @@ def decode_from_start(path: Path) -> Plain:
                 image = frame.to_ndarray(format="rgb24", **how)
                 frames.append(np.rot90(image, round(frame.rotation / 90)))
                 pts.append(None if frame.pts is None else frame.pts * Fraction(frame.time_base or 0))
+                shown = (frame.duration or 0) * Fraction(frame.time_base or 0)
         except FFmpegError:
             broken = True
     known = [time for time in pts if time is not None]
     forward = len(known) == len(pts) and known == sorted(known) and len(set(known)) > 1
     times = [time - known[0] for time in known] if forward else [Fraction(i) / rate for i in range(len(pts))]
-    gaps = sorted(b - a for a, b in itertools.pairwise(times))
-    middle = (gaps[(len(gaps) - 1) // 2] + gaps[len(gaps) // 2]) / 2 if gaps else 1 / rate
     last = times[-1] if times else Fraction(0)
-    return Plain(times, frames, last + (middle or last / max(len(gaps), 1)), broken)
+    return Plain(times, frames, last + (shown if forward and shown else 1 / rate), broken)
 
 
 def cuts(plain: Plain) -> list[Moment | None]:

@@ -8,8 +8,8 @@ Frames are known by their timestamps before they are decoded. Should decoding sh
 is missing in the middle; timestamps in the order of storage), every frame is counted by decoding, and the clip is
 decoded again by place: what comes out always equals a plain decode from the start.
 
-A clip whose frames would not fit `MAX_FRAME_BYTES` is resized while it is decoded, by the same function that the
-encoder uses, so its features stay the same; CLIP and contact sheets then see a smaller view.
+A clip whose frames would not fit `MAX_FRAME_BYTES` is resized while it is decoded, frame by frame, by the same function
+that the encoder uses, so its features stay the same; CLIP and contact sheets then see a smaller view.
 
 This module runs inside the worker processes of pool.py; it needs no model and imports torch only to resize.
 
@@ -41,7 +41,6 @@ MAX_FRAME_BYTES = 128 * 2**20
 """bytes of frames that a clip may hold at their own size"""
 VIEW_PX = 224
 """shorter side of the frames that CLIP and contact sheets see of a clip over the bound"""
-CHUNK_FRAMES = 16
 SEEK_MARGIN_S = 10.0
 """how far before a late clip decoding starts, so that no frame leans on one that was not decoded"""
 
@@ -110,7 +109,7 @@ def _decode(job: DecodeJob, video: Inspection) -> Frames:
     first, last, span = _shown(video, clip)
     picked_T = sample_frames(last - first, span.end_s - span.start_s, job.sampling) + first
     unique, back_T = np.unique(picked_T, return_inverse=True)
-    sink = _Sink(job, video, len(picked_T))
+    sink = _Sink(job, video, len(unique), len(picked_T))
     used: Literal["pyav", "decord"] = "pyav"
     if job.decoder == "decord" and decord_reader.is_right(video) and decord_reader.read(video, unique, sink.add):
         used = "decord"
@@ -123,7 +122,9 @@ def _decode(job: DecodeJob, video: Inspection) -> Frames:
                        fps=video.fps, width=video.width, height=video.height, decoder=used,
                        frames_sha256=sink.sha256(), corrupt_frames=sink.corrupt)
     times = video.times_s[picked_T] - span.start_s
-    return Frames(frames[back_T], times, facts, span, None if views is None else views[back_T])
+    if len(unique) < len(picked_T):
+        frames, views = frames[back_T], None if views is None else views[back_T]
+    return Frames(frames, times, facts, span, views)
 
 
 def _shown(video: Inspection, clip: Moment | None) -> tuple[int, int, ClipSpan]:
@@ -145,54 +146,46 @@ def _shown(video: Inspection, clip: Moment | None) -> tuple[int, int, ClipSpan]:
 
 
 class _Sink:
-    """Takes decoded frames in order; keeps them, or their resized copies where they would not fit."""
+    """Takes `unique` decoded frames in order and keeps them, or resized copies where a clip of `count` frames would not
+    fit: beside those it holds no frame of full size."""
 
-    def __init__(self, job: DecodeJob, video: Inspection, count: int) -> None:
+    def __init__(self, job: DecodeJob, video: Inspection, unique: int, count: int) -> None:
         self.corrupt = 0
         self._digest = hashlib.sha256()
-        self._kept: list[np.ndarray] = []
-        self._views: list[np.ndarray] = []
-        self._waiting: list[np.ndarray] = []
-        self._hw: tuple[int, int] | None = None
-        if count * video.height * video.width * 3 > job.max_frame_bytes:
-            self._hw = resized_hw(video.height, video.width, count // 2, job.sampling, factor=job.factor)
-            scale = min(1.0, VIEW_PX / min(video.height, video.width))
-            self._view_hw = max(1, round(video.height * scale)), max(1, round(video.width * scale))
+        self._at = 0
+        hw = video.height, video.width
+        self._views: np.ndarray | None = None
+        if count * hw[0] * hw[1] * 3 > job.max_frame_bytes:
+            scale = min(1.0, VIEW_PX / min(hw))
+            self._views = np.empty((unique, max(1, round(hw[0] * scale)), max(1, round(hw[1] * scale)), 3), np.uint8)
+            hw = resized_hw(*hw, count // 2, job.sampling, factor=job.factor)
+        self._frames = np.empty((unique, *hw, 3), dtype=np.uint8)
 
     def reset(self) -> None:
         """Forgets everything: decoding starts again."""
-        self.corrupt, self._digest = 0, hashlib.sha256()
-        self._kept, self._views, self._waiting = [], [], []
+        self.corrupt, self._at, self._digest = 0, 0, hashlib.sha256()
 
     def add(self, frame_HWC: np.ndarray, *, corrupt: bool = False) -> None:
         """The next frame."""
         self.corrupt += corrupt
         self._digest.update(np.ascontiguousarray(frame_HWC).data)
-        if self._hw is None:
-            self._kept.append(frame_HWC)
-            return
-        self._waiting.append(frame_HWC)
-        if len(self._waiting) == CHUNK_FRAMES:
-            self._flush()
+        if self._views is None:
+            self._frames[self._at] = frame_HWC
+        else:
+            from taro.models.families.pixels import resize_frames
+
+            for kept in (self._frames, self._views):
+                kept[self._at] = resize_frames(frame_HWC[None], (kept.shape[1], kept.shape[2]))[0]
+        self._at += 1
 
     def result(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(frames, views) of what was added."""
-        self._flush()
-        return np.stack(self._kept), np.stack(self._views) if self._hw is not None else None
+        assert self._at == len(self._frames), f"{self._at} frames of {len(self._frames)}"
+        return self._frames, self._views
 
     def sha256(self) -> str:
         """Digest of the frames' pixels at their own size, in order, each once."""
         return self._digest.hexdigest()
-
-    def _flush(self) -> None:
-        if self._hw is None or not self._waiting:
-            return
-        from taro.models.families.pixels import resize_frames
-
-        chunk = np.stack(self._waiting)
-        self._kept += list(resize_frames(chunk, self._hw))
-        self._views += list(resize_frames(chunk, self._view_hw))
-        self._waiting = []
 
 
 def _pyav(video: Inspection, unique: np.ndarray, sink: _Sink) -> None:

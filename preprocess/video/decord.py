@@ -3,6 +3,8 @@
 decord 0.6 hands out wrong frames without a word on many files, so it is asked only where everything below holds; each
 line is a kind of file on which it was seen to be wrong (tests/preprocess/test_odd_videos.py has one of each):
 
+- a plain mp4, by its first bytes, opened through a descriptor: decord's FFmpeg guesses the format, by bytes and by the
+  ending of the name, and would open what a playlist names; no playlist begins with these bytes;
 - H.264 of 8 bits, 4:2:0 and progressive: after a seek MPEG-4 with B-frames and HEVC are off; others cannot be opened;
 - the only video stream of its file: decord takes another one than players do;
 - every jump target is an IDR frame: behind any other keyframe lie frames that lean on what came before it;
@@ -18,11 +20,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from taro.preprocess.video.contents import is_plain_mp4, opened_file
 from taro.preprocess.video.inspect import Inspection, opened
 
 __all__ = ["is_right", "read"]
 
-CHUNK_FRAMES = 16
+CHUNK_BYTES = 4 * 2**20
+"""of frames that decord hands out at once, or one frame"""
 IDR, LAST_SLICE = 5, 5
 """H.264 NAL unit types (ITU-T H.264, table 7-1): 1 to 5 are slices of a picture, 5 those of an IDR picture"""
 
@@ -43,14 +47,18 @@ def read(video: Inspection, unique: np.ndarray, add: Callable[[np.ndarray], None
         return False
     decord.logging.set_level(decord.logging.QUIET)
     try:
-        reader = decord.VideoReader(str(video.path.absolute()), num_threads=1)
+        with opened_file(video.path) as descriptor:
+            if not is_plain_mp4(descriptor):
+                return False
+            reader = decord.VideoReader(f"/proc/self/fd/{descriptor}", num_threads=1)
         if len(reader) != video.frames:
             return False
         stamps = reader.get_frame_timestamp(unique.tolist())[:, 0]
         if np.abs(stamps - video.start_s - video.times_s[unique]).max() > 0.25 / video.fps:
             return False
-        for start in range(0, len(unique), CHUNK_FRAMES):
-            for frame in reader.get_batch(unique[start : start + CHUNK_FRAMES].tolist()).asnumpy():
+        chunk = max(1, CHUNK_BYTES // (video.width * video.height * 3))
+        for start in range(0, len(unique), chunk):
+            for frame in reader.get_batch(unique[start : start + chunk].tolist()).asnumpy():
                 add(frame)
         del reader
     except (decord.DECORDError, RuntimeError, IndexError):

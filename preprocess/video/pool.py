@@ -1,16 +1,19 @@
 """Decoding in child processes that can be killed: a hang or a crash costs one clip, never the job.
 
 Each child is a Python process of its own (not a fork, not `multiprocessing.spawn`, so a user's script is not run
-again) and a thread here that feeds it one clip at a time over a socket. A child that does not answer before the
-deadline, or dies, is killed and replaced. Results come back in the order asked for, decoded a bounded number ahead."""
+again) and a thread here that feeds it one clip at a time over a socket. A child whose whole answer is not here before
+the deadline, or that dies, is killed and replaced. Results come back in the order asked for, decoded a bounded number
+ahead. A child does not outlive its parent: on Linux the system kills it, elsewhere it ends with the clip at hand."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -36,6 +39,8 @@ BOOT = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from taro.preprocess.video.pool import serve
 serve(int(sys.argv[2]))"""
+PR_SET_PDEATHSIG = 1
+"""of prctl(2): the signal that a process gets when the thread that started it ends"""
 EXPECTED = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError)
 """what an untrusted file makes decoding libraries raise; anything else ends the child, which is replaced"""
 
@@ -43,7 +48,9 @@ EXPECTED = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, Typ
 def serve(descriptor: int) -> None:
     """The child's side: says that it is ready, then answers each job with frames or an error, until the socket
     closes. Runs in the child process alone."""
-    connection = Connection(descriptor)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    connection = Connection(descriptor)  # closed already where the parent died before: nothing is begun
     connection.send_bytes(b"ready")
     while True:
         try:
@@ -96,20 +103,33 @@ class _Child:
         self._ready = False
 
     def ask(self, job: DecodeJob, deadline_s: float) -> Frames:
-        """Decodes `job` in the child. Raises VideoError; transient where the child was too slow or died."""
-        connection = self.start()
+        """Decodes `job` in the child. Raises VideoError; transient where the child was too slow or died. The deadline
+        is that of the whole answer: a timer kills the child, which ends what is waited for here."""
+        connection, late = self.start(), threading.Event()
         try:
             self._await(connection)
-            connection.send(job)
-            if not connection.poll(deadline_s):
-                self.stop()
-                raise VideoError(f"{job.path.name}: no answer within {deadline_s:g} s; raise deadline_s or try again",
-                                 reason="deadline", transient=True)
-            return _receive(connection)
+            timer = threading.Timer(deadline_s, self._kill, [late])
+            timer.start()
+            try:
+                connection.send(job)
+                return _receive(connection)
+            finally:
+                timer.cancel()
+                timer.join()
+                if late.is_set():
+                    self.stop()
         except (EOFError, OSError):
             code = self.stop()
+            if late.is_set():
+                raise VideoError(f"{job.path.name}: no answer within {deadline_s:g} s; raise deadline_s or try again",
+                                 reason="deadline", transient=True) from None
             raise VideoError(f"{job.path.name}: the decoder died (exit code {code}); try again or re-encode it",
                              reason="decoder died", transient=True) from None
+
+    def _kill(self, late: threading.Event) -> None:
+        late.set()
+        if self._process is not None:
+            self._process.kill()
 
     def stop(self) -> int | None:
         """Kills the child; its exit code."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from taro.core.errors import VideoError
 from taro.grounding.moment import Moment
 from taro.models.families.pixels import resize_frames
 from taro.models.features import FrameSampling, sample_frames
-from taro.preprocess.video.decode import DecodeJob, decode_clip
+from taro.preprocess.video.decode import DecodeJob, Decoder, decode_clip
 from taro.preprocess.video.inspect import inspect_video
 from tests.helpers_plain_decode import decode_from_start
 from tests.helpers_video import numbered_frame, read_number, rotate_clockwise, write_audio, write_video
@@ -111,6 +112,27 @@ def test_a_large_clip_is_resized_as_the_encoder_would(tmp_path: Path) -> None:
     assert np.array_equal(bounded.frames_THWC, resize_frames(whole.frames_THWC, (hw[0], hw[1])))
     assert bounded.facts == whole.facts  # the digest is of the frames at their own size
     assert bounded.views.shape[1:3] == (120, 160)
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_frames_of_a_large_clip_are_resized_as_they_come(tmp_path: Path, decoder: Decoder) -> None:
+    """Beside what is kept of each frame, a few frames of full size are held, however many are sampled."""
+    path = write_video(tmp_path / "v.mp4", 200, size=(768, 1024))
+    full, small = 768 * 1024 * 3, FrameSampling(total_tokens=80, max_tokens_per_patch=4)
+    job = DecodeJob(path, small, decoder=decoder, max_frame_bytes=full)
+    decode_clip(job)  # libraries are imported
+    tracemalloc.start()
+    try:
+        got = decode_clip(job)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    kept = got.frames_THWC.nbytes + got.views.nbytes
+    assert len(got.frames_THWC) == 40 and got.facts.decoder == decoder
+    assert peak < kept + (4 if decoder == "pyav" else 8) * full
+    whole = decode_clip(DecodeJob(path, small, decoder=decoder))
+    hw = got.frames_THWC.shape[1:3]
+    assert np.array_equal(got.frames_THWC, resize_frames(whole.frames_THWC, (hw[0], hw[1])))
 
 
 def test_facts_name_no_folder_and_hash_the_file(tmp_path: Path) -> None:

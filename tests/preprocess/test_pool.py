@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from taro.core.errors import VideoError
 from taro.models.features import FrameSampling
@@ -17,9 +23,9 @@ from tests.helpers_video import read_number, write_video
 SAMPLING = FrameSampling()
 
 
-def children() -> list[int]:
-    """Process ids of this process's children that still run."""
-    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+def children(pid: int | str = "self") -> list[int]:
+    """Process ids of a process's children that still run."""
+    return [int(pid) for task in Path(f"/proc/{pid}/task").iterdir() for pid in (task / "children").read_text().split()]
 
 
 def test_results_come_in_order_and_a_bad_file_costs_itself(tmp_path: Path) -> None:
@@ -80,3 +86,83 @@ def test_no_more_is_decoded_ahead_than_asked(tmp_path: Path) -> None:
         next(results)
         assert len(taken) == 4
         assert len(list(results)) == 7
+
+
+STALLS = """
+import ctypes, sys
+
+def _patch():
+    from multiprocessing.connection import Connection
+    send = Connection.send_bytes
+
+    def stalled(self, data, *args):
+        if not isinstance(data, bytes):  # the pixels, after the header
+            self._send(b"\\0\\0\\0\\x10")  # of 16 bytes that never come
+            ctypes.PyDLL(None).pause()
+        send(self, data, *args)
+
+    Connection.send_bytes = stalled
+
+if any("taro.preprocess.video.pool" in word for word in sys.orig_argv):
+    _patch()
+"""
+"""sitecustomize.py of the decoding children: the header of an answer is sent, its pixels are not"""
+
+HANGS = """
+import ctypes, sys
+
+def _hook(event, args):
+    if event == "open" and str(args[0]).endswith("v.mp4"):
+        open(f"{args[0]}.opened", "w").close()
+        ctypes.PyDLL(None).pause()  # never lets go of the interpreter lock
+
+if any("taro.preprocess.video.pool" in word for word in sys.orig_argv):
+    sys.addaudithook(_hook)
+"""
+
+PARENT = """
+import sys
+from pathlib import Path
+from taro.models.features import FrameSampling
+from taro.preprocess.video.decode import DecodeJob
+from taro.preprocess.video.pool import DecodePool
+
+with DecodePool(1, deadline_s=600) as pool:
+    print("begun", flush=True)
+    list(pool.map([DecodeJob(Path(sys.argv[1]), FrameSampling())], ahead=0))
+"""
+
+
+def test_the_deadline_is_that_of_the_whole_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STALLS)
+    job = DecodeJob(write_video(tmp_path / "v.mp4", 9), SAMPLING)
+    before = set(children())
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with DecodePool(1, deadline_s=2.0) as pool:
+        stalled = next(pool.map([job], ahead=0))
+        monkeypatch.delenv("PYTHONPATH")
+        after = next(pool.map([job], ahead=0))  # by another process
+    assert isinstance(stalled, VideoError) and stalled.reason == "deadline" and stalled.transient
+    assert isinstance(after, Frames) and set(children()) <= before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl(2)")
+def test_a_hanging_decoder_dies_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HANGS)
+    path = write_video(tmp_path / "v.mp4", 9)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(path)], env=env, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == b"begun\n"
+        child = waited_for(lambda: next(iter(children(parent.pid)), None))
+        waited_for(Path(f"{path}.opened").exists)
+        parent.kill()
+    waited_for(lambda: not Path(f"/proc/{child}").exists() or Path(f"/proc/{child}/stat").read_text().split()[2] == "Z")
+
+
+def waited_for(look: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What `look` finds as soon as it is anything; fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < end, "nothing"
+        time.sleep(0.05)
+    return found
