@@ -153,7 +153,22 @@ _shifted("negative_start.mp4", -20 * 1024, {"avoid_negative_ts": "disabled", "us
 _shifted("negative_start_by_edit_list.mp4", -25 * 1024, {"avoid_negative_ts": "disabled"})
 _shifted("no_edit_list.mp4", 0, {"use_editlist": "0"})
 _shifted("fragments.mp4", 0, {"movflags": "frag_keyframe+empty_moov"})
-_shifted("fragments_from_5_s.mp4", 50 * 1024, {"movflags": "frag_keyframe+empty_moov", "use_editlist": "0"})
+
+
+@_odd("fragments_from_5_s.mp4")
+def _late_fragments(path: Path) -> Path:
+    """Of a live stream: the decode time of each fragment is 5 s later."""
+    data = bytearray(remux(write_video(path.with_name("whole.mp4"), 60), path,
+                           options={"movflags": "frag_keyframe+empty_moov"}).read_bytes())  # fmt: skip
+    at = data.find(b"tfdt")
+    while at >= 0:
+        size = 8 if data[at + 4] else 4  # by the version of the box
+        time = int.from_bytes(data[at + 8 : at + 8 + size], "big") + 5 * 10_240
+        data[at + 8 : at + 8 + size] = time.to_bytes(size, "big")
+        at = data.find(b"tfdt", at + 4)
+    path.write_bytes(data)
+    return path
+
 
 
 def _streams(path: Path, sizes: Sequence[tuple[int, int]], *, cover: int | None = None, audio_s: float = 0.0,

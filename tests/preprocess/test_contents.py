@@ -269,3 +269,30 @@ def test_an_edit_list_ends_a_held_picture(tmp_path: Path) -> None:
     data[at : at + 4] = (10_000).to_bytes(4, "big")  # of 30,000 ms
     path.write_bytes(data)
     assert inspect_video(path).duration_s == pytest.approx(10.0)
+
+
+def test_fragments_that_begin_late_are_whole(tmp_path: Path) -> None:
+    look = inspect_video(ODD["fragments_from_5_s.mp4"](tmp_path))
+    assert (look.frames, look.duration_s) == (60, 6.0) and look.start_s == pytest.approx(5.2)
+    data = look.path.read_bytes()
+    look.path.write_bytes(data[: data.rindex(b"moof") - 4])  # without its last fragment, as far as anybody can know
+    assert inspect_video(look.path).frames < 60
+
+
+def test_what_begins_late_and_lacks_its_end_is_cut_short(tmp_path: Path) -> None:
+    faststart = tmp_path / "v.mp4"
+    with av.open(str(ODD["sound_first.mp4"](tmp_path))) as read, av.open(
+        str(faststart), "w", container_options={"movflags": "faststart"}
+    ) as write:
+        (video,) = read.streams.video
+        stream = write.add_stream_from_template(video)
+        for packet in read.demux(video):
+            if packet.size:
+                packet.stream = stream
+                write.mux(packet)
+    whole = inspect_video(faststart)
+    assert whole.start_s == pytest.approx(2.5, abs=0.3)
+    faststart.write_bytes(faststart.read_bytes()[: -faststart.stat().st_size // 3])
+    with pytest.raises(VideoError) as caught:
+        inspect_video(faststart)
+    assert caught.value.reason in {"truncated", "corrupt"}
