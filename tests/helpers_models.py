@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,15 @@ def _save_model(stock: Any, config: Any, folder: Path, seed: int, dtype: torch.d
             elif name.endswith(("q_norm.weight", "k_norm.weight")):
                 parameter.uniform_(0.5, 1.5)  # all ones would not tell these norms from one another
     model.to(dtype).save_pretrained(folder)
+
+
+def with_template(folder: Path, copy: Path, ending: str = "<think>\n") -> Path:
+    """A copy of a model folder whose chat template ends with `ending`, as that of a thinking checkpoint does."""
+    shutil.copytree(folder, copy)
+    template = (copy / "chat_template.jinja").read_text(encoding="utf-8")
+    inside = template.rindex("{% endif %}")  # of add_generation_prompt
+    (copy / "chat_template.jinja").write_text(template[:inside] + ending + template[inside:], encoding="utf-8")
+    return copy
 
 
 TINY = {"qwen2_5_vl": tiny_qwen2_5_vl, "qwen3_vl": tiny_qwen3_vl}

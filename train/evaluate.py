@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -58,6 +58,7 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decodin
     the set; bf16: compute under autocast, None: on cuda; progress: called with (answered, all)."""
     import torch
 
+    from taro.models.asking import ask
     from taro.models.grouped import generate
 
     questions = questions or Questions()
@@ -67,25 +68,25 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decodin
     rows: list[AnswerRow] = []
     for start in range(0, len(refs), batch_prompts):
         samples = [shard_set.sample(ref) for ref in refs[start : start + batch_prompts]]
-        prompts = [policy.prompt(sample.features, asking.text(sample.query.text)) for sample in samples]
+        prompts = [ask(policy, asking, sample.features, sample.query.text) for sample in samples]
         uniforms_BGR = None if decoding.temperature == 0 else np.stack([
             draws.uniforms(decoding.max_new_tokens, "evaluation", questions.seed, sample.clip.key,
                            sample.query.id)[None] for sample in samples])
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16):
             drawn = generate(policy, prompts, G=1, decoding=decoding, uniforms_BGR=uniforms_BGR)
-        for sample, ids_GR, mask_GR, finished_G in zip(samples, drawn.ids_BGR.cpu(), drawn.mask_BGR.cpu(),
-                                                       drawn.finished_BG.cpu(), strict=True):
-            rows.append(_row(policy, sample, ids_GR[0][mask_GR[0]], bool(finished_G[0]), asking.protocol))
+        for sample, prompt, ids_GR, mask_GR, finished_G in zip(
+                samples, prompts, drawn.ids_BGR.cpu(), drawn.mask_BGR.cpu(), drawn.finished_BG.cpu(), strict=True):
+            ids, finished = ids_GR[0][mask_GR[0]], bool(finished_G[0])
+            rows.append(_row(sample, prompt.opened + policy.decode(ids), len(ids), finished, asking.protocol))
         if progress is not None:
             progress(len(rows), len(refs))
     return rows
 
 
-def _row(policy: Policy, sample: Sample, ids: Any, finished: bool, protocol: str) -> AnswerRow:
-    text = policy.decode(ids)
+def _row(sample: Sample, text: str, tokens: int, finished: bool, protocol: str) -> AnswerRow:
     return AnswerRow(sample.clip.key, sample.query.id, sample.query.text, sample.clip.video.path_hint,
                    sample.clip.video.sha256, text, parse_answer(text, protocol=protocol), sample.query.windows,
-                   sample.clip.duration_s, len(ids), finished, parse_answers(text, protocol=protocol))
+                   sample.clip.duration_s, tokens, finished, parse_answers(text, protocol=protocol))
 
 
 def missing_predictions(shard_set: ShardSet, split: str | None) -> list[Prediction]:

@@ -16,7 +16,7 @@ import torch
 from taro.core.errors import ConfigError
 from taro.core.files import explain_disk_errors, make_folders
 from taro.grounding.prompts import Asking
-from taro.models.asking import asking_of
+from taro.models.asking import asking_of, check_asking
 from taro.models.folder import pixel_settings
 from taro.models.load import load_frozen, load_policy
 from taro.models.policy import Policy
@@ -104,6 +104,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     if resume:
         _check_data(config.out, data)
     policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
+    check_asking(policy, asking)
     with explain_disk_errors(config.out, lambda: AGAIN):
         lock = lock_folder(config, resume=resume)
         for name in ("checkpoints", "rollouts"):

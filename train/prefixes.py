@@ -64,12 +64,20 @@ def _chronological(path: Sequence[int], clip: ClipRecord) -> tuple[int, ...]:
 def prefix_ids(policy: Policy, template: PromptTemplate, query: str, captions: Sequence[DenseCaption], *,
                limit: int) -> list[int]:
     """Tokens of the guided prefix, at most `limit`: captions are dropped from the end until it fits. Empty (a free
-    rollout) where not even one caption does."""
+    rollout) where not even one caption does. What the chat template opened (`PromptFormat.opened`) is not said twice.
+    """
     for count in range(len(captions), 0, -1):
-        ids = plain_ids(policy, template.guided_prefix(query, captions[:count]))
+        ids = plain_ids(policy, _after(policy.prompts.opened, template.guided_prefix(query, captions[:count])))
         if len(ids) <= limit:
             return ids
     return []
+
+
+def _after(opened: str, prefix: str) -> str:
+    """What of a guided prefix follows what the prompt opened of the response."""
+    if opened and not prefix.startswith(opened):
+        return prefix.removeprefix("<think>\n")
+    return prefix.removeprefix(opened)
 
 
 def plain_ids(policy: Policy, text: str) -> list[int]:

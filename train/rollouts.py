@@ -16,6 +16,7 @@ import torch
 
 from taro.core import draws
 from taro.grounding.prompts import Asking
+from taro.models.asking import ask
 from taro.models.features import VideoFeatures
 from taro.models.grouped import grouped_sampler
 from taro.models.logprobs import score
@@ -61,6 +62,7 @@ class RolloutBatch:
     fallbacks: int
     """rollouts that were to be guided and had no path left"""
     texts_BG: tuple[tuple[str, ...], ...]
+    """responses, each behind what its prompt opened of it (`Prompt.opened`)"""
 
     def __post_init__(self) -> None:
         B, G, R = self.ids_BGR.shape
@@ -89,7 +91,7 @@ def roll_out(policy: Policy, asking: Asking, samples: Sequence[Sample], config: 
     Args: guide: probability that a rollout is guided at this step (`taro.train.curriculum`); bf16: compute under
     autocast; sampler: what draws, None: grouped decoding."""
     sampler = sampler or grouped_sampler(policy)
-    prompts = [policy.prompt(_on(sample.features, policy.device), asking.text(sample.query.text)) for sample in samples]
+    prompts = [ask(policy, asking, _on(sample.features, policy.device), sample.query.text) for sample in samples]
     forced_BG, fallbacks = [], 0
     for sample in samples:
         name = sample_name(sample)
@@ -109,8 +111,8 @@ def roll_out(policy: Policy, asking: Asking, samples: Sequence[Sample], config: 
                      for start in range(0, len(prompts), config.batch_prompts))), strict=True))
     R = max(int(mask_BGR.sum(-1).max()), 1)
     ids_BGR, mask_BGR, sampled_BGR = ids_BGR[..., :R], mask_BGR[..., :R], sampled_BGR[..., :R]
-    texts_BG = tuple(tuple(policy.decode(ids[mask]) for ids, mask in zip(ids_GR, mask_GR, strict=True))
-                     for ids_GR, mask_GR in zip(ids_BGR, mask_BGR, strict=True))
+    texts_BG = tuple(tuple(prompt.opened + policy.decode(ids[mask]) for ids, mask in zip(ids_GR, mask_GR, strict=True))
+                     for prompt, ids_GR, mask_GR in zip(prompts, ids_BGR, mask_BGR, strict=True))
     lengths_BG = torch.tensor([[len(ids) for ids in forced_G] for forced_G in forced_BG])
     return RolloutBatch(at, decoding, tuple(samples), tuple(prompts), ids_BGR, mask_BGR, sampled_BGR, lengths_BG,
                         finished_BG, lengths_BG.numpy() > 0, fallbacks, texts_BG)
@@ -161,8 +163,8 @@ def counted_tokens(policy: Policy, batch: RolloutBatch, over: Literal["reasoning
     """bool [B, G, R]: tokens over which the drop is a mean (`reward.drop_over`)."""
     over_BGR = batch.mask_BGR.clone()
     if over == "reasoning":
-        over_BGR = torch.stack([torch.stack([policy.reasoning_mask(ids) for ids in ids_GR])
-                                for ids_GR in batch.ids_BGR]) & batch.mask_BGR
+        over_BGR = torch.stack([torch.stack([policy.reasoning_mask(ids, prompt.opened) for ids in ids_GR])
+                                for prompt, ids_GR in zip(batch.prompts, batch.ids_BGR, strict=True)]) & batch.mask_BGR
     return np.asarray(over_BGR.numpy())
 
 

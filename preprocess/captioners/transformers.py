@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from taro.grounding.prompts import load_template
 from taro.models.resolve import folder_sha256, model_id, resolve_model
-from taro.preprocess.captioners.base import Request
+from taro.preprocess.captioners.base import Failure, Request
 from taro.preprocess.config import CaptionConfig
 
 if TYPE_CHECKING:
@@ -19,8 +19,9 @@ __all__ = ["TransformersCaptioner", "model_facts"]
 
 
 class TransformersCaptioner:
-    """See `taro.preprocess.captioners.base.Captioner`; `facts`: those of `model_facts`. It never fails. A model from
-    the folder of the job's `encoder` uses that tower; device and dtype are the encoder's."""
+    """See `taro.preprocess.captioners.base.Captioner`; `facts`: those of `model_facts`. A model from the folder of the
+    job's `encoder` uses that tower; device and dtype are the encoder's. Of a model that thinks before it answers the
+    caption is what follows its reasoning; it fails where that does not end."""
 
     def __init__(self, config: CaptionConfig, facts: dict[str, Any], encoder: Encoder) -> None:
         from taro.models.load import load_policy
@@ -32,8 +33,8 @@ class TransformersCaptioner:
         self.prompt, self.fingerprint = str(facts["prompt"]), str(facts["fingerprint"])
         self._config = config
 
-    def describe(self, requests: Sequence[Request]) -> list[str]:
-        """One text a request, in order."""
+    def describe(self, requests: Sequence[Request]) -> list[str | Failure]:
+        """One text or failure a request, in order."""
         from taro.models.grouped import generate
         from taro.models.sampler import Decoding
 
@@ -45,8 +46,19 @@ class TransformersCaptioner:
         decoding = Decoding(max_new_tokens=self._config.max_new_tokens, temperature=0.0,
                             repetition_penalty=self._config.repetition_penalty)
         rollouts = generate(self.policy, prompts, G=1, decoding=decoding)
-        return [self.policy.decode(ids[mask]).strip()
-                for ids, mask in zip(rollouts.ids_BGR[:, 0], rollouts.mask_BGR[:, 0], strict=True)]
+        return [_after_reasoning(prompt.opened + self.policy.decode(ids[mask]))
+                for prompt, ids, mask in zip(prompts, rollouts.ids_BGR[:, 0], rollouts.mask_BGR[:, 0], strict=True)]
+
+
+def _after_reasoning(text: str) -> str | Failure:
+    """A response without the reasoning that opens it."""
+    if text.lstrip().startswith("<think>"):
+        _, closed, text = text.partition("</think>")
+        if not closed:
+            return Failure("reasoning without end", transient=False,
+                           detail="the captioner's reasoning has no </think>; raise "
+                                  "caption.max_new_tokens, or caption with a model that does not reason")
+    return text.strip()
 
 
 def model_facts(config: CaptionConfig, whole: bool, dtype: str) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def _score_policy(options: EvalOptions, shards: str | Path) -> None:
     from taro.core.errors import ConfigError
     from taro.metrics.answers import write_answers
     from taro.metrics.examples import examples_of
-    from taro.models.asking import asking_of
+    from taro.models.asking import asking_of, check_asking
     from taro.models.load import open_policy
     from taro.models.resolve import resolve_model
     from taro.pages.answers import answers_page
@@ -170,6 +170,8 @@ def _score_policy(options: EvalOptions, shards: str | Path) -> None:
         splits = ", ".join(sorted({ref.query.split for ref in shard_set.queries()}))
         raise ConfigError(f"{shards}: no query of split {options.split!r}; the set has {splits or 'no query at all'}")
     policy = open_policy(options.policy, options.device)  # the weights, once all else is right
+    for no_think in modes:
+        check_asking(policy, replace(asking, no_think=no_think))
     decoding, found = "sampled" if options.sampled else "greedy", dict[str, tuple[Any, float]]()
     rows: list[Any] = []
     for no_think in modes:

@@ -16,7 +16,7 @@ from taro.grounding.moment import Moment
 from taro.grounding.prompts import NUMBER, TAGS
 
 __all__ = ["ANSWER_PARSERS", "Reasoning", "format_ok", "parse_answer", "parse_answers", "parse_reasoning",
-           "reasoning_stats"]
+           "reasoning_stats", "written_reasoning"]
 
 UNIT = r"(?:seconds?|secs?|s)\b"
 CLOCK = r"(?:\d{1,3}:)?\d{1,3}:\d{2}(?:\.\d{1,9})?"
@@ -152,6 +152,19 @@ def parse_reasoning(text: str) -> Reasoning:
         return Reasoning("", (), False)
     inside = inside.partition("</think>")[0].partition("<answer>")[0]
     return reasoning_stats(inside)
+
+
+def written_reasoning(text: str) -> str | None:
+    """The reasoning of a response whose prompt is not known; None where it has none. A response that closes `<think>`
+    and never opens it comes from a prompt that opened it: its reasoning begins at its first character.
+
+    >>> written_reasoning("it blinks</think><answer>1s to 2s</answer>"), written_reasoning("1s to 2s")
+    ('it blinks', None)
+    """
+    if "<think>" in text:
+        return parse_reasoning(text).text
+    inside, closed, _ = text.partition("</think>")
+    return inside if closed else None
 
 
 def reasoning_stats(reasoning: str) -> Reasoning:

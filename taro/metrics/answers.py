@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from taro.core.errors import ConfigError
 from taro.core.files import make_folders, new_file
 from taro.core.jsonl import checked_row, read_jsonl
-from taro.grounding.answers import parse_reasoning
+from taro.grounding.answers import written_reasoning
 from taro.grounding.moment import Moment
 from taro.metrics.ranked import RankedPrediction, RankedScores, as_written, evaluate_ranked
 from taro.metrics.scores import Prediction, Scores, evaluate_predictions
@@ -42,9 +42,10 @@ Window = Annotated[InstanceOf[Moment], BeforeValidator(_moment)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="ignore"))
 class AnswerRow:
-    """One answered query. `predicted` is read with the protocol that the evaluation was asked for; `windows`: ground
-    truth; `answers`: all windows of the answer, where that protocol takes several; `finished`: the response ended by
-    itself within the longest one allowed."""
+    """One answered query. `text`: the response, behind the `<think>` that its prompt may have opened; `predicted` is
+    read with the protocol that the evaluation was asked for; `windows`: ground truth; `answers`: all windows of
+    the answer, where that protocol takes several; `finished`: the response ended by itself within the longest one
+    allowed."""
 
     key: str
     query_id: str
@@ -92,7 +93,7 @@ def predictions(rows: Iterable[AnswerRow]) -> list[Prediction]:
     files."""
     return [Prediction(query_id=f"{row.key}/{row.query_id}", video=row.video_sha256, predicted=row.predicted,
                        windows=row.windows, duration_s=row.duration_s, answers=row.answers,
-                       reasoning=parse_reasoning(row.text).text if "<think>" in row.text else None) for row in rows]
+                       reasoning=written_reasoning(row.text)) for row in rows]
 
 
 def score_rows(rows: Sequence[AnswerRow], *, protocol: str = "taro", missing: Sequence[Prediction] = (),

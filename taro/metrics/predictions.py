@@ -21,7 +21,7 @@ from taro.annotations.reading import LineReader
 from taro.core.errors import AnnotationError
 from taro.core.json import strict_json
 from taro.core.text import visible
-from taro.grounding.answers import parse_answer, parse_answers, parse_reasoning
+from taro.grounding.answers import parse_answer, parse_answers, written_reasoning
 from taro.grounding.moment import Moment
 from taro.grounding.prompts import normalise_query
 from taro.grounding.protocols import protocol_named
@@ -281,8 +281,8 @@ def _response(number: int, text: str, where: str, protocol: str) -> Response:
         raise AnnotationError(
             f'{where}: expected "text" (a response), "predicted" ([start, end] or null) or "pred_relevant_windows", '
             "got none of them")
-    if reasoning is None and isinstance(data.get("text"), str) and "<think>" in data["text"]:
-        reasoning = parse_reasoning(data["text"]).text
+    if reasoning is None and isinstance(data.get("text"), str):
+        reasoning = written_reasoning(data["text"])
     clip_scores = _clip_scores(data["pred_saliency_scores"], where) if "pred_saliency_scores" in data else None
     return Response(number, name, predicted, reasoning if isinstance(reasoning, str) else None, ranked, clip_scores,
                     data["text"] if isinstance(data.get("text"), str) else None, answers)

@@ -1,4 +1,4 @@
-"""A Hugging Face model folder on disk: config, tensors by name, the processor's pixel settings, the chat template.
+"""A Hugging Face model folder on disk: config, tensors by name, the processor's pixel settings.
 
 Reads safetensors only (never pickle), one tensor at a time: what is not wanted is not read, nor is a file that holds
 nothing wanted opened."""
@@ -19,11 +19,10 @@ from taro.core.errors import ModelError
 from taro.core.json import read_json
 from taro.models.families.base import Family, PixelSettings
 
-__all__ = ["chat_template", "check_tokenizer", "pixel_settings", "read_config", "template_name",
+__all__ = ["check_tokenizer", "pixel_settings", "read_config", "template_name",
            "tensor_files", "tensors", "tower_sha256"]
 
 MAX_PATCH_PX = 256
-MAX_TEMPLATE_BYTES = 1024 * 1024
 MAX_LAYERS = 1024
 """of a language model or a tower; without weights each still costs memory and time"""
 
@@ -163,20 +162,3 @@ def template_name(folder: Path) -> str | None:
     if not beside.is_file():  # never a file elsewhere: who made the folder does not choose what is read here
         raise ModelError(f"{folder / 'taro.json'}: template is {name[:200]!a}; expected that .yaml file in this folder")
     return str(beside)
-
-
-def chat_template(folder: Path, tokenizer: Any) -> str:
-    """The folder's chat template, looked for as the stock processor does: a jinja file, chat_template.json, the
-    tokenizer's own. Raises ModelError where there is none."""
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
-        if jinja.stat().st_size > MAX_TEMPLATE_BYTES:
-            raise ModelError(f"{jinja}: {jinja.stat().st_size:,} bytes; at most {MAX_TEMPLATE_BYTES:,} are read")
-        try:
-            return jinja.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ModelError(f"{jinja}: expected text in UTF-8, got other bytes at {error.start:,}") from None
-    template = read_json(folder / "chat_template.json").get("chat_template") or tokenizer.chat_template
-    if not isinstance(template, str):
-        raise ModelError(f"{folder}: no chat template; expected chat_template.jinja or one in tokenizer_config.json")
-    return template

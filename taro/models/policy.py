@@ -100,10 +100,11 @@ class Policy:
         kept = [int(i) for i in ids if int(i) not in ends]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def reasoning_mask(self, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
-        """bool [R]: tokens strictly between `<think>` and `</think>`. A token that holds a piece of a tag does not
-        count; where `</think>` never comes, everything after `<think>` counts; without `<think>`, nothing does."""
-        text, spans = self._spans(ids)
+    def reasoning_mask(self, ids: Sequence[int] | torch.Tensor, opened: str = "") -> torch.Tensor:
+        """bool [R]: tokens strictly between `<think>` and `</think>`, which the prompt may have `opened`. A token that
+        holds a piece of a tag does not count; where `</think>` never comes, everything after `<think>` counts; without
+        `<think>`, nothing does."""
+        text, spans = self._spans(ids, opened)
         ends = {*self.eos_ids, self.pad_id}
         start = text.find("<think>")
         stop = text.find("</think>", max(start, 0))
@@ -119,9 +120,10 @@ class Policy:
                                                       clean_up_tokenization_spaces=False)
         return self._pieces[ids]
 
-    def _spans(self, ids: Sequence[int] | torch.Tensor) -> tuple[str, list[tuple[int, int]]]:
-        """Text of the tokens and where in it each stands; the tokens of one character share its place."""
-        whole, run, text = [int(i) for i in ids], 0, ""
+    def _spans(self, ids: Sequence[int] | torch.Tensor, opened: str) -> tuple[str, list[tuple[int, int]]]:
+        """Text of `opened` and the tokens, and where in it each token stands; the tokens of one character share its
+        place."""
+        whole, run, text = [int(i) for i in ids], 0, opened
         spans: list[tuple[int, int]] = []
         for end in range(1, len(whole) + 1):
             piece = self._piece(tuple(whole[run:end]))

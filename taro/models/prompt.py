@@ -4,34 +4,33 @@ Legend: P prompt tokens, M video tokens among them, S temporal patches, N tokens
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from taro.core.errors import ModelError
+from taro.models.chat_template import Turn, chat_template, render_turn
 from taro.models.families.base import Family
 from taro.models.features import VideoFeatures
-from taro.models.folder import chat_template
 from taro.models.language_model import VideoTokens
 
 __all__ = ["Prompt", "PromptFormat"]
-
-SENTINEL = "\ue000taro-user-text\ue000"
-"""stands for the user's text while the chat template is rendered; a private-use character no template holds"""
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A prompt with one video. ids_P: token ids, video placeholders expanded; positions_3P: M-RoPE; next_position:
     where every rollout starts; places_M: where in the prompt the video's tokens stand, patch by patch (text may stand
-    between patches)."""
+    between patches); opened: the `<think>` that the chat template opened, which a response has not (`PromptFormat`)."""
 
     ids_P: torch.Tensor
     positions_3P: torch.Tensor
     next_position: int
     places_M: torch.Tensor
     features: VideoFeatures
+    opened: str = ""
 
     def __post_init__(self) -> None:
         assert self.positions_3P.shape == (3, len(self.ids_P)), f"{self.positions_3P.shape}, {len(self.ids_P)} ids"
@@ -78,7 +77,17 @@ class PromptFormat:
             places.append(torch.arange(len(ids), len(ids) + run))
             ids += [*[self._video_id] * run, *text]
         positions, following = self.family.positions(self.config, [len(text) for text in texts], features)
-        return Prompt(torch.tensor(ids), positions, following, torch.cat(places), features)
+        return Prompt(torch.tensor(ids), positions, following, torch.cat(places), features, self.opened)
+
+    @cached_property
+    def _turn(self) -> Turn:
+        return render_turn(self.folder, self._chat_template, self.tokenizer, self.family.placeholder)
+
+    @cached_property
+    def opened(self) -> str:
+        """What the chat template writes of the response: `<think>` and what follows, as thinking checkpoints have it;
+        "" where it writes nothing of it. Form and reasoning are read over `opened` plus the response."""
+        return self._turn.opened(self.tokenizer.all_special_tokens)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text, no special tokens added."""
@@ -87,21 +96,10 @@ class PromptFormat:
     def _texts(self, around: tuple[str, ...], user_text: str) -> list[list[int]]:
         """Token ids of the prompt's texts, the video's tokens left out between them. The user's text is tokenised with
         special tokens as plain text, so a query that spells `<|video_pad|>` stays a query."""
-        content = [{"type": "video"}, {"type": "text", "text": SENTINEL}]
-        try:
-            rendered = self.tokenizer.apply_chat_template([{"role": "user", "content": content}],
-                                                          chat_template=self._chat_template, tokenize=False,
-                                                          add_generation_prompt=True)
-        except Exception as error:  # noqa: BLE001  the template is a program of the folder; transformers boxes it in
-            raise ModelError(f"{self.folder}: the chat template cannot be used: {error!s:.200}") from None
-        placeholder = self.family.placeholder
-        head, video, rest = rendered.partition(placeholder)
-        lead, sentinel, tail = rest.partition(SENTINEL)
-        if not video or not sentinel:
-            raise ModelError(f"{self.folder}: the chat template shows no video before the text; expected {placeholder}")
-        opening = self.tokenizer([head + around[0], *around[1:-1]], add_special_tokens=False)["input_ids"]
-        lead = around[-1] + lead
+        turn = self._turn
+        opening = self.tokenizer([turn.before + around[0], *around[1:-1]], add_special_tokens=False)["input_ids"]
+        lead = around[-1] + turn.between
         if any(token in user_text for token in self.tokenizer.all_special_tokens):
             plain = self.tokenizer(user_text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            return [*opening, [*self.encode_text(lead), *plain, *self.encode_text(tail)]]
-        return [*opening, self.encode_text(lead + user_text + tail)]
+            return [*opening, [*self.encode_text(lead), *plain, *self.encode_text(turn.after)]]
+        return [*opening, self.encode_text(lead + user_text + turn.after)]
