@@ -10,7 +10,7 @@ import json
 import resource
 import sys
 from datetime import datetime
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
@@ -28,7 +28,7 @@ MEMORY_BYTES = 512 * 2**20
 class _Generation(jinja2.ext.Extension):
     """`{% generation %} ... {% endgeneration %}` marks what the assistant said; here its content stands."""
 
-    tags: ClassVar = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  as its base class has it
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         """The content."""
