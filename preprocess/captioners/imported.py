@@ -8,15 +8,16 @@ Left out: entries that are no captions at all (a time that is no number): readin
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taro.annotations.lint import as_float, decimal_text
+from taro.annotations.reading import BLANK, LineReader
 from taro.core.errors import AnnotationError
-from taro.core.json import strict_json
+from taro.core.files import file_sha256
 from taro.grounding.moment import Moment
 from taro.grounding.records import DenseCaption
 from taro.preprocess.config import CaptionConfig
@@ -43,7 +44,11 @@ class Entry(NamedTuple):
 def file_facts(config: CaptionConfig, whole: bool, dtype: str) -> dict[str, Any]:
     """What captions of a file are, for the plan: the file's digest. Raises AnnotationError."""
     assert config.file is not None
-    return {"method": config.method, "sha256": hashlib.sha256(_bytes(config.file)).hexdigest()}
+    try:
+        return {"method": config.method, "sha256": file_sha256(config.file)}
+    except OSError as error:
+        raise AnnotationError(
+            f"caption.file {config.file}: cannot be read ({error.strerror}); expected JSONL") from None
 
 
 class Given:
@@ -82,36 +87,36 @@ class Given:
 
 
 def captions_file(path: Path) -> dict[str, list[Entry]]:
-    """Entries by video name from a JSONL file: {"video": ..., "captions": [{"start_s", "end_s", "text"}, ...]}.
-    Raises AnnotationError that names the line."""
+    """Entries by video name from a JSONL file: {"video": ..., "captions": [{"start_s", "end_s", "text"}, ...]}, read
+    as annotations are (`taro.annotations.reading`). Raises AnnotationError that names the line."""
     found: dict[str, list[Entry]] = {}
-    for number, line in enumerate(_bytes(path).decode("utf-8", "replace").split("\n"), start=1):
-        if not line.strip():
+    for one in LineReader(path, kind="a file of captions").values():
+        if one.problem == BLANK:
             continue
         try:
-            row = strict_json(line.encode(), any_value=True)
-            entries = [_entry(caption) for caption in row["captions"]]
-            found.setdefault(str(row["video"]), []).extend(entries)
+            if one.problem is not None:
+                raise ValueError(one.problem)
+            video, captions = decimal_text(one.value["video"]), one.value["captions"]
+            if not isinstance(video, str) or not isinstance(captions, list | None):
+                raise ValueError(f"video is a {type(video).__name__}, captions are a {type(captions).__name__}")
+            found.setdefault(video.strip(), []).extend(_entry(caption) for caption in captions or ())
         except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise AnnotationError(f'{path}, line {number}: expected {{"video": ..., "captions": [{{"start_s", "end_s", '
-                                  f'"text"}}]}}; {type(error).__name__}: {str(error)[:200]}') from None
+            raise AnnotationError(f'{path}, line {one.number}: expected {{"video": ..., "captions": [{{"start_s", '
+                                  f'"end_s", "text"}}]}} in UTF-8; {type(error).__name__}: '
+                                  f"{str(error)[:200]}") from None
     return found
 
 
 def _entry(caption: Any) -> Entry:
-    entry = Entry(float(caption["start_s"]), float(caption["end_s"]), caption["text"])
+    start_s, end_s = (as_float(caption[end]) for end in ("start_s", "end_s"))
+    if start_s is None or end_s is None:
+        raise ValueError(f"a caption needs two finite times, got {str(caption)[:100]!a}")
+    entry = Entry(start_s, end_s, caption["text"])
     finite = math.isfinite(entry.start_s) and math.isfinite(entry.end_s)
     if not (finite and isinstance(entry.text, str) and len(entry.text.encode()) <= MAX_TEXT_BYTES):  # encodes: is text
         raise ValueError(f"a caption needs two finite times and a text of at most {MAX_TEXT_BYTES:,} bytes, got "
                          f"{str(caption)[:100]!a}")
     return entry
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise AnnotationError(f"caption.file {path}: cannot be read ({error.strerror}); expected JSONL") from None
 
 
 def fit(entries: Sequence[Entry], duration_s: float, *, start_s: float = 0.0

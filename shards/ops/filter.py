@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from taro.core.errors import ConfigError, ShardError
+from taro.core.text_files import read_text
 from taro.grounding.records import QueryRecord
 from taro.shards.ops.rewrite import SLICE_BYTES, Derived, Part, derive, write_part
 from taro.shards.reader import ShardSet
 
 __all__ = ["Selection", "filter_set", "named"]
+
+MAX_LIST_BYTES = 64 << 20
+"""of a file of names"""
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,12 @@ def named(words: Iterable[str]) -> frozenset[str]:
     """
     names: list[str] = []
     for word in words:
-        try:
-            listed = Path(word[1:]).read_text(encoding="utf-8", errors="replace") if word.startswith("@") else word
-        except OSError as error:
-            raise ConfigError(f"{word}: expected a file with one name a line after the @, got none that can be read "
-                              f"({error.strerror})") from None
-        names += listed.split("\n")
+        listed = [word]
+        if word.startswith("@"):
+            if not Path(word[1:]).is_file():
+                raise ConfigError(f"{word}: expected a file with one name a line after the @, got none")
+            listed = read_text(Path(word[1:]), error=ConfigError, limit_bytes=MAX_LIST_BYTES).split("\n")
+        names += listed
     return frozenset(name.rstrip("\r") for name in names if name.strip())
 
 

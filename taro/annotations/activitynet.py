@@ -33,7 +33,7 @@ def parse_pairs(document: dict[str, Any], *, spans: str, texts: str, split: str,
     as one line."""
     number = 0
     for video, entry in document.items():
-        data = checked_object(entry, number + 1, ("duration", spans, texts))
+        data = checked_object(entry, number + 1, (spans, texts))
         if isinstance(data, Dropped):
             number += 1
             yield data
@@ -45,11 +45,11 @@ def parse_pairs(document: dict[str, Any], *, spans: str, texts: str, split: str,
             what = "are empty" if paired else "are not two lists of one length"
             yield Dropped(number, str(number), f"{spans} and {texts} {what}: {video[:60]!a}")
             continue
-        captions = _captions(windows, queries, data["duration"]) if dense else None
+        captions = _captions(windows, queries, data.get("duration")) if dense else None
         for index, (window, query) in enumerate(zip(windows, queries, strict=True)):
             number += 1
             row_id = f"{video}#{index}"
-            yield RawRow(number, video, query, [window], row_id, data["duration"], split=split, captions=captions)
+            yield RawRow(number, video, query, [window], row_id, data.get("duration"), split=split, captions=captions)
 
 
 def _captions(windows: list[Any], texts: list[Any], duration_s: Any) -> Any:

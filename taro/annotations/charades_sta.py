@@ -5,17 +5,19 @@ Ids are line numbers: the files have none of their own. About one window in seve
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterator
+import re
 from pathlib import Path
 
 from taro.annotations.lint import RawRow
 from taro.annotations.reading import Line
 from taro.annotations.rows import Dropped
+from taro.annotations.tables import read_csv
 from taro.core.errors import AnnotationError
 
 __all__ = ["parse_line", "read_lengths"]
+
+NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{0,400})?")
 
 
 def parse_line(line: Line, *, split: str, lengths: dict[str, float]) -> RawRow | Dropped:
@@ -37,24 +39,20 @@ def parse_line(line: Line, *, split: str, lengths: dict[str, float]) -> RawRow |
 
 
 def read_lengths(path: Path) -> dict[str, float]:
-    """Video id -> seconds, from a csv with the columns `id` and `length`."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return dict(_lengths(csv.DictReader(file), path))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AnnotationError(f"{path}: expected a csv of lengths with the columns id,length; got: {error}") from None
-
-
-def _lengths(reader: csv.DictReader[str], path: Path) -> Iterator[tuple[str, float]]:
-    if not {"id", "length"} <= set(reader.fieldnames or ()):
-        raise AnnotationError(
-            f"{path}: expected a csv with the columns id,length, got {list(reader.fieldnames or ())[:10]}")
-    for row in reader:
-        try:
-            length_s = float(row["length"])
-        except (TypeError, ValueError):
-            length_s = math.nan
-        if not length_s > 0:
-            raise AnnotationError(
-                f"{path}: line {reader.line_num}: length of {row['id']} is {row['length']!a}, expected seconds")
-        yield row["id"], length_s
+    """Video id -> seconds, from a csv with the columns `id` and `length`. Raises AnnotationError, also where a video
+    has two lengths."""
+    table = read_csv(path, kind="a csv of lengths")
+    if not {"id", "length"} <= {*table.columns}:
+        raise AnnotationError(f"{path}: expected a csv with the columns id,length, got {table.columns[:10]}")
+    lengths: dict[str, float] = {}
+    for row in table:
+        if row.problem is not None:
+            raise AnnotationError(f"{path}: line {row.line}: {row.problem}; expected a csv of lengths")
+        video, length = row.cells["id"].strip(), row.cells["length"].strip()
+        length_s = float(length) if NUMBER.fullmatch(length) else 0.0
+        if not 0 < length_s < math.inf:
+            raise AnnotationError(f"{path}: line {row.line}: length of {video} is {length!a}, expected seconds")
+        if lengths.setdefault(video, length_s) != length_s:
+            raise AnnotationError(f"{path}: line {row.line}: {video} has two lengths, {lengths[video]} and {length_s}; "
+                                  "keep the right one")
+    return lengths

@@ -1,43 +1,46 @@
 """The JSONL that docs/annotations.md recommends for anything else, and the sandbox's own, which is the same.
 
-Required: `video`, `query`, `windows` ([[start, end], ...] in seconds from the start of the clip). Optional: `qid`,
-`duration`, `clip` ([start, end] in the file, where the clip is a cut), `split`, `difficulty`, `captions`
-([{"start_s", "end_s", "text"}, ...]). Other keys are not read; the sandbox adds `events`."""
+Required: `video`, `query`, and `windows` ([[start, end], ...] in seconds from the start of the clip, or one [start,
+end]) or `start` and `end`. Optional: `qid`, `duration`, `clip` ([start, end] in the file, where the clip is a cut) or
+`clip_start` and `clip_end`, `split`, `difficulty`, `captions` ([{"start_s", "end_s", "text"}, ...]). An optional key
+that is null is absent. Other keys are not read; the sandbox adds `events`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from taro.annotations.lint import RawRow
-from taro.annotations.reading import Line
 from taro.annotations.rows import Dropped
-from taro.core.json import strict_json
 
-__all__ = ["checked_object", "json_object", "parse_line"]
+__all__ = ["FIELDS", "checked_object", "parse_item", "row_of"]
 
-REQUIRED = ("video", "query", "windows")
+FIELDS = ("video", "query", "windows", "start", "end", "qid", "duration", "clip", "clip_start", "clip_end", "split",
+          "difficulty", "captions")
 
 
-def parse_line(line: Line, *, split: str) -> RawRow | Dropped:
-    """One line as a raw row; `split` serves rows that name none.
+def parse_item(item: Any, number: int, *, split: str) -> RawRow | Dropped:
+    """One object as a raw row; `split` serves rows that name none.
 
-    >>> parse_line(Line(3, '{"video": "a.mp4", "query": "a dog barks", "windows": [[1, 2]]}'), split="train").video
-    'a.mp4'
+    >>> parse_item({"video": "a.mp4", "query": "a dog barks", "start": 1, "end": 2}, 3, split="train").windows
+    [[1, 2]]
     """
-    data = json_object(line, REQUIRED)
-    if isinstance(data, Dropped):
-        return data
-    return RawRow(line.number, data["video"], data["query"], data["windows"], row_id=data.get("qid"),
-                  duration_s=data.get("duration"), clip=data.get("clip"), split=data.get("split", split),
-                  difficulty=data.get("difficulty"), captions=data.get("captions"))
+    windows = isinstance(item, dict) and (item.get("windows") is not None or not {"start", "end"} <= {*item})
+    data = checked_object(item, number, ("video", "query", *(["windows"] if windows else [])))
+    return data if isinstance(data, Dropped) else row_of(data, number, split=split)
 
 
-def json_object(line: Line, required: tuple[str, ...]) -> dict[str, Any] | Dropped:
-    """The JSON object of a line, with the keys that its format cannot do without."""
-    try:
-        return checked_object(strict_json(line.text.encode(), any_value=True), line.number, required)
-    except ValueError as error:
-        return Dropped(line.number, str(line.number), f"not JSON: {error}"[:200])
+def row_of(data: Mapping[str, Any], number: int, *, split: str) -> RawRow:
+    """A raw row of values under the names of `FIELDS`."""
+    windows, ends = data.get("windows"), [data.get("start"), data.get("end")]
+    if windows is None and ends != [None, None]:
+        windows = [ends]
+    clip, cut = data.get("clip"), [data.get("clip_start"), data.get("clip_end")]
+    if clip is None and cut != [None, None]:
+        clip = cut
+    name = data.get("split")
+    return RawRow(number, data.get("video"), data.get("query"), windows, data.get("qid"), data.get("duration"), clip,
+                  split if name is None else name, data.get("difficulty"), data.get("captions"))
 
 
 def checked_object(value: Any, number: int, required: tuple[str, ...]) -> dict[str, Any] | Dropped:

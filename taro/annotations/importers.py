@@ -7,13 +7,15 @@ is the linter's. A new format is one function and one entry of `DATASETS`; `hf` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from taro.annotations import activitynet, charades_sta, generic, qvhighlights, taro_authors, time_r1, timelens, tvgbench
 from taro.annotations.hugging_face import HuggingFaceReader
 from taro.annotations.lint import RawRow, lint, make_unique
-from taro.annotations.reading import Line, LineReader
+from taro.annotations.reading import Line, LineReader, Value
 from taro.annotations.rows import Dropped, LintReport, Outcome, Repaired
 from taro.core.errors import AnnotationError
 
@@ -23,6 +25,8 @@ LintPolicy = Literal["repair", "drop", "fail"]
 Importer = Callable[[LineReader, str, Path | None], Iterator[RawRow | Dropped]]
 SHOWN = 5
 MAX_ROWS = 2_000_000
+TABLES = {"arrow", "csv", "datasets", "huggingface", "hugging_face", "json", "pandas", "parquet", "table", "tsv"}
+"""names by which the format hf is asked for"""
 
 
 def _charades_sta(reader: LineReader, split: str, lengths: Path | None) -> Iterator[RawRow | Dropped]:
@@ -35,28 +39,35 @@ def _charades_sta(reader: LineReader, split: str, lengths: Path | None) -> Itera
 
 
 def _lines(parse: Callable[..., RawRow | Dropped]) -> Importer:
-    """A format of lines; `parse(line, split=...)` reads one."""
+    """A format of JSON lines, which one JSON list may hold as well; `parse(item, number, split=...)` reads one."""
 
     def read(reader: LineReader, split: str, lengths: Path | None) -> Iterator[RawRow | Dropped]:
         _no_lengths(lengths)
-        for line in reader:
-            yield parse(line, split=split) if line.problem is None else _unread(line)
+        for one in reader.values():
+            yield parse(one.value, one.number, split=split) if one.problem is None else _unread(one)
 
     return read
 
 
 def _items(parse: Callable[..., RawRow | Dropped]) -> Importer:
-    """A JSON list; `parse(item, number, split=...)` reads one item."""
+    """A JSON list, which JSON lines may hold as well; `parse(item, number, split=...)` reads one item."""
 
     def read(reader: LineReader, split: str, lengths: Path | None) -> Iterator[RawRow | Dropped]:
         _no_lengths(lengths)
-        document = reader.document()
-        if not isinstance(document, list):
-            raise AnnotationError(f"{reader.path}: expected a JSON list of items, got a {type(document).__name__}")
-        for number, item in enumerate(document, 1):
-            yield parse(item, number, split=split)
+        for place, one in enumerate(reader.values(document=True)):
+            row = parse(one.value, one.number, split=split) if one.problem is None else _unread(one)
+            if place == 0 and isinstance(row, Dropped):
+                _refuse_other_document(reader, one)
+            yield row
 
     return read
+
+
+def _refuse_other_document(reader: LineReader, one: Value) -> None:
+    """A file that holds a single object, which is no item, is of another format."""
+    if isinstance(one.value, dict) and next(islice(reader.values(document=True), 1, None), None) is None:
+        raise AnnotationError(f"{reader.path}: expected a JSON list of items, got an object with the keys "
+                              f"{', '.join(map(ascii, list(one.value)[:5]))[:200]}")
 
 
 def _videos(parse: Callable[..., Iterator[RawRow | Dropped]]) -> Importer:
@@ -77,21 +88,21 @@ def _no_lengths(lengths: Path | None) -> None:
         raise AnnotationError(f"{lengths}: this format carries durations itself; leave the file of lengths out")
 
 
-def _unread(line: Line) -> Dropped:
+def _unread(line: Line | Value) -> Dropped:
     assert line.problem is not None
     return Dropped(line.number, str(line.number), line.problem)
 
 
 DATASETS: dict[str, Importer] = {
     "charades-sta": _charades_sta,
-    "jsonl": _lines(generic.parse_line),
-    "sandbox": _lines(generic.parse_line),
+    "jsonl": _lines(generic.parse_item),
+    "sandbox": _lines(generic.parse_item),
     "activitynet": _videos(activitynet.parse_document),
-    "qvhighlights": _lines(qvhighlights.parse_line),
+    "qvhighlights": _lines(qvhighlights.parse_item),
     "tvgbench": _items(tvgbench.parse_item),
     "time-r1": _items(time_r1.parse_item),
     "taro": _items(taro_authors.parse_item),
-    "taro-eval": _lines(qvhighlights.parse_taro_line),
+    "taro-eval": _lines(qvhighlights.parse_taro_item),
     "timelens": _videos(timelens.parse_document),
 }
 """Format name -> importer: (lines, split of rows that name none, file of lengths) -> raw rows, one a line."""
@@ -115,7 +126,8 @@ def import_annotations(path: str | Path, *, dataset: str, split: str = "train", 
         columns: for `hf`, which column holds which field, such as {"query": "sentence"}.
     """
     if dataset not in dataset_names():
-        raise AnnotationError(f"{dataset}: no such annotation format; expected one of: {', '.join(dataset_names())}")
+        raise AnnotationError(f"{dataset}: no such annotation format{_meant(dataset)}; expected one of: "
+                              f"{', '.join(dataset_names())}")
     if policy not in ("repair", "drop", "fail"):
         raise AnnotationError(f"{policy}: no such policy; expected repair, drop or fail")
     if columns and dataset != "hf":
@@ -142,6 +154,17 @@ def _open(path: str | Path, dataset: str, split: str, lengths: Path | None,
         path = path / "annotations.jsonl"
     reader = LineReader(path)
     return reader, DATASETS[dataset](reader, split, lengths)
+
+
+def _meant(dataset: str) -> str:
+    """What a name that is no format may be meant for; "" where nothing is near."""
+    asked = dataset.lower().lstrip(".")
+    if asked.split(".")[0] in TABLES:
+        return "; use hf, which reads csv, tsv, parquet and json files (--column FIELD=COLUMN names their columns)"
+    names = dataset_names()
+    near = [name for name in names if asked and (name.startswith(asked) or asked.startswith(name))]
+    near = near or get_close_matches(asked, names, n=1) or get_close_matches(asked.replace("_", "-"), names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _bounded(rows: Iterable[RawRow | Dropped], where: str) -> Iterator[RawRow | Dropped]:

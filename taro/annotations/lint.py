@@ -20,10 +20,12 @@ from taro.grounding.moment import Moment
 from taro.grounding.prompts import normalise_query
 from taro.grounding.records import DenseCaption
 
-__all__ = ["RawRow", "as_float", "lint", "lint_captions", "make_unique"]
+__all__ = ["RawRow", "as_float", "decimal_text", "lint", "lint_captions", "make_unique"]
 
 MAX_QUERY_CHARACTERS = 20_000
 MAX_NAME_CHARACTERS = 500
+MAX_INTEGER = 10**1000
+"""of a name or an id; str() of a larger one may refuse"""
 MAX_WINDOWS = 200
 MAX_CAPTIONS = 10_000
 MAX_TIME_S = 1e6
@@ -141,6 +143,12 @@ def as_float(value: Any) -> float | None:
         return None
 
 
+def decimal_text(value: Any) -> Any:
+    """An integer as its decimal text, which it is as a name or an id; anything else as it is."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < MAX_INTEGER
+    return str(value) if whole else value
+
+
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise _UnusableError(f"no {what}: expected a string, got {_shown(value)}")
@@ -152,7 +160,7 @@ def _text(value: Any, what: str) -> str:
 
 
 def _name(value: Any, what: str) -> str:
-    text = _text(value, what).strip()
+    text = _text(decimal_text(value), what).strip()
     if not text or not text.isprintable():
         raise _UnusableError(f"unusable {what}: expected a printable name, got {_shown(value)}")
     if len(text) > MAX_NAME_CHARACTERS:
@@ -163,9 +171,7 @@ def _name(value: Any, what: str) -> str:
 def _row_id(raw: RawRow, found: _Findings) -> str:
     if raw.row_id is None:
         return str(raw.line)
-    if isinstance(raw.row_id, int) and not isinstance(raw.row_id, bool):
-        return _row_id(RawRow(raw.line, None, None, None, row_id=f"{raw.row_id:d}"), found)
-    text = " ".join(_text(raw.row_id, "qid").split())
+    text = " ".join(_text(decimal_text(raw.row_id), "qid").split())
     if len(text) > MAX_NAME_CHARACTERS:
         found.note(ID_SHORTENED)
         return f"{text[: MAX_NAME_CHARACTERS - 40]}#{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -185,7 +191,7 @@ def _query(value: Any, found: _Findings) -> str:
 
 
 def _clip(value: Any, found: _Findings) -> Moment | None:
-    if value is None:
+    if value is None or (isinstance(value, list | tuple) and list(value) == [None, None]):
         return None
     clip = _pair(value)
     if clip is None or not clip.is_finite() or not 0 <= clip.start_s < clip.end_s <= MAX_TIME_S:
@@ -218,6 +224,8 @@ def _windows(value: Any, duration_s: float | None, found: _Findings) -> tuple[Mo
     """Not clipped yet. Windows that cannot be used are left out; the row falls with its last one, for its reason."""
     if not isinstance(value, list | tuple) or not value:
         raise _UnusableError(f"no window: expected a list of [start, end], got {_shown(value)}")
+    if len(value) == 2 and not any(isinstance(item, list | tuple | dict) for item in value):
+        value = [value]  # one window that is not in a list of its own
     if len(value) > MAX_WINDOWS:
         raise _UnusableError(f"more than {MAX_WINDOWS} windows: {len(value):,}")
     kept, reasons = [], []

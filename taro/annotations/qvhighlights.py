@@ -9,35 +9,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from taro.annotations.generic import json_object
+from taro.annotations.generic import checked_object
 from taro.annotations.lint import RawRow
-from taro.annotations.reading import Line
 from taro.annotations.rows import Dropped
 
-__all__ = ["cut_of", "parse_line", "parse_taro_line"]
+__all__ = ["cut_of", "parse_item", "parse_taro_item"]
 
 
-def parse_line(line: Line, *, split: str) -> RawRow | Dropped:
+def parse_item(item: Any, number: int, *, split: str) -> RawRow | Dropped:
     """A line of QVHighlights; lines of its test split have no windows and are dropped, saying so.
 
-    >>> parse_line(Line(1, '{"qid": 5, "query": "q", "vid": "a_0_150", "relevant_windows": []}'), split="val").video
+    >>> parse_item({"qid": 5, "query": "q", "vid": "a_0_150", "relevant_windows": []}, 1, split="val").video
     'a_0_150'
     """
-    data = json_object(line, ("qid", "query", "vid", "relevant_windows"))
+    data = checked_object(item, number, ("query", "vid", "relevant_windows"))
     if isinstance(data, Dropped):
         return data
-    marked = "relevant_clip_ids" in data or "saliency_scores" in data
-    return RawRow(line.number, data["vid"], data["query"], data["relevant_windows"], data["qid"], data.get("duration"),
-                  split=split,
-                  saliency=(data.get("relevant_clip_ids"), data.get("saliency_scores")) if marked else None)
+    marks = (data.get("relevant_clip_ids"), data.get("saliency_scores"))
+    return RawRow(number, data["vid"], data["query"], data["relevant_windows"], data.get("qid"), data.get("duration"),
+                  split=split, saliency=None if marks == (None, None) else marks)
 
 
-def parse_taro_line(line: Line, *, split: str) -> RawRow | Dropped:
+def parse_taro_item(item: Any, number: int, *, split: str) -> RawRow | Dropped:
     """A line of TaRO's evaluation files."""
-    data = json_object(line, ("qid", "query", "video_file", "relevant_windows"))
+    data = checked_object(item, number, ("query", "video_file", "relevant_windows"))
     if isinstance(data, Dropped):
         return data
-    return RawRow(line.number, data["video_file"], data["query"], data["relevant_windows"], data["qid"],
+    return RawRow(number, data["video_file"], data["query"], data["relevant_windows"], data.get("qid"),
                   data.get("duration"), clip=cut_of(data), split=split, may_be_cut=True)
 
 

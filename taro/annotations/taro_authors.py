@@ -43,9 +43,9 @@ def parse_item(item: Any, number: int, *, split: str) -> RawRow | Dropped:
     truth = data["reward_model"].get("ground_truth") if isinstance(data["reward_model"], dict) else None
     query = data.get("query")
     clip = cut_of(data)
-    name = extra.get("split", split)
+    name, index = split if extra.get("split") is None else extra["split"], extra.get("index")
     return RawRow(number, videos[0], _asked(data.get("prompt")) if query is None else query, [truth],
-                  f"{name}-{extra['index']}" if isinstance(extra.get("index"), int | str) else None,
+                  f"{name}-{index}" if isinstance(index, int | str) and not isinstance(index, bool) else None,
                   extra.get("duration"), clip=None if clip is not None and named_cut(videos[0], clip) else clip,
                   split=name, captions=caption_items(data["captions"]) if data.get("captions") else None,
                   may_be_cut=True)

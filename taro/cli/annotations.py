@@ -66,4 +66,7 @@ def column_mapping(pairs: list[str]) -> dict[str, str]:
     wrong = [pair for pair, (field, _, column) in zip(pairs, split, strict=True) if not field or not column]
     if wrong:
         raise typer.BadParameter(f"expected FIELD=COLUMN, got {wrong[0]}", param_hint="--column")
+    fields = [field for field, _, _ in split]
+    if len(twice := {field for field in fields if fields.count(field) > 1}):
+        raise typer.BadParameter(f"names the field {min(twice)} twice", param_hint="--column")
     return {field: column for field, _, column in split}

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taro.core.errors import ConfigError
 from taro.core.places import paths_from
+from taro.core.text_files import read_text
 
 __all__ = ["Config", "changed_settings", "digest", "load_config", "parse_yaml", "read_yaml", "recipe_names"]
 
@@ -60,17 +61,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|Tr
 
 def read_yaml(path: Path) -> Any:
     """The YAML of a file, see `parse_yaml`. Raises ConfigError, also where it cannot be read or is too large."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_YAML_BYTES + 1)
-        text = data.decode("utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: a recipe is YAML in UTF-8, got other bytes at {error.start:,}") from None
-    if len(data) > MAX_YAML_BYTES:
-        raise ConfigError(f"{path}: expected at most {MAX_YAML_BYTES:,} bytes of YAML, got more")
-    return parse_yaml(text, str(path))
+    return parse_yaml(read_text(path, error=ConfigError, limit_bytes=MAX_YAML_BYTES), str(path))
 
 
 def parse_yaml(text: str, where: str) -> Any:

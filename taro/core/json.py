@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from taro.core.errors import ModelError, ShardError, TaroError
 
 __all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_JSON_BYTES", "canonical_json", "parse_json", "parse_model", "read_json",
-           "strict_json"]
+           "strict_json", "strict_json_values"]
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -27,6 +28,7 @@ MAX_DEPTH = 32
 MAX_JSON_BYTES = 64 * 2**20
 """of a file that `read_json` reads"""
 
+_BLANKS = re.compile(r"[ \t\r\n]*")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
@@ -50,14 +52,37 @@ def strict_json(data: bytes, *, any_value: bool = False) -> Any:
     """
     _check_brackets(data)
     try:
-        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_distinct,
-                            parse_constant=float if any_value else _no_constant,
-                            parse_float=float if any_value else _finite)
+        parsed = _decoder(any_value).decode(data.decode("utf-8"))
     except RecursionError:
         raise ValueError("JSON is nested too deeply") from None
     if not any_value and (b"\\ud" in data or b"\\uD" in data):
         json.dumps(parsed, ensure_ascii=False).encode()  # half of a surrogate pair cannot be encoded
     return parsed
+
+
+def strict_json_values(data: bytes) -> list[Any]:
+    """The same for several values behind one another, as `jq` prints them, with any values in them.
+
+    >>> strict_json_values(b'{"a": 1}\\n{\\n"a": 2}')
+    [{'a': 1}, {'a': 2}]
+    """
+    _check_brackets(data)
+    text, decoder, found = data.decode("utf-8"), _decoder(any_value=True), []
+    at = _BLANKS.match(text).end()  # type: ignore[union-attr]
+    try:
+        while at < len(text):
+            value, at = decoder.raw_decode(text, at)
+            found.append(value)
+            at = _BLANKS.match(text, at).end()  # type: ignore[union-attr]
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
+    return found
+
+
+@cache
+def _decoder(any_value: bool) -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=_distinct, parse_constant=float if any_value else _no_constant,
+                            parse_float=float if any_value else _finite)
 
 
 def parse_json(data: bytes, where: str, *, limit_bytes: int, error: type[TaroError] = ShardError) -> Any:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from taro.annotations import AnnotationRow, LintReport, import_annotations
-from taro.annotations.reading import LineReader
+from taro.annotations.lint import decimal_text
+from taro.annotations.reading import BLANK, LineReader
 from taro.core.errors import AnnotationError
-from taro.core.json import strict_json
 from taro.core.text import visible
 from taro.grounding.answers import parse_answer, parse_answers, written_reasoning
 from taro.grounding.moment import Moment
@@ -201,13 +201,13 @@ def _joined(responses: Sequence[Response], rows: Sequence[AnnotationRow], predic
 def read_responses(path: str | Path, *, protocol: str = "taro") -> list[Response]:
     """The lines of a predictions file; raises AnnotationError at the first that cannot be read or repeats a query."""
     responses: dict[tuple[str, ...], Response] = {}
-    for line in LineReader(Path(path), kind="a predictions file"):
-        if line.problem == "blank line":
+    for one in LineReader(Path(path), kind="a predictions file").values():
+        if one.problem == BLANK:
             continue
-        where = f"{path}: line {line.number}"
-        if line.problem is not None:
-            raise AnnotationError(f"{where}: {line.problem}")
-        response = _response(line.number, line.text, where, protocol)
+        where = f"{path}: line {one.number}"
+        if one.problem is not None:
+            raise AnnotationError(f"{where}: expected a JSON object, got: {one.problem}")
+        response = _response(one.number, one.value, where, protocol)
         first = responses.setdefault(response.name, response)
         if first is not response:
             raise AnnotationError(
@@ -258,16 +258,12 @@ def _prediction(row: AnnotationRow, response: Response | None) -> Prediction:
                       unclipped=row.unclipped, answers=response.answers if response else ())
 
 
-def _response(number: int, text: str, where: str, protocol: str) -> Response:
-    try:
-        data = strict_json(text.encode(), any_value=True)
-    except ValueError as error:
-        raise AnnotationError(f"{where}: expected a JSON object, got: {error}") from None
+def _response(number: int, data: Any, where: str, protocol: str) -> Response:
     if not isinstance(data, dict):
         raise AnnotationError(f"{where}: expected a JSON object, got a {type(data).__name__}")
     name = _name(data, where)
     reasoning = data.get("reasoning")
-    ranked = _ranked(data["pred_relevant_windows"], where) if "pred_relevant_windows" in data else None
+    ranked = None if data.get("pred_relevant_windows") is None else _ranked(data["pred_relevant_windows"], where)
     if isinstance(data.get("text"), str):
         predicted = parse_answer(data["text"], protocol=protocol)
         answers = parse_answers(data["text"], protocol=protocol)
@@ -283,7 +279,8 @@ def _response(number: int, text: str, where: str, protocol: str) -> Response:
             "got none of them")
     if reasoning is None and isinstance(data.get("text"), str):
         reasoning = written_reasoning(data["text"])
-    clip_scores = _clip_scores(data["pred_saliency_scores"], where) if "pred_saliency_scores" in data else None
+    scores = data.get("pred_saliency_scores")
+    clip_scores = None if scores is None else _clip_scores(scores, where)
     return Response(number, name, predicted, reasoning if isinstance(reasoning, str) else None, ranked, clip_scores,
                     data["text"] if isinstance(data.get("text"), str) else None, answers)
 
@@ -311,10 +308,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _name(data: dict[str, Any], where: str) -> tuple[str, ...]:
-    query_id = data.get("query_id", data.get("qid"))
-    if isinstance(query_id, str) or (isinstance(query_id, int) and not isinstance(query_id, bool)):
-        return ("id", " ".join(str(query_id).split()))
-    video, query = data.get("video"), data.get("query")
+    query_id = decimal_text(data.get("qid") if data.get("query_id") is None else data["query_id"])
+    if isinstance(query_id, str):
+        return ("id", " ".join(query_id.split()))
+    video, query = decimal_text(data.get("video")), data.get("query")
     if isinstance(video, str) and isinstance(query, str):
         return ("query", video.strip(), normalise_query(query))
     raise AnnotationError(

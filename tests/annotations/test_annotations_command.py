@@ -61,3 +61,18 @@ def test_lint_maps_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert run(capsys, path, "--dataset", "hf", "--column", "query")[0] == 2
     code, _, err = run(capsys, path, "--dataset", "hf")
     assert code == 1 and "query=sentence" in err
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [("csv", "use hf, which reads csv"), ("parquet", "use hf"), ("json", "use hf"),
+     ("charades", "did you mean charades-sta?"),
+     ("qv_highlights", "did you mean qvhighlights?"), ("time_r1", "did you mean time-r1?"), ("", "expected one of")],
+)  # fmt: skip
+def test_an_unknown_format_is_answered_with_the_one_that_is_meant(tmp_path: Path, asked: str, meant: str) -> None:
+    from taro.annotations import import_annotations
+    from taro.core.errors import AnnotationError
+
+    with pytest.raises(AnnotationError, match="no such annotation format") as caught:
+        import_annotations(tmp_path, dataset=asked)
+    assert meant in str(caught.value)

@@ -14,8 +14,6 @@ from taro.annotations import Dropped, LintReport, import_annotations
 from taro.core.errors import AnnotationError
 from taro.grounding.moment import Moment
 
-pytest.importorskip("datasets")
-
 ROWS: list[dict[str, Any]] = [
     {"file": "a.mp4", "text": "a dog", "span": [1.0, 4.0], "len": 9.0, "id": 7, "meta": {"part": [60.0, 69.0]}},
     {"file": "b.mp4", "text": " a {cat}, sits", "span": [8.0, 2.0], "len": 9.0, "id": 8, "meta": {"part": None}},
@@ -90,7 +88,7 @@ def test_wrong_use_is_one_message(tmp_path: Path) -> None:
         (path, {"query": "text", "video": "file"}, "expected a column for windows"),
         (path, COLUMNS | {"query": "sentence"}, "expected columns sentence"),
         (path, {"queries": "text"}, "no such field: queries"),
-        (broken, COLUMNS, "cannot be read by datasets"),
+        (broken, COLUMNS, "not a parquet table that can be read"),
         (text, {}, "ends in .parquet"),
         (tmp_path, {}, "or a hub id"),
         ("no such name", {}, "or a hub id"),
@@ -102,10 +100,13 @@ def test_wrong_use_is_one_message(tmp_path: Path) -> None:
 
 
 def test_without_datasets_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = written(tmp_path, "json")
+    """Hub sets alone need it."""
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(AnnotationError, match="pip install datasets"):
-        import_annotations(path, dataset="hf", columns=COLUMNS)
+        import_annotations("owner/name", dataset="hf", columns=COLUMNS)
+    for kind in ("json", "parquet"):
+        path = written(tmp_path, kind)
+        check(import_annotations(path, dataset="hf", split="val", columns=COLUMNS), path)
 
 
 def test_a_hub_id_that_cannot_be_reached_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,8 @@ def messages() -> tuple[Message, ...]:
     found = []
     for where, tree in sources.items():
         wanted = errors | ({"ValueError"} if where in MODELS_OF_SETTINGS else set())
-        wanted |= {"error"} if where == "taro/core/json.py" else set()  # the class that the caller names
+        if where in ("taro/core/json.py", "taro/core/text_files.py"):
+            wanted |= {"error"}  # the class that the caller names
         for node in ast.walk(tree):
             if not isinstance(node, ast.Call) or not node.args:
                 continue
