@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from taro.core.text import one_line
 from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.config import ASKED, PreprocessConfig
 from taro.preprocess.job import Job, Only, open_job
@@ -69,7 +70,7 @@ class Estimate:
         whole = self.slices_left == self.slices
         lines = [
             f"{self.inputs:,} annotation rows: {self.rows:,} to be looked at, {self.skipped:,} skipped already",
-            *(f"  skipped {count:>6,}  {reason}" for reason, count in self.reasons.items()),
+            *(f"  skipped {count:>6,}  {one_line(reason)}" for reason, count in self.reasons.items()),
             f"{self.videos:,} videos, {self.clips:,} clips, {self.slices:,} slices" + (f", {video}" if whole else "")]
         if not self.slices_left:
             return "\n".join([*lines, "nothing is left to do"])

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taro.core.text import one_line
+
 __all__ = ["PreprocessReport", "Progress"]
 
 
@@ -68,4 +70,4 @@ class PreprocessReport:
         if self.transient:
             lines.append(f"  {self.transient:>14,}  of them may pass now: --retry transient makes their slices again")
         lines.append(f"{self.out}: complete" if self.complete else f"{self.out}: not complete yet, run it again")
-        return "\n".join(lines)
+        return "\n".join(map(one_line, lines))

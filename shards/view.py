@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taro.core.counting import OnProgress, counted
 from taro.core.errors import ShardError
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.pages.cards import (
@@ -47,7 +48,7 @@ class _Clip:
 
 
 def view(root: str | Path, out: str | Path, *, rollouts: Rollouts | None = None, limit: int = 50,
-         keys: Sequence[str] = ()) -> Path:
+         keys: Sequence[str] = (), progress: OnProgress | None = None) -> Path:
     """Writes the page of the first `limit` clips (or of `keys`) to `out`, a .html file or a folder for index.html.
 
     `rollouts`: clips that have some come first. Returns the page's path. Raises ShardError where a key is not in the
@@ -59,7 +60,7 @@ def view(root: str | Path, out: str | Path, *, rollouts: Rollouts | None = None,
                          f"{', '.join(shard_set.keys[:3])}")
     seen = {key for key, _ in rollouts}
     chosen = list(keys) or sorted(shard_set.keys, key=lambda key: (key not in seen, key))[:limit]
-    clips = [_clip(shard_set, key, rollouts) for key in chosen]
+    clips = [_clip(shard_set, key, rollouts) for key in counted(chosen, progress)]
     scored = any(lane.label == "CLIP agreement" for clip in clips for lane in clip.timeline.lanes)
     text = render("shards.html", title=shard_set.manifest.name, rows=_facts(shard_set, len(chosen)), clips=clips,
                   agreement=AGREEMENT_NOTE if scored else "")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from taro.core.errors import ConfigError
-from taro.core.text import visible
+from taro.core.text import one_line
 from taro.shards.mix import MixedOrder
 from taro.shards.ops.filter import Selection, named
 from taro.shards.reader import QueryRef, Sample, ShardSet
@@ -115,7 +115,7 @@ class TrainingData:
                 if lost:
                     log.warning("%s: no %s named %s%s; the filter %s chooses nothing by them", ", ".join(
                         str(one.source.path) for one in mine), "query" if field == "queries" else "clip", ", ".join(
-                        visible(name[:80]) for name in lost[:5]), f" and {len(lost) - 5:,} more" * (len(lost) > 5),
+                        one_line(name[:80]) for name in lost[:5]), f" and {len(lost) - 5:,} more" * (len(lost) > 5),
                         field)
 
     def _too_few(self, draws: int | None, found: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from taro.core.counting import OnProgress, counted
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.shards.reader import ShardSet
 
@@ -69,7 +70,7 @@ class SetDiff:
                 ("contact sheets that differ", self.thumbnails), ("features that differ", self.features)]
 
 
-def diff(a: ShardSet, b: ShardSet) -> SetDiff:
+def diff(a: ShardSet, b: ShardSet, *, progress: OnProgress | None = None) -> SetDiff:
     """Compares two sets. The queries of a clip that only one set has count as queries of that set alone."""
     found = SetDiff(a.place, b.place)
     keys_a, keys_b = set(a.keys), set(b.keys)
@@ -81,7 +82,7 @@ def diff(a: ShardSet, b: ShardSet) -> SetDiff:
         for key in keys:
             queries += [_label(key, name) for name in named_queries(one.clip(key))]
     kinds = [kind for kind in a.manifest.kinds if kind in b.manifest.kinds and kind != "paths"]
-    for key in sorted(keys_a & keys_b):
+    for key in counted(sorted(keys_a & keys_b), progress):
         before = sum(len(names) for _, names in found._parts())
         found.features += [f"{kind} {key}" for kind in kinds if digests(a, kind, key) != digests(b, kind, key)]
         paths_a, paths_b = digests(a, "paths", key), digests(b, "paths", key)

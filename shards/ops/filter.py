@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from taro.core.counting import OnProgress
 from taro.core.errors import ConfigError, ShardError
 from taro.core.text_files import read_text
 from taro.grounding.records import QueryRecord
@@ -82,7 +83,8 @@ def named(words: Iterable[str]) -> frozenset[str]:
     return frozenset(name.rstrip("\r") for name in names if name.strip())
 
 
-def filter_set(source: ShardSet, out: str | Path, selection: Selection, *, slice_bytes: int = SLICE_BYTES) -> Derived:
+def filter_set(source: ShardSet, out: str | Path, selection: Selection, *, slice_bytes: int = SLICE_BYTES,
+               progress: OnProgress | None = None) -> Derived:
     """Writes the queries that `selection` keeps, and their clips, as a set at `out`."""
     if not selection.as_dict():
         raise ConfigError("nothing to filter by; expected a split, a difficulty, queries, keys or a text "
@@ -92,7 +94,8 @@ def filter_set(source: ShardSet, out: str | Path, selection: Selection, *, slice
         _known("query", selection.queries,
                {query.id for key in source.keys for query in source.clip(key).queries}, source)
     part = Part(selection.keeps, selection.keeps_empty, {"by": "filter", **selection.as_dict()}, "filter")
-    made = derive(out, [source], lambda root, write: write_part(root, source, part, write, slice_bytes=slice_bytes))
+    made = derive(out, [source], lambda root, write: write_part(root, source, part, write, slice_bytes=slice_bytes,
+                                                                progress=progress))
     return replace(made, root=Path(out))
 
 

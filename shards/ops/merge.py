@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from taro.core.counting import OnProgress, counted
 from taro.core.errors import ConfigError, ShardError
 from taro.grounding.records import ClipRecord
 from taro.models.features import EncoderFingerprint
@@ -56,7 +57,8 @@ class Merged:
         return self.source_inputs - self.made.inputs
 
 
-def merge_sets(sources: Sequence[ShardSet], out: str | Path, *, slice_bytes: int = SLICE_BYTES) -> Merged:
+def merge_sets(sources: Sequence[ShardSet], out: str | Path, *, slice_bytes: int = SLICE_BYTES,
+               progress: OnProgress | None = None) -> Merged:
     """Writes all clips and queries of two or more sets as one set at `out`."""
     if len(sources) < 2:
         raise ConfigError(f"{len(sources)} set to merge; expected two or more, and the folder to make")
@@ -72,7 +74,7 @@ def merge_sets(sources: Sequence[ShardSet], out: str | Path, *, slice_bytes: int
     skipped: list[dict[str, Any]] = []
 
     def pieces() -> Iterator[Piece]:
-        for key in sorted(owners):
+        for key in counted(sorted(owners), progress):
             piece = _united(key, owners[key], kinds)
             written.update((key, query.id) for query in piece.record.queries)
             yield piece

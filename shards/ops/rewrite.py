@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from taro.core.counting import OnProgress, counted
 from taro.core.errors import ShardError
 from taro.core.files import explain_disk_errors, fsync, locked, make_folders
 from taro.core.json import canonical_json
@@ -201,13 +202,13 @@ def _digests(shard_set: ShardSet, kind: str, key: str) -> list[tuple[str, str]] 
 
 
 def write_part(root: Path, source: ShardSet, part: Part, write: Writer = write_derived, *,
-               slice_bytes: int = SLICE_BYTES) -> Derived:
+               slice_bytes: int = SLICE_BYTES, progress: OnProgress | None = None) -> Derived:
     """Writes part of a set into `root`; the queries that it leaves out join the source's skipped rows."""
     manifest = source.manifest
     skipped = source_skipped(source)
 
     def pieces() -> Iterator[Piece]:
-        for key in source.keys:
+        for key in counted(source.keys, progress):
             clip = source.clip(key)
             kept = [query for query in clip.queries if part.keeps(key, query)]
             skipped.extend(_left_out(clip, query, part.detail) for query in clip.queries if not part.keeps(key, query))

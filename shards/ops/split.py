@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from taro.core.counting import OnProgress
 from taro.core.draws import rng
 from taro.core.errors import ConfigError, ShardError
 from taro.grounding.records import QueryRecord
@@ -24,7 +25,8 @@ __all__ = ["split_by_fraction", "split_by_split"]
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
-def split_by_split(source: ShardSet, out: str | Path, *, slice_bytes: int = SLICE_BYTES) -> dict[str, Derived]:
+def split_by_split(source: ShardSet, out: str | Path, *, slice_bytes: int = SLICE_BYTES,
+                   progress: OnProgress | None = None) -> dict[str, Derived]:
     """One set `out/NAME` for each split that queries name."""
     names = sorted({query.split for key in source.keys for query in source.clip(key).queries})
     if not names:
@@ -33,11 +35,11 @@ def split_by_split(source: ShardSet, out: str | Path, *, slice_bytes: int = SLIC
     for name in _checked(names):
         selection = Selection(split=name)
         parts[name] = Part(selection.keeps, selection.keeps_empty, {"by": "split", "part": name}, "split by split")
-    return _cut(source, out, parts, slice_bytes=slice_bytes)
+    return _cut(source, out, parts, slice_bytes=slice_bytes, progress=progress)
 
 
 def split_by_fraction(source: ShardSet, out: str | Path, fractions: Mapping[str, float], *, seed: int = 0,
-                      slice_bytes: int = SLICE_BYTES) -> dict[str, Derived]:
+                      slice_bytes: int = SLICE_BYTES, progress: OnProgress | None = None) -> dict[str, Derived]:
     """One set `out/NAME` for each fraction of the videos; who goes where is drawn by `seed` from the videos' digests.
 
     The splits that queries name stay as they are."""
@@ -64,14 +66,15 @@ def split_by_fraction(source: ShardSet, out: str | Path, fractions: Mapping[str,
             return where[key] == name
         step = {"by": "fraction", "part": name, "fractions": dict(fractions), "seed": seed}
         parts[name] = Part(mine, mine, step, "split by fraction")
-    return _cut(source, out, parts, slice_bytes=slice_bytes)
+    return _cut(source, out, parts, slice_bytes=slice_bytes, progress=progress)
 
 
-def _cut(source: ShardSet, out: str | Path, parts: Mapping[str, Part], *, slice_bytes: int) -> dict[str, Derived]:
+def _cut(source: ShardSet, out: str | Path, parts: Mapping[str, Part], *, slice_bytes: int,
+         progress: OnProgress | None) -> dict[str, Derived]:
     """Writes each part as a set `out/NAME`, all of them or none."""
 
     def write(root: Path, writer: Writer) -> dict[str, Derived]:
-        return {name: write_part(root / name, source, part, writer, slice_bytes=slice_bytes)
+        return {name: write_part(root / name, source, part, writer, slice_bytes=slice_bytes, progress=progress)
                 for name, part in parts.items()}
 
     made = derive(out, [source], write)

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from taro.core.counting import OnProgress, counted
 from taro.core.draws import rng
 from taro.core.errors import ShardError
+from taro.core.text import shortened
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.shards.manifest import read_skipped
 from taro.shards.reader import ShardSet
@@ -138,10 +140,10 @@ class _Tally:
                 self.share[_tenth(length_s / duration_s)] += 1
 
 
-def stats(shard_set: ShardSet) -> SetStats:
+def stats(shard_set: ShardSet, *, progress: OnProgress | None = None) -> SetStats:
     """Counts everything; every KEY.json is read once and let go."""
     tally = _Tally()
-    for key in shard_set.keys:
+    for key in counted(shard_set.keys, progress):
         tally.add(shard_set.clip(key))
     manifest = shard_set.manifest
     try:
@@ -182,12 +184,12 @@ class ShownQuery:
         clip, query = self.clip, self.query
         windows = ", ".join(f"{window.start_s:.2f}s to {window.end_s:.2f}s" for window in query.windows)
         text = [f"{self.key}  ({clip.video.path_hint}, {clip.duration_s:.2f} s, {len(clip.times_s)} frames)",
-                f"  query {query.id} ({query.split}): {query.text}",
+                f"  query {query.id} ({query.split}): {shortened(query.text)}",
                 f"  windows: {windows or 'none'}"
                 + ("" if query.difficulty is None else f"; difficulty {query.difficulty:g}")]
-        text += [f"  caption {index}: {caption.start_s:.2f}s to {caption.end_s:.2f}s, {caption.text}"
+        text += [f"  caption {index}: {caption.start_s:.2f}s to {caption.end_s:.2f}s, {shortened(caption.text)}"
                  for index, caption in enumerate(clip.captions)]
-        text += [f"  paths, {tag}: {len(paths)}" + (f", such as {paths[0]}" if paths else "")
+        text += [f"  paths, {tag}: {len(paths)}" + (f", such as {shortened(str(paths[0]))}" if paths else "")
                  for tag, paths in (("random", query.paths.random), ("overlap", query.paths.overlap))]
         return [*text, "  bytes: " + ", ".join(f"{name} {size:,}" for name, size in self.members.items())]
 

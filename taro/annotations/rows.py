@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from taro.core.text import one_line
 from taro.grounding.moment import Moment
 from taro.grounding.records import DenseCaption
 
@@ -116,8 +117,8 @@ class LintReport:
         counts = self.counts
         width = max(len(name) for name in counts)
         lines = [f"{name.ljust(width)}  {count:>9,}" for name, count in counts.items()]
-        dropped = [f"line {o.line}: dropped: {o.reason}" for o in self.outcomes if isinstance(o, Dropped)]
-        repaired = [f"line {o.row.line}: repaired: {', '.join(o.repairs)}" for o in self.outcomes
+        dropped = [f"line {o.line}: dropped: {one_line(o.reason)}" for o in self.outcomes if isinstance(o, Dropped)]
+        repaired = [f"line {o.row.line}: repaired: {one_line(', '.join(o.repairs))}" for o in self.outcomes
                     if isinstance(o, Repaired)]
         for notes in (dropped, repaired):
             lines += notes[:show]

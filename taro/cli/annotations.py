@@ -10,14 +10,16 @@ from typing import Annotated
 
 import typer
 
-from taro.cli.output import say, say_json
+from taro.cli.options import Columns, Json
+from taro.cli.output import say, say_block, say_json
+from taro.cli.progress import progress
 
 __all__ = ["app", "column_mapping", "lint"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 
-class _Policy(StrEnum):
+class _Mode(StrEnum):
     repair = "repair"
     drop = "drop"
     fail = "fail"
@@ -34,23 +36,22 @@ def lint(
     dataset: Annotated[str, typer.Option(help="Its format, see docs/annotations.md.", show_default=False)],
     split: Annotated[str, typer.Option(help="The split of rows that name none.")] = "train",
     lengths: Annotated[Path | None, typer.Option(help="csv of video lengths (id,length), for charades-sta.")] = None,
-    column: Annotated[
-        list[str] | None, typer.Option(help="For hf, FIELD=COLUMN, such as query=sentence; repeatable.")
-    ] = None,
-    policy: Annotated[_Policy, typer.Option(help="What becomes of rows that are not fine.")] = _Policy.repair,
+    column: Columns = None,
+    mode: Annotated[_Mode, typer.Option("--lint", help="What becomes of rows that are not fine.")] = _Mode.repair,
     show: Annotated[int, typer.Option(min=0, help="How many dropped and repaired lines to print.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with every finding.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Count what is kept, repaired (and how) and dropped (and why); exit code 1 where no row is left."""
-    from taro.annotations import import_annotations
+    with progress("reading", quiet=as_json):
+        from taro.annotations import import_annotations
 
-    report = import_annotations(file, dataset=dataset, split=split, lengths=lengths, policy=policy.value,
-                                columns=column_mapping(column or []))
+        report = import_annotations(file, dataset=dataset, split=split, lengths=lengths, policy=mode.value,
+                                    columns=column_mapping(column or []))
     if as_json:
         say_json(report.as_dict())
     else:
-        say(f"{file} as {dataset}, policy {policy.value}")
-        say(report.table(show=show))
+        say(f"{file} as {dataset}, lint {mode.value}")
+        say_block(report.table(show=show))
         if any(row.duration_s is None for row in report.rows):
             unknown = sum(row.duration_s is None for row in report.rows)
             give = "--lengths CSV" if dataset == "charades-sta" else "the field duration"

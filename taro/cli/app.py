@@ -23,11 +23,15 @@ import typer
 import typer.core
 import typer.main
 
-from taro.cli.output import examples, say
+from taro.cli.output import examples, say, say_error, visible_streams
 from taro.core.errors import TaroError
+from taro.core.text import one_line
 from taro.core.version import __version__
 
 __all__ = ["COMMANDS", "Command", "app", "main"]
+
+
+HELP = ["-h", "--help"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ COMMANDS: dict[str, Command] = {
                        ("taro sandbox make world --videos 20 --seed 7",)),
     "sensitivity": Command(
         "taro.cli.sensitivity", "sensitivity", "Measure how a policy's reasonings depend on the order of a video.",
-        ("taro sensitivity --policy run/export --shards shards --split val --limit 32 --out page.html",)),
+        ("taro sensitivity --policy run/export --shards shards --split val --limit 32 --html page.html",)),
     "report": Command("taro.cli.report", "report", "Write the HTML report of a training run.", ("taro report run",)),
 }
 
@@ -99,11 +103,13 @@ class _Lazy(typer.core.TyperGroup):
         except TaroError as error:
             _fail(f"error: {error}", debug=ctx.params["debug"])
         except KeyboardInterrupt as stop:
-            say("\ninterrupted; what was finished is on disk: the same command (train: with --resume) goes on",
+            say("", "interrupted; what was finished is on disk: the same command (train: with --resume) goes on",
                 err=True)
             raise typer.Exit(143 if isinstance(stop, _TerminatedError) else 130) from None
         except Exception as error:  # the last place that can answer with a message
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort | EOFError):
+                if isinstance(getattr(error, "message", None), str):
+                    error.message = one_line(error.message)  # type: ignore[attr-defined]
                 raise  # typer's own: wrong use, Exit, Abort
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # `taro ... | head`
@@ -124,13 +130,22 @@ def _load(name: str) -> Any:
         single.command(name)(target)
         command = typer.main.get_command(single)
     command.name, command.help, command.epilog = name, command.help or row.help, examples(row.examples)
+    _flags_without_type(command)
     return command
+
+
+def _flags_without_type(command: Any) -> None:
+    """A flag takes no value, so its help names no type: typer would write <bool>."""
+    for one in [command, *getattr(command, "commands", {}).values()]:
+        for option in [*one.params, one.get_help_option(typer.Context(one, help_option_names=HELP))]:
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
 
 
 def _fail(message: str, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    say(message, err=True)
+    say_error(message)
     raise typer.Exit(1) from None
 
 
@@ -150,7 +165,7 @@ def _terminate(number: int, frame: object) -> None:
 
 
 app = typer.Typer(name="taro", cls=_Lazy, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False,
-                  context_settings={"help_option_names": ["-h", "--help"]},
+                  context_settings={"help_option_names": HELP},
                   epilog="New here? `taro quickstart`; then `taro COMMAND --help` shows each step by example.")
 
 
@@ -181,11 +196,12 @@ def main(args: list[str] | None = None) -> None:
     end = line.index("--") if "--" in line else len(line)
     if "--debug" in line[:end]:
         line = ["--debug", *(word for word in line[:end] if word != "--debug"), *line[end:]]
-    if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
-        app(line, prog_name="taro")
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        app(line, prog_name="taro")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with visible_streams():
+        if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
+            app(line, prog_name="taro")
+            return
+        before = signal.signal(signal.SIGTERM, _terminate)
+        try:
+            app(line, prog_name="taro")
+        finally:
+            signal.signal(signal.SIGTERM, before)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from taro.cli import options as shared
-from taro.cli.output import say, say_json
+from taro.cli.output import say, say_block, say_json
+from taro.cli.progress import load_libraries, progress
 
 if TYPE_CHECKING:
     from taro.grounding.prompts import Asking
@@ -61,7 +62,9 @@ def evaluate(options: EvalOptions) -> None:
     predictions file (--predictions, --annotations)."""
     _check(options)
     if options.predictions is not None:
-        _score_file(options, options.predictions)
+        with progress("scoring", quiet=options.as_json):
+            found = _score_file(options, options.predictions)
+        _show_file(options, found)
         return
     _check_before(options)
     if options.shards is not None:
@@ -113,7 +116,6 @@ def _check_before(options: EvalOptions) -> None:
 
 def _score_videos(options: EvalOptions) -> None:
     """Preprocesses into a temporary set and answers that."""
-    from taro.cli.progress import progress
     from taro.cli.temporary import RawVideos, temporary_shards
 
     assert options.videos is not None and options.annotations is not None and options.policy is not None
@@ -125,7 +127,8 @@ def _score_videos(options: EvalOptions) -> None:
         _score_policy(options, root)
 
 
-def _score_file(options: EvalOptions, predictions: Path) -> None:
+def _score_file(options: EvalOptions, predictions: Path) -> Any:
+    """The evaluation of a predictions file, or the comparison of two; writes the page that is asked for."""
     from taro.cli.annotations import column_mapping
     from taro.metrics.predictions import Annotations, compare_files, evaluate_file
     from taro.pages.answers import answers_page
@@ -140,15 +143,20 @@ def _score_file(options: EvalOptions, predictions: Path) -> None:
     if options.html is not None:
         write_page(options.html, answers_page(found.examples, scores=found.scores, table=found.table(),
                                               protocol=options.protocol, seed=options.seed))
+    return found
+
+
+def _show_file(options: EvalOptions, found: Any) -> None:
     if options.as_json:
         say_json(found.as_dict())
         return
-    say(found.table())
+    say_block(found.table())
     if options.breakdown:
-        say(found.scores.breakdown_table())
+        say_block(found.scores.breakdown_table())
 
 
 def _score_policy(options: EvalOptions, shards: str | Path) -> None:
+    load_libraries(quiet=options.as_json)
     from taro.core.errors import ConfigError
     from taro.metrics.answers import write_answers
     from taro.metrics.examples import examples_of
@@ -169,7 +177,8 @@ def _score_policy(options: EvalOptions, shards: str | Path) -> None:
     if not missing and not shard_set.queries(split=options.split):
         splits = ", ".join(sorted({ref.query.split for ref in shard_set.queries()}))
         raise ConfigError(f"{shards}: no query of split {options.split!r}; the set has {splits or 'no query at all'}")
-    policy = open_policy(options.policy, options.device)  # the weights, once all else is right
+    with progress("loading the policy", quiet=options.as_json):
+        policy = open_policy(options.policy, options.device)  # the weights, once all else is right
     for no_think in modes:
         check_asking(policy, replace(asking, no_think=no_think))
     decoding, found = "sampled" if options.sampled else "greedy", dict[str, tuple[Any, float]]()
@@ -178,9 +187,10 @@ def _score_policy(options: EvalOptions, shards: str | Path) -> None:
         rows, scores = _answer(options, policy, shard_set, missing, replace(asking, no_think=no_think))
         found["no think" if no_think else "think"] = scores, sum(row.tokens for row in rows) / max(len(rows), 1)
         if not options.as_json:
-            say(f"{decoding} decoding{', no reasoning asked for' if no_think else ''}\n{scores.table()}")
+            say(f"{decoding} decoding{', no reasoning asked for' if no_think else ''}")
+            say_block(scores.table())
             if options.breakdown:
-                say(scores.breakdown_table())
+                say_block(scores.breakdown_table())
     if options.out is not None:
         write_answers(rows, options.out)
     if options.html is not None:
@@ -191,13 +201,12 @@ def _score_policy(options: EvalOptions, shards: str | Path) -> None:
                    for mode, (scores, tokens) in found.items()]
         say_json({"think": objects[0], "no_think": objects[1]} if options.both else objects[0])
     elif options.both:
-        say(_both_table(found))
+        say_block(_both_table(found))
 
 
 def _answer(options: EvalOptions, policy: Any, shard_set: Any, missing: list[Any],
             asking: Asking) -> tuple[list[Any], Any]:
     """The answers of one mode and their scores."""
-    from taro.cli.progress import progress
     from taro.metrics.answers import rank_rows, score_rows
     from taro.models.sampler import Decoding
     from taro.train.evaluate import Questions, evaluate_policy

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from taro.cli.options import Device, Json, MaxNewTokens, NoThink, Policy, RepetitionPenalty, Template, takes_options
-from taro.cli.output import say, say_json
+from taro.cli.output import say, say_block, say_json
+from taro.cli.progress import Shown, progress
 
 if TYPE_CHECKING:
     from taro.grounding.prompts import Asking
@@ -53,16 +54,17 @@ def ground(options: GroundOptions) -> None:
     asking = asking_of(resolve_model(options.policy), template=options.template, no_think=options.no_think,
                        protocol="multi-window")
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="taro-ground-") as folder:
-        shards = _encode(options, Path(folder))
+    with (tempfile.TemporaryDirectory(prefix="taro-ground-") as folder,
+          progress("loading", quiet=options.as_json) as shown):
+        shards = _encode(options, Path(folder), shown)
         encoded = time.monotonic()
-        row = _answer(options, shards, asking)
+        row = _answer(options, shards, asking, shown)
     _show(options, row, encode_s=encoded - started, answer_s=time.monotonic() - encoded)
     if row.predicted is None:
         raise typer.Exit(1)
 
 
-def _encode(options: GroundOptions, folder: Path) -> Path:
+def _encode(options: GroundOptions, folder: Path, shown: Shown) -> Path:
     from taro.annotations import Dropped, import_annotations
     from taro.cli.temporary import RawVideos, temporary_shards
     from taro.core.errors import TaroError, VideoError
@@ -84,7 +86,7 @@ def _encode(options: GroundOptions, folder: Path) -> Path:
     shards = folder / "shards"
     try:
         temporary_shards(RawVideos(folder / "videos", annotations), shards, policy=options.policy,
-                         device=options.device)
+                         device=options.device, progress=lambda at: shown.update(at.done, at.total, at.label))
     except TaroError:
         if not (shards.is_dir() and read_skipped(shards)):  # else the ledger says better what is wrong
             raise
@@ -95,7 +97,7 @@ def _encode(options: GroundOptions, folder: Path) -> Path:
     return shards
 
 
-def _answer(options: GroundOptions, shards: Path, asking: Asking) -> Any:
+def _answer(options: GroundOptions, shards: Path, asking: Asking, shown: Shown) -> Any:
     from taro.models.load import open_policy
     from taro.models.resolve import resolve_model
     from taro.models.sampler import Decoding
@@ -104,7 +106,10 @@ def _answer(options: GroundOptions, shards: Path, asking: Asking) -> Any:
 
     decoding = Decoding(options.max_new_tokens, temperature=0.0, repetition_penalty=options.repetition_penalty)
     shard_set = open_encoded_shards(shards, resolve_model(options.policy))
-    return evaluate_policy(open_policy(options.policy, options.device), shard_set, asking, decoding)[0]
+    shown.stage("loading the policy")
+    policy = open_policy(options.policy, options.device)
+    shown.stage("answering")
+    return evaluate_policy(policy, shard_set, asking, decoding)[0]
 
 
 def _show(options: GroundOptions, row: Any, *, encode_s: float, answer_s: float) -> None:
@@ -124,5 +129,7 @@ def _show(options: GroundOptions, row: Any, *, encode_s: float, answer_s: float)
         windows = ", ".join(f"{window.start_s:.2f}s to {window.end_s:.2f}s" for window in row.answers)
         say(f"{windows} (of {row.duration_s:.2f}s)")
     if reasoning:
-        say(f"\n{reasoning}\n")
+        say("")
+        say_block(reasoning, indent="  ")
+        say("")
     say(f"decoded and encoded in {encode_s:.1f} s, answered in {answer_s:.1f} s ({row.tokens} tokens)")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from taro.cli.options import Json, as_overrides, takes_options
-from taro.cli.output import say, say_json
+from taro.cli.output import say, say_block, say_json
+from taro.cli.progress import progress
 
 if TYPE_CHECKING:
     from taro.preprocess.config import PreprocessConfig
@@ -54,25 +55,25 @@ def preprocess(options: PreprocessOptions) -> None:
     if options.dry_run:
         if options.retry is not None or options.partition != "1/1":
             raise typer.BadParameter("--dry-run counts all that is left to do; leave --retry and --partition out")
-        from taro.preprocess.estimate import estimate
+        with progress("estimating", quiet=options.as_json):
+            from taro.preprocess.estimate import estimate
 
-        report = estimate(config, only=options.only)
-        say_json(report.as_dict()) if options.as_json else say(report.table())
+            report = estimate(config, only=options.only)
+        say_json(report.as_dict()) if options.as_json else say_block(report.table())
         return
     _run(config, options, _parse_partition(options.partition))
 
 
 def _run(config: PreprocessConfig, options: PreprocessOptions, partition: tuple[int, int]) -> None:
-    from taro.cli.progress import progress
-    from taro.preprocess.run import preprocess as run
-
     with progress("planning", quiet=options.as_json) as shown:
+        from taro.preprocess.run import preprocess as run
+
         report = run(config, progress=lambda at: shown.update(at.done, at.total, at.label), partition=partition,
                      retry=options.retry, only=options.only)
     if options.as_json:
         say_json(report.as_dict())
         return
-    say(report.table())
+    say_block(report.table())
     if report.complete:
         say(f"next: taro shards verify {report.out}")
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from taro.cli.output import say_json
-from taro.cli.progress import Lines
+from taro.cli.output import console, say, say_json
+from taro.cli.progress import Lines, Pace, count_and_time
 from taro.cli.quickstart_run import SAMPLED, STAGES, Quickstart, run_quickstart
 
 __all__ = ["quickstart"]
@@ -34,12 +34,10 @@ def quickstart(
     """See the whole method work: videos, shards, guided and free training, a report.
 
     About five minutes on two CPU cores. An interrupted quickstart goes on where it stopped."""
-    from rich.console import Console
-
     settings = Quickstart(out=out, steps=steps, seed=seed, family=family, control=control)
-    console = Console(stderr=True, quiet=as_json)
-    console.print("[bold]taro quickstart[/bold]: synthetic videos to a trained model, about five minutes on two cores")
-    with _Screen(console) as screen:
+    shown = console(err=True, quiet=as_json)
+    shown.print("[bold]taro quickstart[/bold]: synthetic videos to a trained model, about five minutes on two cores")
+    with _Screen(shown) as screen:
         result = run_quickstart(settings, screen)
     if as_json:
         say_json(result)
@@ -50,21 +48,21 @@ def quickstart(
 class _Screen:
     """The `Show` of a terminal, a line a stage: rich's live bars in a terminal, a plain line at each end elsewhere."""
 
-    def __init__(self, console: Any) -> None:
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    def __init__(self, screen: Any) -> None:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
         from rich.table import Column
 
-        self._console = console
+        self._console = screen
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]*", table_column=Column(no_wrap=True, min_width=1)),
             TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=17)),
-            BarColumn(bar_width=16, table_column=Column(no_wrap=True, min_width=16)),
-            TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
-            TextColumn("[dim]{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-            console=console, disable=not console.is_terminal)
+            BarColumn(bar_width=8, table_column=Column(no_wrap=True, min_width=8)), *count_and_time(),
+            TextColumn("{task.fields[note]}", style="dim", markup=False,
+                       table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            console=screen, disable=not screen.is_terminal, expand=True)
         self._tasks: dict[str, Any] = {}
-        self._lines = Lines(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
-        self._began_s: dict[str, float] = {}
+        self._lines = Lines(lambda text: screen.print(text, markup=False, highlight=False, soft_wrap=True))
+        self._paces: dict[str, Pace] = {}
 
     def __enter__(self) -> _Screen:
         self._progress.start()
@@ -75,24 +73,27 @@ class _Screen:
 
     def begin(self, stage: str) -> None:
         label, about = STAGES[stage]
-        self._began_s[stage] = time.monotonic()
-        self._tasks[stage] = self._progress.add_task(label, total=None, note=about)
+        self._paces[stage] = Pace()
+        self._tasks[stage] = self._progress.add_task(label, total=None, note=about, count="", pace=self._paces[stage])
 
     def step(self, stage: str, done: float, total: float, note: str = "") -> None:
-        self._progress.update(self._tasks[stage], completed=done, total=total, note=note or STAGES[stage][1])
+        self._paces[stage].update(done, total)
+        self._progress.update(self._tasks[stage], completed=done, total=total, note=note or STAGES[stage][1],
+                              count=f"{done:,.0f}/{total:,.0f}")
         if not self._console.is_terminal:
             self._lines.update(done, total, " ".join(part for part in (STAGES[stage][0], note) if part))
 
     def end(self, stage: str, note: str) -> None:
+        seconds = time.monotonic() - self._paces[stage].began_s
+        self._paces[stage].end()
         self._progress.update(self._tasks[stage], completed=1, total=1, note=note)
         if not self._console.is_terminal:
-            seconds = time.monotonic() - self._began_s[stage]
-            self._console.print(f"{STAGES[stage][0]}: {seconds:.0f} s; {note}", highlight=False, soft_wrap=True)
+            self._console.print(f"{STAGES[stage][0]}: {seconds:.0f} s; {note}", markup=False, highlight=False,
+                                soft_wrap=True)
 
 
 def _print(result: dict[str, Any]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{result['queries']} held-out queries, protocol {result['after']['protocol']}",
@@ -104,8 +105,7 @@ def _print(result: dict[str, Any]) -> None:
     for label, key in ROWS:
         values = [result[side].get(name) for name in (key, f"{key}_sampled") for side in ("before", "after")]
         table.add_row(label, *("-" if value is None else f"{value:.3f}" for value in values))
-    console = Console()
-    console.print(table)
+    console().print(table)
     gain = result["gain"]["greedy"]
     lines = [f"Change of greedy mIoU: {gain['miou']:+.3f}, 95 % interval [{gain['low']:+.3f}, {gain['high']:+.3f}] "
              f"over videos. {result['seconds']:.0f} s in all.",
@@ -115,5 +115,4 @@ def _print(result: dict[str, Any]) -> None:
              "--repetition-penalty 1",
              f"  taro quickstart --seed {result['seed'] + 1} --out again",
              "  taro train --help"]
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(*lines)

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from taro.cli.output import say
+from taro.cli.options import Json, Protocol
+from taro.cli.output import say, say_json
+from taro.cli.progress import progress
 
 __all__ = ["report"]
 
@@ -22,8 +24,9 @@ def report(
         "--before", help="Answers of the start policy, from `taro eval --policy START --out FILE`.")] = None,
     after: Annotated[Path | None, typer.Option(
         "--after", help="Answers of the trained policy, from `taro eval --policy RUN/export --out FILE`.")] = None,
-    protocol: Annotated[str, typer.Option("--protocol", help="How answers are scored.")] = "taro",
+    protocol: Protocol = "taro",
     out: Annotated[Path | None, typer.Option("--out", help="The page; default: RUN/report.html.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Write the HTML report of a training run: curves, rollouts and, with two evaluations, what changed."""
     from taro.core.errors import ConfigError
@@ -35,12 +38,13 @@ def report(
         raise ConfigError("expected --before and --after together, got one of them; write both files with "
                           "`taro eval --policy DIR --shards DIR --out FILE`, on the same queries")
     evaluations = []
-    if before is not None and after is not None:
-        evaluations = [Evaluation("greedy", read_answers(before), read_answers(after), protocol)]
-    sets = _named(shards) if shards else _own_shards(read_run(run).config)
-    page = render_report(run, sets, evaluations, out or run / "report.html", title=f"Training run {run.name}",
-                         commands=[f"taro train {run.name}/config.yaml --set out=again", "taro report again"])
-    say(f"report: {page}")
+    with progress("reading the run", quiet=as_json):
+        if before is not None and after is not None:
+            evaluations = [Evaluation("greedy", read_answers(before), read_answers(after), protocol)]
+        sets = _named(shards) if shards else _own_shards(read_run(run).config)
+        page = render_report(run, sets, evaluations, out or run / "report.html", title=f"Training run {run.name}",
+                             commands=[f"taro train {run.name}/config.yaml --set out=again", "taro report again"])
+    say_json({"page": str(page)}) if as_json else say(f"report: {page}")
 
 
 def _own_shards(config: dict[str, Any]) -> dict[str, str]:

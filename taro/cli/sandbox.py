@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from taro.cli.output import examples, say
+from taro.cli.options import Json
+from taro.cli.output import examples, say, say_json
+from taro.cli.progress import progress
 
 __all__ = ["app", "build", "make"]
 
@@ -42,11 +44,11 @@ def make(
     queries: Annotated[int, typer.Option(min=1, help="Queries of a video, at most: one an event.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the files are the same.")] = 1,
     settings: Settings = None,
+    as_json: Json = False,
 ) -> None:
     """Make videos with queries and true captions: equal arguments give equal files.
 
     The folder is what [bold]taro preprocess sandbox[/bold] reads."""
-    from taro.cli.progress import progress
     from taro.core.config import load_config
     from taro.core.errors import ConfigError
     from taro.sandbox.make import make_sandbox
@@ -55,11 +57,14 @@ def make(
     if not split.strip():
         raise ConfigError("--split: the split is empty; give it a name, such as test")
     world = load_config(WorldSettings, None, settings or [], package="taro.sandbox")
-    with progress("videos") as shown:
+    with progress("videos", quiet=as_json) as shown:
         make_sandbox(out, videos=videos, seed=seed, split=split, settings=world, queries_per_video=queries,
                      workers=workers, progress=shown.update)
     facts = json.loads((out / "world.json").read_text(encoding="utf-8"))
-    say(f"{out}: {videos} videos, {facts['queries']} queries (split {split})\n"
+    if as_json:
+        say_json({"out": str(out), **facts})
+        return
+    say(f"{out}: {videos} videos, {facts['queries']} queries (split {split})",
         f"next: taro preprocess sandbox --set videos={out}/videos --set annotations={out}/annotations.jsonl "
         "--set out=shards")
 

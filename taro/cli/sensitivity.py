@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from taro.cli.options import Device, Json, NoThink, Policy, Template, takes_options
-from taro.cli.output import say, say_json
+from taro.cli.output import say_block, say_json
+from taro.cli.progress import load_libraries, progress
 
 if TYPE_CHECKING:
     from taro.grounding.prompts import Asking
@@ -43,13 +44,14 @@ class SensitivityOptions:
     max_new_tokens: Annotated[int, typer.Option(min=1, max=32_768, help="Longest response.")] = 1024
     batch: Annotated[int, typer.Option(min=1, help="Prompts decoded at once.")] = 16
     device: Device = "auto"
-    out: Annotated[Path | None, typer.Option(help="Write a page with charts to this file.")] = None
+    html: Annotated[Path | None, typer.Option(help="Write a page with charts to this file.")] = None
     as_json: Json = False
 
 
 @takes_options
 def sensitivity(options: SensitivityOptions) -> None:
     """Measure the log-probability drop of a policy's sampled reasonings under broken videos."""
+    load_libraries(quiet=options.as_json)
     from taro.core.errors import ConfigError
     from taro.models.asking import asking_of
     from taro.models.resolve import resolve_model
@@ -67,15 +69,14 @@ def sensitivity(options: SensitivityOptions) -> None:
     found = _measure(options, folder, asking, over=over)
     summary = {"policy": options.policy, "shards": options.shards, "split": options.split, "seed": options.seed,
                "group": options.group, "over": over, "no_think": asking.no_think, **summarise(found, seed=options.seed)}
-    if options.out is not None:
-        write_page(options.out, sensitivity_page(
+    if options.html is not None:
+        write_page(options.html, sensitivity_page(
             found, summary, title=f"Sensitivity of {options.policy}", made_by=_command(options, summary),
             sets=[open_shards(options.shards)]))
-    say_json(summary) if options.as_json else say(sensitivity_table(summary))
+    say_json(summary) if options.as_json else say_block(sensitivity_table(summary))
 
 
 def _measure(options: SensitivityOptions, folder: Path, asking: Asking, *, over: Over) -> Any:
-    from taro.cli.progress import progress
     from taro.models.load import open_policy
     from taro.train.config import RolloutConfig
     from taro.train.evaluate import Questions
@@ -87,8 +88,9 @@ def _measure(options: SensitivityOptions, folder: Path, asking: Asking, *, over:
         shard_set, settings = with_variants(shard_set)
         frame_s = settings.dt_s
     under = conditions(_words(options.kinds), _seconds(options.radius), _words(options.boundary), frame_s=frame_s)
-    policy = open_policy(options.policy, options.device)  # the weights, once all else is right
-    with progress("measuring", quiet=options.as_json) as shown:
+    with progress("loading the policy", quiet=options.as_json) as shown:
+        policy = open_policy(options.policy, options.device)  # the weights, once all else is right
+        shown.stage("measuring")
         return measure_sensitivity(
             policy, shard_set, asking, under, questions=Questions(options.split, options.limit, options.seed),
             over=over, progress=shown.update,

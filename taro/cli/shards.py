@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from taro.cli.options import Json
-from taro.cli.output import say, say_json, say_line
+from taro.cli.output import say, say_json
+from taro.cli.progress import progress
 
 if TYPE_CHECKING:
     from taro.shards.ops.rewrite import Derived
@@ -41,18 +42,18 @@ def info(path: Root, as_json: Json = False) -> None:
         say_json(found)
         return
     counts, source = found["counts"], found["provenance"]
-    say_line(f"{path}: {found['name']}, format {found['format_version']}, by taro {found['taro_version'] or '?'}")
-    say_line(f"  {source['dataset']} ({source['split']}): {counts['inputs']} annotation rows = {counts['queries']} "
-             f"queries + {counts['skipped']} skipped; {counts['clips']} clips, {counts['captions']} captions")
+    say(f"{path}: {found['name']}, format {found['format_version']}, by taro {found['taro_version'] or '?'}")
+    say(f"  {source['dataset']} ({source['split']}): {counts['inputs']} annotation rows = {counts['queries']} "
+        f"queries + {counts['skipped']} skipped; {counts['clips']} clips, {counts['captions']} captions")
     for kind in found["kinds"]:
-        say_line(f"  {kind['kind']}: {kind['records']} records in {kind['shards']} shards, {kind['bytes']:,} bytes")
+        say(f"  {kind['kind']}: {kind['records']} records in {kind['shards']} shards, {kind['bytes']:,} bytes")
     for encoder in found["encoders"]:
         sampling = encoder["sampling"]
-        say_line(f"  encoder {encoder['name']}: {encoder['model_id']}, tower {encoder['tower_sha256'][:16]}, "
-                 f"{encoder['dtype']}, up to {sampling['max_frames']} frames and {sampling['total_tokens']} tokens "
-                 "a clip")
-    say_line(f"  licences: videos {source['licence_videos']}; annotations {source['licence_annotations']}; captions "
-             f"{source['licence_captions']}")
+        say(f"  encoder {encoder['name']}: {encoder['model_id']}, tower {encoder['tower_sha256'][:16]}, "
+            f"{encoder['dtype']}, up to {sampling['max_frames']} frames and {sampling['total_tokens']} tokens "
+            "a clip")
+    say(f"  licences: videos {source['licence_videos']}; annotations {source['licence_annotations']}; captions "
+        f"{source['licence_captions']}")
 
 
 def _facts(shard_set: ShardSet) -> dict[str, Any]:
@@ -70,7 +71,6 @@ def _facts(shard_set: ShardSet) -> dict[str, Any]:
 @app.command()
 def verify(path: Root, as_json: Json = False) -> None:
     """Read every byte of a set and list everything that is wrong with it; exit code 1 where anything is."""
-    from taro.cli.progress import progress
     from taro.shards.verify import verify as verify_set
 
     with progress("verifying, MB", quiet=as_json) as shown:
@@ -81,8 +81,8 @@ def verify(path: Root, as_json: Json = False) -> None:
         for problem in report.problems:
             say(f"problem: {problem}")
         say(f"{path}: {report.shards} shards, {report.records} clips, {report.queries} queries, "
-                   f"{report.captions} captions, {report.bytes:,} bytes: "
-                   + ("all right" if report.ok else f"{len(report.problems)} problems"))
+            f"{report.captions} captions, {report.bytes:,} bytes: "
+            + ("all right" if report.ok else f"{len(report.problems)} problems"))
     if not report.ok:
         raise typer.Exit(1)
 
@@ -93,13 +93,17 @@ def view(
     out: Annotated[Path, typer.Option(help="Page to write: a .html file, or a folder for index.html.")] = Path("view"),
     run: Annotated[Path | None, typer.Option(help="A training run's folder: its rollouts are shown too.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Clips on the page.")] = 50,
-    key: Annotated[list[str] | None, typer.Option(help="Only this clip (may be given several times).")] = None,
+    key: Annotated[list[str] | None, typer.Option(help="Only the clip of this key; repeatable.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Write one self-contained page: contact sheets, truth, captions and candidate paths on a time axis."""
     from taro.shards.view import view as write_view
     from taro.train.report.data import last_rollouts
 
-    say(str(write_view(path, out, rollouts=last_rollouts(run, path) if run else {}, limit=limit, keys=key or ())))
+    with progress("drawing", quiet=as_json) as shown:
+        page = write_view(path, out, rollouts=last_rollouts(run, path) if run else {}, limit=limit, keys=key or (),
+                          progress=shown.update)
+    say_json({"page": str(page)}) if as_json else say(str(page))
 
 
 @app.command()
@@ -108,14 +112,15 @@ def stats(path: Root, as_json: Json = False) -> None:
     from taro.shards.ops.stats import stats as count
     from taro.shards.reader import open_shards
 
-    found = count(open_shards(path))
+    with progress("counting", quiet=as_json) as shown:
+        found = count(open_shards(path), progress=shown.update)
     _print(found, as_json=as_json)
 
 
 @app.command()
 def sample(
     path: Root,
-    n: Annotated[int, typer.Option("--n", min=1, help="Queries to show.")] = 5,
+    limit: Annotated[int, typer.Option(min=1, help="Queries to show.")] = 5,
     seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of text.")] = False,
 ) -> None:
@@ -123,7 +128,9 @@ def sample(
     from taro.shards.ops.stats import sample as draw
     from taro.shards.reader import open_shards
 
-    for one in draw(open_shards(path), n, seed=seed):
+    with progress("reading", quiet=as_json):
+        drawn = draw(open_shards(path), limit, seed=seed)
+    for one in drawn:
         _print(one, as_json=as_json)
 
 
@@ -137,7 +144,8 @@ def diff(
     from taro.shards.ops.diff import diff as compare
     from taro.shards.reader import open_shards
 
-    found = compare(open_shards(a), open_shards(b))
+    with progress("comparing", quiet=as_json) as shown:
+        found = compare(open_shards(a), open_shards(b), progress=shown.update)
     _print(found, as_json=as_json)
     if not found.ok:
         raise typer.Exit(1)
@@ -150,8 +158,8 @@ def filter_(
     split: Annotated[str | None, typer.Option(help="Keep queries of this split.")] = None,
     difficulty: Annotated[str | None, typer.Option(metavar="LOW:HIGH", help="Keep queries in between; an end may be "
                                                    "left out.")] = None,
-    query: Annotated[Names, typer.Option(help="Keep this query id (several times; @FILE: one a line).")] = None,
-    keys: Annotated[Names, typer.Option(help="Keep this clip's key (several times; @FILE: one a line).")] = None,
+    query: Annotated[Names, typer.Option(help="Keep this query id; repeatable (@FILE: one a line).")] = None,
+    key: Annotated[Names, typer.Option(help="Keep the clip of this key; repeatable (@FILE: one a line).")] = None,
     text: Annotated[str | None, typer.Option(metavar="REGEX", help="Keep queries in whose text this is found.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -159,8 +167,9 @@ def filter_(
     from taro.shards.ops.filter import Selection, filter_set
     from taro.shards.reader import open_shards
 
-    selection = Selection(split, _range(difficulty), _names(query), _names(keys), _regex(text))
-    made = filter_set(open_shards(path), out, selection)
+    selection = Selection(split, _range(difficulty), _names(query), _names(key), _regex(text))
+    with progress("copying", quiet=as_json) as shown:
+        made = filter_set(open_shards(path), out, selection, progress=shown.update)
     say_json(_counts(made)) if as_json else _made(made)
 
 
@@ -178,11 +187,12 @@ def split(
     from taro.shards.ops.split import split_by_fraction, split_by_split
     from taro.shards.reader import open_shards
 
-    shard_set = open_shards(path)
-    if by == "split":
-        parts = split_by_split(shard_set, out)
-    else:
-        parts = split_by_fraction(shard_set, out, _shares(fractions), seed=seed)
+    with progress("copying", quiet=as_json) as shown:
+        shard_set = open_shards(path)
+        if by == "split":
+            parts = split_by_split(shard_set, out, progress=shown.update)
+        else:
+            parts = split_by_fraction(shard_set, out, _shares(fractions), seed=seed, progress=shown.update)
     if as_json:
         say_json({"parts": {name: _counts(part) for name, part in parts.items()}})
         return
@@ -201,29 +211,29 @@ def merge(
     from taro.shards.reader import open_shards
 
     *sources, out = paths
-    merged = merge_sets([open_shards(path) for path in sources], out)
+    with progress("copying", quiet=as_json) as shown:
+        merged = merge_sets([open_shards(path) for path in sources], out, progress=shown.update)
     if as_json:
         say_json({**_counts(merged.made), "source_inputs": merged.source_inputs, "repeated": merged.repeated,
                   "clips_twice": merged.clips_twice, "left_out": list(merged.left_out)})
         return
     _made(merged.made)
-    say_line(f"  {merged.source_inputs} rows in {len(sources)} sets, {merged.repeated} of them repeated; "
-             f"{merged.clips_twice} clips in more than one")
+    say(f"  {merged.source_inputs} rows in {len(sources)} sets, {merged.repeated} of them repeated; "
+        f"{merged.clips_twice} clips in more than one")
     for kind in merged.left_out:
-        say_line(f"  left out: {kind}, which the sets do not hold alike")
+        say(f"  left out: {kind}, which the sets do not hold alike")
 
 
 def _print(found: Any, *, as_json: bool) -> None:
     if as_json:
         say_json(found.as_dict())
         return
-    for line in found.lines():
-        say_line(line)
+    say(*found.lines())
 
 
 def _made(derived: Derived) -> None:
-    say_line(f"{derived.root}: {derived.inputs} rows = {derived.queries} queries + {derived.skipped} skipped, "
-             f"{derived.clips} clips")
+    say(f"{derived.root}: {derived.inputs} rows = {derived.queries} queries + {derived.skipped} skipped, "
+        f"{derived.clips} clips")
 
 
 def _counts(derived: Derived) -> dict[str, Any]:

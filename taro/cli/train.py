@@ -10,6 +10,7 @@ import typer
 
 from taro.cli.options import Json
 from taro.cli.output import say, say_json
+from taro.cli.progress import progress
 
 __all__ = ["train"]
 
@@ -31,7 +32,6 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Stage 2: train a policy on shards, guided then free; no video is opened and no vision tower is loaded."""
-    from taro.cli.progress import progress
     from taro.core.config import load_config
     from taro.train.config import TrainConfig
     from taro.train.run_dir import check_run
@@ -39,11 +39,10 @@ def train(
     config = load_config(TrainConfig, recipe, [*(NO_THINK if no_think else ()), *(overrides or ())],
                          package="taro.train.recipes")
     check_run(config, resume=resume)
-    from taro.train.data import data_lines  # only now, since torch comes with the loop
-    from taro.train.loop import train as run_training
-    from taro.train.trackers import finite
-
-    with progress("training", quiet=as_json) as shown:
+    with progress("loading", quiet=as_json) as shown:
+        from taro.train.data import data_lines  # only now, since torch comes with the loop
+        from taro.train.loop import train as run_training
+        from taro.train.trackers import finite
 
         def show(line: dict[str, Any]) -> None:
             if "eval" in line:
@@ -57,6 +56,7 @@ def train(
         def begin(data: dict[str, Any]) -> None:
             for line in data_lines(data):
                 shown.say(line)
+            shown.stage("training")
 
         report = run_training(config, resume=resume, on_step=show, on_start=begin)
     if as_json:
@@ -77,4 +77,4 @@ def _summary(report: Any, shards: str, *, export: str) -> None:
         how = "" if held == report.best_step else "; to export it: --resume --set checkpoint.export=best"
         say(f"best on validation: step {report.best_step}, mIoU {report.best_score:.3f}{how}")
         of = f" (step {held})"
-    say(f"checkpoint: {report.export}{of}\nnext: taro eval --policy {report.export} --shards {shards}")
+    say(f"checkpoint: {report.export}{of}", f"next: taro eval --policy {report.export} --shards {shards}")

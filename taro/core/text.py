@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["visible"]
+__all__ = ["one_line", "shortened", "visible"]
 
 _SHOWN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _KEPT = "\n\t\u00ad\u200c\u200d"
@@ -25,3 +25,21 @@ def visible(text: str) -> str:
         return text
     return "".join(f"[U+{ord(char):04X}]" if unicodedata.category(char) in _SHOWN and char not in _KEPT else char
                    for char in text)
+
+
+def one_line(text: str) -> str:
+    """`text` as `visible` shows it, newlines and tabs written out too: a name inside a line of ours.
+
+    >>> one_line("a.mp4" + chr(10) + "error: none")
+    'a.mp4[U+000A]error: none'
+    """
+    return visible(text).replace("\n", "[U+000A]").replace("\t", "[U+0009]")
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """The first `limit` characters of a text, and how many there are where that is not all.
+
+    >>> shortened("a person opens a door", 8)
+    'a person... (21 characters)'
+    """
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"

@@ -20,7 +20,7 @@ from taro.annotations import AnnotationRow, LintReport, import_annotations
 from taro.annotations.lint import decimal_text
 from taro.annotations.reading import BLANK, LineReader
 from taro.core.errors import AnnotationError
-from taro.core.text import visible
+from taro.core.text import one_line
 from taro.grounding.answers import parse_answer, parse_answers, written_reasoning
 from taro.grounding.moment import Moment
 from taro.grounding.prompts import normalise_query
@@ -117,7 +117,7 @@ class FileEvaluation:
             shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in self.with_dropped.items())
             lines.append(f"with the dropped lines as misses: {shown}")
         if self.unknown:
-            shown = ", ".join(visible(name[:100]) for name in self.unknown[:SHOWN])
+            shown = ", ".join(one_line(name[:100]) for name in self.unknown[:SHOWN])
             shown += ", ..." if len(self.unknown) > SHOWN else ""
             lines.append(f"{len(self.unknown):,} predictions answer no query of these annotations: {shown}")
         if self.published:

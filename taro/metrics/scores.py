@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taro.core.errors import AnnotationError
+from taro.core.text import one_line
 from taro.grounding.answers import Reasoning, parse_reasoning, reasoning_stats
 from taro.grounding.moment import Moment, best_iou
 from taro.grounding.protocols import METRICS, PROTOCOLS, THRESHOLDS, Protocol, protocol_named
@@ -209,5 +210,5 @@ def _interval_text(ends: tuple[float, float] | None) -> str:
 def _ids_text(what: str, ids: tuple[str, ...]) -> str:
     if not ids:
         return f"{what} 0"
-    shown = ", ".join(ids[:LISTED]) + (", ..." if len(ids) > LISTED else "")
+    shown = ", ".join(one_line(one[:100]) for one in ids[:LISTED]) + (", ..." if len(ids) > LISTED else "")
     return f"{what} {len(ids)} ({shown})"

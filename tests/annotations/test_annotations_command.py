@@ -38,7 +38,7 @@ def test_lint_counts_and_names(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_lint_fails_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(LINES)
-    code, _, err = run(capsys, path, "--dataset", "jsonl", "--policy", "fail")
+    code, _, err = run(capsys, path, "--dataset", "jsonl", "--lint", "fail")
     assert code == 1 and "2 of 3 lines are not fine" in err and "Traceback" not in err
     code, out, err = run(capsys, path, "--dataset", "charades-sta")
     assert code == 1 and "drop: not a Charades-STA line" in out and "is it a charades-sta file?" in err

@@ -49,7 +49,7 @@ def test_every_command_prints_through_say() -> None:
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            if called in {"typer.echo", "typer.secho", "click.echo", "print"} and path.name != "output.py":
+            if called in {"typer.echo", "typer.secho", "click.echo", "print", "Console"} and path.name != "output.py":
                 beside.append(f"{path.name}:{node.lineno}: {called}")  # type: ignore[attr-defined]
     assert not beside
 
@@ -73,7 +73,7 @@ def test_what_lint_says_of_a_file_is_shown(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for policy in ("repair", "drop", "fail"):
         with contextlib.suppress(SystemExit):
-            main(["annotations", "lint", str(tmp_path / "a.jsonl"), "--dataset", "jsonl", "--policy", policy])
+            main(["annotations", "lint", str(tmp_path / "a.jsonl"), "--dataset", "jsonl", "--lint", policy])
         out, err = capsys.readouterr()
         assert fine(out) and fine(err)
 

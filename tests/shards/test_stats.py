@@ -67,12 +67,12 @@ def test_the_commands_print_text_and_json(tmp_path: Path) -> None:
     assert "1-2       4 " + "#" * 40 in result.output
     found = json.loads(CliRunner().invoke(app, ["shards", "stats", str(tmp_path), "--json"]).output)
     assert found["splits"] == {"train": 2, "val": 2}
-    shown = CliRunner().invoke(app, ["shards", "sample", str(tmp_path), "--n", "4"])
+    shown = CliRunner().invoke(app, ["shards", "sample", str(tmp_path), "--limit", "4"])
     assert shown.exit_code == 0
     for part in ("query 2.1 (val): the 1 event", "windows: 0.50s to 1.50s; difficulty 20", "event 2 of 2",
                  "paths, random: 2, such as [0]", f"features/{FINGERPRINT.name} .safetensors"):  # fmt: skip
         assert part in shown.output, shown.output
-    rows = CliRunner().invoke(app, ["shards", "sample", str(tmp_path), "--n", "1", "--json"]).output.splitlines()
+    rows = CliRunner().invoke(app, ["shards", "sample", str(tmp_path), "--limit", "1", "--json"]).output.splitlines()
     assert len(rows) == 1 and json.loads(rows[0])["duration_s"] == 4.0
 
 

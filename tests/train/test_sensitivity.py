@@ -185,7 +185,7 @@ def test_the_command_on_a_sandbox_set_with_the_shipped_policy(
     words = ("sensitivity", "--policy", "sandbox:policy", "--shards", str(shards), "--kinds", "patch,noise", "--radius",
              "1",
              "--boundary", "both", "--group", "2", "--max-new-tokens", "96", "--limit", "2")
-    code, out, said = run(capsys, *words, "--json", "--out", str(page))
+    code, out, said = run(capsys, *words, "--json", "--html", str(page))
     assert code == 0, said
     summary = json.loads(out)
     assert (summary["queries"], summary["rollouts"], len(summary["conditions"])) == (2, 4, 2)
