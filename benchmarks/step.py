@@ -145,7 +145,7 @@ def full_rows(policy: Policy, prompt: Prompt, ids_GR: torch.Tensor, *, rows: int
         hidden = policy.language_model(row, positions.expand(3, len(ids), -1), causal, video=prompt.video,
                                        checkpoint=checkpoint)  # fmt: skip
         used = hidden[:, len(prompt.ids_P) - 1 : -1].reshape(-1, hidden.shape[-1])
-        mean = token_logprobs(policy, used, ids.reshape(-1), temperature=1.0, checkpoint=checkpoint).sum() / (G * R)
+        mean = token_logprobs(policy, used, ids.reshape(-1), temperature=1.0).sum() / (G * R)
         if torch.is_grad_enabled():
             mean.backward()
         total += mean.detach()

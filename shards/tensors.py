@@ -9,7 +9,6 @@ Legend: S temporal patches, N tokens of a patch, D width, T frames."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from taro.core.errors import ShardError
 from taro.core.json import parse_json
+from taro.core.tensors import DTYPES, tensor_bytes, tensors_header
 from taro.models.features import VideoFeatures
 from taro.shards.format import MAX_DIM, MAX_HEADER_BYTES, MAX_MEMBER_BYTES, MAX_RANK, MAX_TENSORS
 
@@ -28,7 +28,6 @@ __all__ = ["encoder_levels", "pack_features", "pack_frames", "pack_tensors", "un
            "unpack_tensors"]
 
 DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "BF16": 2, "F16": 2}
-_TORCH = {"F64": "float64", "I64": "int64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 FEATURE_DTYPES = ("BF16", "F16", "F32")
 MAX_LEVELS = 16
 MAX_NAME_CHARACTERS = 200
@@ -36,23 +35,11 @@ MAX_NAME_CHARACTERS = 200
 
 def pack_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
     """Safetensors bytes: header keys sorted; data by falling element size, then name, as the library lays it out."""
-    import torch
-
-    names = {getattr(torch, dtype): name for name, dtype in _TORCH.items()}
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    chunks: list[bytes] = []
-    end = 0
-    for name in order:
-        tensor = tensors[name].detach().cpu().contiguous()
-        assert tensor.dtype in names, f"{name}: {tensor.dtype} is not stored in shards"
-        chunks.append(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape),
-                        "data_offsets": [end, end + len(chunks[-1])]}
-        end += len(chunks[-1])
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *chunks])
+    stored = {f"torch.{DTYPES[dtype]}" for dtype in DTYPE_BYTES}
+    for name, tensor in tensors.items():
+        assert str(tensor.dtype) in stored, f"{name}: {tensor.dtype} is not stored in shards"
+    header, order = tensors_header(tensors, metadata)
+    return b"".join([header, *(tensor_bytes(tensors[name]) for name in order)])
 
 
 def unpack_tensors(data: bytes, where: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -68,7 +55,7 @@ def unpack_tensors(data: bytes, where: str) -> tuple[dict[str, torch.Tensor], di
     for name, (dtype, shape, begin, end) in layout.items():
         # A copy per tensor: aligned, writable, and it does not keep the whole record alive.
         raw = bytearray(memoryview(data)[start + begin : start + end])
-        tensors[name] = torch.frombuffer(raw, dtype=getattr(torch, _TORCH[dtype])).reshape(shape)
+        tensors[name] = torch.frombuffer(raw, dtype=getattr(torch, DTYPES[dtype])).reshape(shape)
     return tensors, metadata
 
 

@@ -8,6 +8,7 @@ out: the vision tower and the reference policy, which are the base checkpoint's 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -20,15 +21,9 @@ from typing import Any
 import torch
 
 from taro.core.errors import TaroError
-from taro.core.files import (
-    file_sha256,
-    fsync,
-    remove_temporary_folders,
-    replace_folder,
-    write_atomically,
-    write_tensors,
-)
+from taro.core.files import file_sha256, fsync, remove_temporary_folders, replace_folder, write_atomically
 from taro.core.json import strict_json
+from taro.core.tensors import write_tensors
 
 __all__ = ["DamagedError", "RunState", "checkpoints", "load_checkpoint", "prune_checkpoints", "read_state",
            "resume_checkpoint", "save_checkpoint"]
@@ -73,15 +68,13 @@ def save_checkpoint(folder: Path, named_parameters: Iterable[tuple[str, torch.nn
     temporary = folder / f".tmp-{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     parameters = dict(named_parameters)
-    weights = {name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}
-    moments = {f"{name}.{key}": optimizer.state[parameter][key].detach().cpu().contiguous()
+    moments = {f"{name}.{key}": optimizer.state[parameter][key]
                for name, parameter in parameters.items() if parameter in optimizer.state for key in MOMENTS}
     try:
         temporary.mkdir(parents=True)
-        for name, tensors in zip(TENSORS, (weights, moments), strict=True):
-            write_tensors(temporary / name, tensors)
         content = {"version": VERSION, "state": asdict(state),
-                   "sha256": {name: file_sha256(temporary / name) for name in TENSORS}}
+                   "sha256": {name: write_tensors(temporary / name, tensors)
+                              for name, tensors in zip(TENSORS, (parameters, moments), strict=True)}}
         write_atomically(temporary / "state.json", json.dumps({**content, "check": _check(content)}, indent=1).encode())
         fsync(temporary)
     except BaseException:
@@ -120,8 +113,7 @@ def load_checkpoint(path: Path, named_parameters: Iterable[tuple[str, torch.nn.P
                     optimizer: torch.optim.Optimizer) -> RunState:
     """Fills parameters and optimizer from a checkpoint, checking hashes, names and shapes. Raises DamagedError, or
     TaroError where it is another policy's."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     state, hashes = _read(path)
     for name in TENSORS:
@@ -131,28 +123,37 @@ def load_checkpoint(path: Path, named_parameters: Iterable[tuple[str, torch.nn.P
             raise DamagedError(f"{path / name}: damaged or missing ({error.strerror})") from None
         if found != hashes.get(name):
             raise DamagedError(f"{path / name}: damaged (its sha256 is not the one in state.json)")
+    parameters = dict(named_parameters)
     try:
-        weights, moments = (load_file(path / name) for name in TENSORS)
+        with contextlib.ExitStack() as stack, torch.no_grad():
+            weights, moments = (stack.enter_context(safe_open(path / name, framework="pt")) for name in TENSORS)
+            _check_shapes(path, weights, moments, parameters)
+            held = set(moments.keys())
+            for name, parameter in parameters.items():  # one tensor at a time in host memory
+                parameter.copy_(weights.get_tensor(name))
+                if f"{name}.step" in held:  # the step count stays on the CPU, as AdamW keeps it
+                    optimizer.state[parameter] = {
+                        key: moments.get_tensor(f"{name}.{key}").to("cpu" if key == "step" else parameter.device)
+                        for key in MOMENTS}
     except SafetensorError as error:
         raise DamagedError(f"{path}: damaged ({error!s:.200})") from None
-    parameters = dict(named_parameters)
+    return state
+
+
+def _check_shapes(path: Path, weights: Any, moments: Any, parameters: dict[str, torch.nn.Parameter]) -> None:
+    """Raises TaroError where two open files hold other tensors than this policy's weights and moments."""
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    if {name: tuple(tensor.shape) for name, tensor in weights.items()} != shapes:
+    if {name: tuple(weights.get_slice(name).get_shape()) for name in list(weights.keys())} != shapes:
         raise TaroError(f"{path}: its weights are not this policy's (names or shapes differ); "
                         "resume with the policy that the run was started with")
-    for name, tensor in moments.items():
+    held = set(moments.keys())
+    for name in held:
         parameter_name, _, key = name.rpartition(".")
-        if tensor.shape != (torch.Size() if key == "step" else shapes.get(parameter_name)) or any(
-                f"{parameter_name}.{other}" not in moments for other in MOMENTS):
+        shape = tuple(moments.get_slice(name).get_shape())
+        if shape != (() if key == "step" else shapes.get(parameter_name)) or any(
+                f"{parameter_name}.{other}" not in held for other in MOMENTS):
             raise TaroError(f"{path}: its optimizer state is not this policy's ({name[:200]!a} has shape "
-                            f"{tuple(tensor.shape)}); resume with the policy that the run was started with")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-            if f"{name}.step" in moments:  # the step count stays on the CPU, as AdamW keeps it
-                optimizer.state[parameter] = {
-                    key: moments[f"{name}.{key}"].to("cpu" if key == "step" else parameter.device) for key in MOMENTS}
-    return state
+                            f"{shape}); resume with the policy that the run was started with")
 
 
 def read_state(path: Path) -> RunState:

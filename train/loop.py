@@ -11,6 +11,7 @@ Left out: several GPUs. Legend: B prompts, G rollouts of a group, R response tok
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from taro.train.rollouts import StepName, roll_out, score_batch
 from taro.train.update import update_policy
 
 __all__ = ["TrainReport", "is_due", "save_and_prune", "train", "train_step", "validate"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
 def train_step(run: Run) -> dict[str, Any]:
     """One step: returns its line of metrics.jsonl."""
     started, config, step = time.monotonic(), run.config, run.state.step
-    epoch, samples = run.data.samples(step)
+    epoch, samples = run.ahead.take(step)
     guide = guide_probability(config.curriculum, step=step, epoch=epoch, steps_per_epoch=run.data.steps_per_epoch)
     batch = roll_out(run.policy, run.asking, samples, config.rollout, StepName(config.seed, epoch, step), guide=guide,
                      bf16=run.bf16)
@@ -97,6 +100,8 @@ def train_step(run: Run) -> dict[str, Any]:
     if update.skipped and not config.checkpoint.dump_rollouts:
         dump_rollouts(dump, batch, parts, advantages_BG)
     run.log(step, values)
+    for sign in run.watch.see(values):
+        log.warning("step %d: %s", step, sign)
     run.last = {"step": step, **values}
     run.state.step, run.state.skipped = step + 1, run.state.skipped + update.skipped
     run.state.nonfinite_streak = run.state.nonfinite_streak + 1 if update.skipped else 0

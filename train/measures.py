@@ -1,6 +1,8 @@
 """Metrics of a step: its line of metrics.jsonl, and its rollouts as rows to look at.
 
-Everything is a mean over the step's rollouts unless its name says otherwise; nan becomes null in the file.
+Everything is a mean over the step's rollouts unless its name says otherwise; nan becomes null in the file. `entropy` is
+the mean of -log p of the tokens drawn (forced ones are not), whose expectation is the entropy of what they were drawn
+from where `top_p` is 1: it costs nothing, and its noise is that of the step's thousands of tokens.
 Legend: B prompts, G rollouts of a group, R response tokens."""
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG
     lengths_BG = batch.mask_BGR.sum(-1)
     gap_BGR = (batch.sampled_BGR - scores.old_BGR).abs()  # of a token's log-prob at sampling from that in scoring
     tokens = int(lengths_BG.sum())
+    drawn_BGR = batch.mask_BGR & (torch.arange(batch.mask_BGR.shape[-1]) >= batch.forced_BG[..., None])
     hits_BG = [[_reasoning(text, sample.query.windows, sample.clip.duration_s) for text in texts_G]
                for texts_G, sample in zip(batch.texts_BG, batch.samples, strict=True)]
     return {
@@ -47,9 +50,12 @@ def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG
         "no_drop": int((~known_BG).sum()),
         "timestamps": float(np.mean([[hit[0] for hit in row] for row in hits_BG])),
         "first_span": float(np.mean([[hit[1] for hit in row] for row in hits_BG])),
+        "reward_std": float(totals_BG.std(axis=-1).mean()),
         "zero_variance": float(zero_variance(totals_BG).mean()),
         "guided": float(batch.guided_BG.mean()), "guided_fallbacks": batch.fallbacks,
         "kl": update.kl, "clip_fraction": update.clip_fraction, "length": float(lengths_BG.float().mean()),
+        "length_min": int(lengths_BG.min()), "length_max": int(lengths_BG.max()),
+        "entropy": float(-batch.sampled_BGR[drawn_BGR].mean()) if drawn_BGR.any() else math.nan,
         "truncated": float((~batch.finished_BG).float().mean()), "logprob_gap": float(gap_BGR[batch.mask_BGR].mean()),
         "loss": update.loss, "grad_norm": update.grad_norm, "skipped": update.skipped,
         "lr": update.lr, "tokens_per_s": tokens / max(seconds, 1e-9),

@@ -21,6 +21,7 @@ from taro.models.folder import pixel_settings
 from taro.models.load import load_frozen, load_policy
 from taro.models.policy import Policy
 from taro.models.resolve import compute_device, resolve_model
+from taro.train.ahead import SamplesAhead
 from taro.train.checkpoint import DamagedError, RunState, checkpoints, read_state, resume_checkpoint
 from taro.train.config import RewardConfig, ShardSource, TrainConfig
 from taro.train.data import TrainingData, TrainingSet, select
@@ -28,6 +29,7 @@ from taro.train.run_dir import check_run, lock_folder, write_facts
 from taro.train.sets import open_encoded_shards, with_variants
 from taro.train.trackers import Tracker, open_trackers, truncate_to_step
 from taro.train.update import make_optimizer
+from taro.train.watch import Watch
 
 __all__ = ["OnStep", "Run", "open_run"]
 
@@ -54,6 +56,11 @@ class Run:
     on_step: OnStep | None = None
     resumed_at: int | None = None
     last: dict[str, Any] = field(default_factory=dict)
+    watch: Watch = field(default_factory=Watch)
+    ahead: SamplesAhead = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ahead = SamplesAhead(self.data, self.steps)
 
     @property
     def folder(self) -> Path:
@@ -74,6 +81,7 @@ class Run:
 
     def close(self) -> None:
         """Closes the trackers, then leaves the folder to others, whatever the trackers meet."""
+        self.ahead.close()
         try:
             for tracker in self.trackers:
                 tracker.close()

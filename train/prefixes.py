@@ -65,12 +65,25 @@ def prefix_ids(policy: Policy, template: PromptTemplate, query: str, captions: S
                limit: int) -> list[int]:
     """Tokens of the guided prefix, at most `limit`: captions are dropped from the end until it fits. Empty (a free
     rollout) where not even one caption does. What the chat template opened (`PromptFormat.opened`) is not said twice.
-    """
-    for count in range(len(captions), 0, -1):
-        ids = plain_ids(policy, _after(policy.prompts.opened, template.guided_prefix(query, captions[:count])))
+    How many fit is found by bisection: n captions are tokenised at most 2 + log2(n) times."""
+
+    opened = policy.prompts.opened
+
+    def tokens(count: int) -> list[int]:
+        return plain_ids(policy, _after(opened, template.guided_prefix(query, captions[:count]))) if count else []
+
+    fits, found, over = 0, tokens(len(captions)), len(captions)
+    if len(found) <= limit:
+        return found
+    found = []
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        ids = tokens(middle)
         if len(ids) <= limit:
-            return ids
-    return []
+            fits, found = middle, ids
+        else:
+            over = middle
+    return found
 
 
 def _after(opened: str, prefix: str) -> str:

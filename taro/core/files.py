@@ -1,9 +1,8 @@
 """Durable writes, locks, digests, and disk errors that say which folder and what to do.
 
 A full disk, a quota, a read-only mount and a failing drive are the user's to fix, and Python reports them in an OSError
-that mostly names no file. `explain_disk_errors` adds where and what to do; `write_tensors` makes safetensors, which has
-an exception of its own for it, answer like the rest. Locks are the system's (flock): they end with their holder, also
-by `kill -9`.
+that mostly names no file. `explain_disk_errors` adds where and what to do. Locks are the system's (flock): they end
+with their holder, also by `kill -9`.
 
 A file is written beside its place as `.NAME.tmp`, which its writer holds locked, and renamed. So a file of that name
 that nobody holds is what a killed writer left, and the next writer of NAME removes it. Left out: trying again."""
@@ -16,20 +15,16 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from taro.core.errors import TaroError
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = ["explain_disk_errors", "file_sha256", "fsync", "locked", "make_folders", "new_file", "remove_temporary",
-           "remove_temporary_folders", "replace_folder", "write_atomically", "write_tensors"]
+           "remove_temporary_folders", "replace_folder", "write_atomically"]
 
 log = logging.getLogger(__name__)
 
@@ -52,24 +47,6 @@ def explain_disk_errors(folder: Path, advice: Callable[[], str], *, aside: Path 
         where = f" ({name})" if name else ""
         raise TaroError(f"{folder}: expected a folder with room to write in, got: {os.strerror(error.errno)}{where}. "
                         f"{advice()}") from error
-
-
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, forced to the disk, with the access rights that a new file has here. Raises OSError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(tensors), path, metadata=metadata)
-    except SafetensorError as error:
-        number = re.search(r"\(os error ([0-9]{1,5})\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)  # safetensors makes a file that its owner alone can read
-    fsync(path)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

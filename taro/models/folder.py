@@ -19,7 +19,7 @@ from taro.core.errors import ModelError
 from taro.core.json import read_json
 from taro.models.families.base import Family, PixelSettings
 
-__all__ = ["check_tokenizer", "pixel_settings", "read_config", "template_name",
+__all__ = ["check_tokenizer", "opened", "pixel_settings", "read_config", "template_name",
            "tensor_files", "tensors", "tower_sha256"]
 
 MAX_PATCH_PX = 256
@@ -38,7 +38,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
             names[name] = folder / file
     else:
         for file in sorted(folder.glob("*.safetensors")):
-            with _opened(file) as handle:
+            with opened(file) as handle:
                 names.update(dict.fromkeys(handle.keys(), file))
     if not names:
         raise ModelError(
@@ -57,13 +57,14 @@ def tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> 
         if wanted(name):
             by_file.setdefault(file, []).append(name)
     for file in sorted(by_file):
-        with _opened(file) as handle:
+        with opened(file) as handle:
             for name in sorted(by_file[file]):
                 yield name, handle.get_tensor(name)
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file as the library's `safe_open` gives it. Raises ModelError where it is damaged."""
     try:
         with safe_open(file, framework="pt") as handle:
             yield handle

@@ -109,24 +109,32 @@ class _Prefix:
     def __init__(self, policy: Policy, prompts: Sequence[Prompt]) -> None:
         device = policy.device
         lengths = [len(prompt.ids_P) for prompt in prompts]
-        P = max(lengths)
-        layers = policy.config.text_config.num_hidden_layers
-        per_layer: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(layers)]
+        self.B, self.P = len(prompts), max(lengths)
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
         last = []
-        for prompt in prompts:
-
-            def keep(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-                pad = (0, 0, 0, P - k.shape[2])
-                padded = torch.nn.functional.pad(k, pad), torch.nn.functional.pad(v, pad)
-                per_layer[layer].append(padded)
-                return causal(layer, q, k, v)
-
+        for b, prompt in enumerate(prompts):
             ids, positions = prompt.ids_P.to(device)[None], prompt.positions_3P.to(device)[:, None]
-            last.append(policy.language_model(ids, positions, keep, video=prompt.video)[0, -1])
+            read = policy.language_model(ids, positions, partial(self._read, b), video=prompt.video)
+            last.append(read[0, -1].clone())  # a view would keep the whole prompt's hidden states
         self.last_BD = torch.stack(last)
-        self.keys = [torch.cat([k for k, _ in layer]) for layer in per_layer]
-        self.values = [torch.cat([v for _, v in layer]) for layer in per_layer]
-        self.valid_BP = torch.arange(P, device=device) < torch.tensor(lengths, device=device)[:, None]
+        self.valid_BP = torch.arange(self.P, device=device) < torch.tensor(lengths, device=device)[:, None]
+
+    def _read(self, b: int, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """The attention of prompt b; puts its keys and values where they will be read, so there is one copy of them."""
+        if layer == len(self.keys):  # the first prompt tells width and dtype
+            shape = (self.B, k.shape[1], self.P, k.shape[3])
+            self.keys.append(k.new_zeros(shape))
+            self.values.append(v.new_zeros(shape))
+        self.keys[layer][b, :, : k.shape[2]] = k[0]
+        self.values[layer][b, :, : v.shape[2]] = v[0]
+        return causal(layer, q, k, v)
+
+    def keep(self, going_B: torch.Tensor) -> None:
+        """Drops the other prompts, a layer at a time: two copies of all keys would not fit where one just does."""
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            self.keys[layer], self.values[layer] = keys[going_B], values[going_B]
+        self.valid_BP = self.valid_BP[going_B]
 
 
 class _Rows:
@@ -196,11 +204,9 @@ class _Rows:
         self.graph = None
         keep_N = going_B.repeat_interleave(self.G)
         self.rows, self.next_N, self.seen = self.rows[keep_N], self.next_N[keep_N], self.seen[keep_N]
-        self.own = [(k[keep_N], v[keep_N]) for k, v in self.own]
-        prefix = self.prefix
-        prefix.keys = [k[going_B] for k in prefix.keys]
-        prefix.values = [v[going_B] for v in prefix.values]
-        prefix.valid_BP = prefix.valid_BP[going_B]
+        for layer, (keys, values) in enumerate(self.own):
+            self.own[layer] = keys[keep_N], values[keep_N]
+        self.prefix.keep(going_B)
         return False
 
 

@@ -1,7 +1,8 @@
 """Log-probabilities of a group's responses, video and prompt read once for the whole group.
 
 Rows come from packing.py. Works under autograd, with or without recomputation of layers (a cache of keys and values
-with recomputation is silently wrong; a packed row is right). Logits exist for a chunk of tokens at a time.
+with recomputation is silently wrong; a packed row is right). Logits exist for a chunk of tokens at a time, in the
+backward pass too: they are recomputed there, which costs one more product with the head.
 Legend: B prompts, G rollouts, R response tokens, M tokens, N log-probs of a row, D width, V vocabulary."""
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def score(policy: Policy, prompts: Sequence[Prompt], ids_BGR: torch.Tensor, mask
     Args:
         ids_BGR: response tokens, valid ones first; mask_BGR: which are valid.
         temperature: logits are divided by it, as in sampling.
-        checkpoint_activations: recompute layers and logits in the backward pass.
+        checkpoint_activations: recompute the layers in the backward pass.
         packer: lays the groups out in rows.
 
     Raises ValueError where prompts, ids and mask do not fit each other."""
@@ -48,7 +49,7 @@ def row_logprobs(policy: Policy, row: PackedBatch, *, temperature: float, checkp
     hidden_TD = policy.language_model(row.ids_T.to(device)[None], row.positions_3T.to(device)[:, None],
                                       row.attention(device), video=row.video, checkpoint=checkpoint)[0]
     hidden_ND = hidden_TD[row.before_N.to(device)]
-    return token_logprobs(policy, hidden_ND, row.targets_N.to(device), temperature=temperature, checkpoint=checkpoint)
+    return token_logprobs(policy, hidden_ND, row.targets_N.to(device), temperature=temperature)
 
 
 def masked_logits(policy: Policy, hidden_MD: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -58,15 +59,16 @@ def masked_logits(policy: Policy, hidden_MD: torch.Tensor, temperature: float) -
     return logits.masked_fill(policy.banned_V, float("-inf"))
 
 
-def token_logprobs(policy: Policy, hidden_MD: torch.Tensor, ids_M: torch.Tensor, *, temperature: float,
-                   checkpoint: bool = False) -> torch.Tensor:
-    """fp32 log-probs [M] of `ids_M` after hidden states `hidden_MD`; logits exist for a chunk of tokens at a time."""
+def token_logprobs(policy: Policy, hidden_MD: torch.Tensor, ids_M: torch.Tensor, *,
+                   temperature: float) -> torch.Tensor:
+    """fp32 log-probs [M] of `ids_M` after hidden states `hidden_MD`. Logits exist for a chunk of tokens at a time; for
+    gradients they are recomputed, since all of them, [M, V] in fp32, would be gigabytes."""
 
     def chunk(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         logits = masked_logits(policy, hidden, temperature)
         return torch.log_softmax(logits, dim=-1).gather(-1, ids[:, None])[:, 0]
 
-    parts = []
-    for hidden, ids in zip(hidden_MD.split(TOKENS_AT_ONCE), ids_M.split(TOKENS_AT_ONCE), strict=True):
-        parts.append(recompute(chunk, hidden, ids, use_reentrant=False) if checkpoint else chunk(hidden, ids))
+    kept = torch.is_grad_enabled()
+    parts = [recompute(chunk, hidden, ids, use_reentrant=False) if kept else chunk(hidden, ids)
+             for hidden, ids in zip(hidden_MD.split(TOKENS_AT_ONCE), ids_M.split(TOKENS_AT_ONCE), strict=True)]
     return torch.cat(parts) if parts else hidden_MD.new_zeros(0, dtype=torch.float32)

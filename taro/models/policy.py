@@ -97,20 +97,21 @@ class Policy:
     def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
         """Text of a response, end and padding dropped, tags kept."""
         ends = {*self.eos_ids, self.pad_id}
-        kept = [int(i) for i in ids if int(i) not in ends]
+        kept = [i for i in _plain(ids) if i not in ends]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def reasoning_mask(self, ids: Sequence[int] | torch.Tensor, opened: str = "") -> torch.Tensor:
         """bool [R]: tokens strictly between `<think>` and `</think>`, which the prompt may have `opened`. A token that
         holds a piece of a tag does not count; where `</think>` never comes, everything after `<think>` counts; without
         `<think>`, nothing does."""
-        text, spans = self._spans(ids, opened)
+        whole = _plain(ids)
+        text, spans = self._spans(whole, opened)
         ends = {*self.eos_ids, self.pad_id}
         start = text.find("<think>")
         stop = text.find("</think>", max(start, 0))
         start, stop = (len(text), 0) if start < 0 else (start + len("<think>"), stop if stop >= 0 else len(text))
-        inside = [start <= a and b <= stop and b > a and int(i) not in ends
-                  for (a, b), i in zip(spans, ids, strict=True)]
+        inside = [start <= a and b <= stop and b > a and i not in ends
+                  for (a, b), i in zip(spans, whole, strict=True)]
         return torch.tensor(inside, dtype=torch.bool)
 
     def _piece(self, ids: tuple[int, ...]) -> str:
@@ -120,10 +121,10 @@ class Policy:
                                                       clean_up_tokenization_spaces=False)
         return self._pieces[ids]
 
-    def _spans(self, ids: Sequence[int] | torch.Tensor, opened: str) -> tuple[str, list[tuple[int, int]]]:
+    def _spans(self, whole: list[int], opened: str) -> tuple[str, list[tuple[int, int]]]:
         """Text of `opened` and the tokens, and where in it each token stands; the tokens of one character share its
         place."""
-        whole, run, text = [int(i) for i in ids], 0, opened
+        run, text = 0, opened
         spans: list[tuple[int, int]] = []
         for end in range(1, len(whole) + 1):
             piece = self._piece(tuple(whole[run:end]))
@@ -132,3 +133,8 @@ class Policy:
             spans += [(len(text), len(text) + len(piece))] * (end - run)
             text, run = text + piece, end
         return text, spans
+
+
+def _plain(ids: Sequence[int] | torch.Tensor) -> list[int]:
+    """Token ids as numbers, a tensor's in one go: one by one each of them would be a tensor first."""
+    return [int(i) for i in (ids.tolist() if isinstance(ids, torch.Tensor) else ids)]

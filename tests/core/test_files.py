@@ -27,8 +27,8 @@ from taro.core.files import (
     remove_temporary_folders,
     replace_folder,
     write_atomically,
-    write_tensors,
 )
+from taro.core.tensors import write_tensors
 
 
 @pytest.mark.parametrize("name", [None, "set/paths/x.tar", "set", "."])

@@ -34,6 +34,7 @@ CURVES: dict[str, tuple[str, str, float | None, float | None]] = {
     "timestamps": ("reasonings with timestamps", "share that names at least one time", 0.0, 1.0),
     "first_span": ("first span right", "share whose first range has IoU of 0.5 or more", 0.0, 1.0),
     "zero_variance": ("groups that teach nothing", "share whose rewards are all equal", 0.0, 1.0),
+    "entropy": ("entropy", "nats a token, over the tokens drawn", 0.0, None),
     "length": ("response length", "tokens, guided prefix included", 0.0, None),
     "kl": ("KL to the start policy", "k3 estimate, nats a token", 0.0, None),
     "grad_norm": ("gradient norm", "before clipping", 0.0, None),
