@@ -19,7 +19,8 @@ from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.clip import clip_encoder
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.ledger import count_reasons, plan_lock
-from taro.preprocess.plan import STATE, Plan, check_videos, freeze, load_plan, make_plan
+from taro.preprocess.listing import check_videos
+from taro.preprocess.plan import STATE, Plan, freeze, load_plan, make_plan
 from taro.shards.format import MANIFEST
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from taro.grounding.records import DenseCaption
 from taro.models.features import EncoderFingerprint
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.ledger import SkippedRow
+from taro.preprocess.listing import Finder, list_videos
 from taro.shards.format import ClipEncoder, clip_key
 
-__all__ = ["STATE", "Plan", "PlannedClip", "PlannedRow", "check_videos", "freeze", "list_videos",
-           "load_plan", "make_plan"]
+__all__ = ["STATE", "Plan", "PlannedClip", "PlannedRow", "freeze", "load_plan", "make_plan"]
 
 STATE = ".preprocess"
 """folder of the job's own state inside the set: plan, locks, journal, ledgers; never shared"""
@@ -60,6 +59,8 @@ class PlannedClip(Config):
     may_be_cut: bool = False
     """the file may hold the clip alone already (taro.grounding.moment.part_of_file)"""
     rows: list[PlannedRow]
+    shared_names: list[str] = Field(default_factory=list)
+    """short names of the file that other files have too: what is said of them is not said of it"""
 
     @field_validator("path")
     @classmethod
@@ -128,7 +129,7 @@ def make_plan(config: PreprocessConfig, shaping: dict[str, Any], *, encoder: Enc
     """
     report = import_annotations(config.annotations, dataset=config.dataset, split=config.split,
                                 lengths=config.lengths, policy=config.lint, columns=config.columns)
-    clips, skipped = _group(report, _Finder(list_videos(config.videos)))
+    clips, skipped = _group(report, Finder(list_videos(config.videos)), config.videos)
     dropped = [SkippedRow(row_id=o.row_id, line=o.line, stage="annotations", reason=o.reason.partition(":")[0],
                           detail=o.reason) for o in report.outcomes if isinstance(o, Dropped)]
     per_slice = max(1, min(config.slice_clips, config.slice_bytes // max(bytes_per_clip, 1)))
@@ -159,79 +160,31 @@ def load_plan(out: Path) -> Plan | None:
                           "and finished slices are kept; or use another out folder") from None
 
 
-def check_videos(folder: Path) -> None:
-    """Raises ConfigError where there is no such folder."""
-    if not folder.is_dir():
-        raise ConfigError(f"videos {folder}: no such folder; expected the folder that holds the video files")
-
-
-def list_videos(folder: Path) -> dict[str, os.stat_result]:
-    """Every file under `folder` with its path relative to it; hidden ones are left out, and so is a folder inside
-    itself: links are followed, a circle of them is not."""
-    check_videos(folder)
-    found: dict[str, os.stat_result] = {}
-    inside = {folder: {folder.resolve()}}  # a folder as walked, and what it and those around it really are
-    for root, folders, files in os.walk(folder, followlinks=True):
-        around = inside.pop(Path(root))
-        entered = {name: (Path(root) / name).resolve() for name in folders if not name.startswith(".")}
-        folders[:] = sorted(name for name, real in entered.items() if real not in around)
-        inside.update({Path(root) / name: {*around, entered[name]} for name in folders})
-        for name in sorted(files):
-            path = Path(root) / name
-            if not name.startswith(".") and path.is_file():
-                found[path.relative_to(folder).as_posix()] = path.stat()
-    return found
-
-
-class _Finder:
-    """Annotated names to listed files: the relative path, the bare file name, or either without its extension."""
-
-    def __init__(self, videos: dict[str, os.stat_result]) -> None:
-        self.videos = videos
-        self._by_name: dict[str, list[str]] = {}
-        for path in videos:
-            name = path.rpartition("/")[2]
-            stem = path.rpartition(".")[0] or path
-            for label in {name, stem, stem.rpartition("/")[2]} - {path}:
-                self._by_name.setdefault(label, []).append(path)
-
-    def find(self, video: str) -> str:
-        """The listed file of an annotated name. Raises VideoError: missing, or ambiguous."""
-        plain = video.removeprefix("./")
-        if plain in self.videos:
-            return plain
-        found = self._by_name.get(plain, [])
-        bare = plain.rpartition("/")[2]
-        if not found and bare in self.videos:
-            return bare  # annotated with the folder that its authors had; here the videos lie side by side
-        if len(found) == 1:
-            return found[0]
-        if not found:
-            raise VideoError("no such file in the videos folder", reason="missing")
-        raise VideoError(f"the name fits {len(found)} files: {', '.join(sorted(found)[:3])}; annotate the one that is "
-                         "meant with its extension or folder", reason="ambiguous")
-
-
-def _group(report: LintReport, finder: _Finder) -> tuple[list[PlannedClip], list[SkippedRow]]:
-    rows: dict[tuple[str, Moment | None], list[AnnotationRow]] = {}
+def _group(report: LintReport, finder: Finder, folder: Path) -> tuple[list[PlannedClip], list[SkippedRow]]:
+    found = finder.find_all(row.video for row in report.rows)
+    unread, unsure = finder.listing.unread, sum(not finder.exact(row.video) for row in report.rows)
+    if unread and unsure:
+        raise ConfigError(f"videos {folder}: {', '.join(unread[:3])}{' and more' if len(unread) > 3 else ''} cannot be "
+                          f"listed, and the videos of {unsure:,} rows may lie there; restore the mount or its rights "
+                          "and run again")
+    rows: dict[str, list[tuple[str, AnnotationRow]]] = {}
     skipped: list[SkippedRow] = []
     for row in report.rows:
-        try:
-            rows.setdefault((finder.find(row.video), row.clip), []).append(row)
-        except VideoError as error:
+        path = found[row.video]
+        if isinstance(path, VideoError):
             skipped.append(SkippedRow(row_id=row.row_id, line=row.line, video=row.video, stage="plan",
-                                      reason=error.reason, detail=str(error)))
-    clips = [_clip(path, clip, found, finder.videos[path]) for (path, clip), found in rows.items()]
-    keys = {clip.key for clip in clips}
-    assert len(keys) == len(clips), "two clips have one key"
-    return sorted(clips, key=lambda clip: clip.key), skipped
+                                      reason=path.reason, detail=str(path)))
+        else:  # cuts that differ by less than a millisecond are one clip
+            rows.setdefault(clip_key(path, row.clip), []).append((path, row))
+    return [_clip(key, here[0][0], [row for _, row in here], finder) for key, here in sorted(rows.items())], skipped
 
 
-def _clip(path: str, clip: Moment | None, rows: list[AnnotationRow], stat: os.stat_result) -> PlannedClip:
+def _clip(key: str, path: str, rows: list[AnnotationRow], finder: Finder) -> PlannedClip:
     planned = [PlannedRow(row_id=row.row_id, line=row.line, query=row.query, split=row.split, difficulty=row.difficulty,
                           windows_s=[(w.start_s, w.end_s) for w in row.windows],
                           captions=None if row.captions is None else list(row.captions)) for row in rows]
+    clip, stat = rows[0].clip, finder.listing.videos[path]
     span = None if clip is None else (clip.start_s, clip.end_s)
-    return PlannedClip(key=clip_key(path, clip), video=rows[0].video, path=path, size=stat.st_size,
-                       mtime_ns=stat.st_mtime_ns, clip_s=span, rows=planned,
-                       may_be_cut=any(row.may_be_cut for row in rows))
+    return PlannedClip(key=key, video=rows[0].video, path=path, size=stat.st_size, mtime_ns=stat.st_mtime_ns,
+                       clip_s=span, rows=planned, may_be_cut=any(row.may_be_cut for row in rows),
+                       shared_names=finder.shared(path))

@@ -9,6 +9,7 @@ Left out: entries that are no captions at all (a time that is no number): readin
 from __future__ import annotations
 
 import math
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from taro.core.files import file_sha256
 from taro.grounding.moment import Moment
 from taro.grounding.records import DenseCaption
 from taro.preprocess.config import CaptionConfig
+from taro.preprocess.listing import plain_name
 from taro.preprocess.plan import PlannedClip
 
 __all__ = ["Entry", "Given", "captions_file", "file_facts", "fit"]
@@ -30,6 +32,7 @@ MAX_CAPTIONS = 10_000
 MAX_CHARACTERS, MAX_TEXT_BYTES = 20_000, 20_000
 """of one caption, as shards hold it"""
 NO_CLIP = "skipped: no row has its video"
+SHARED_NAME = "skipped: its name fits several videos"
 LOST_CLIP = "skipped: its clip was skipped"
 
 
@@ -81,9 +84,13 @@ class Given:
 
     def unasked(self, clips: Iterable[PlannedClip]) -> Counter[str]:
         """Entries of videos that no clip has."""
+        clips, fates = list(clips), Counter[str]()
         known = {name for clip in clips for name in _names(clip)}
-        by_video = self._by_video or {}
-        return Counter({NO_CLIP: sum(len(found) for name, found in by_video.items() if name not in known)})
+        shared = {name for clip in clips for name in clip.shared_names} - known
+        for name, found in (self._by_video or {}).items():
+            if name not in known:
+                fates[SHARED_NAME if name in shared else NO_CLIP] += len(found)
+        return +fates
 
 
 def captions_file(path: Path) -> dict[str, list[Entry]]:
@@ -99,7 +106,7 @@ def captions_file(path: Path) -> dict[str, list[Entry]]:
             video, captions = decimal_text(one.value["video"]), one.value["captions"]
             if not isinstance(video, str) or not isinstance(captions, list | None):
                 raise ValueError(f"video is a {type(video).__name__}, captions are a {type(captions).__name__}")
-            found.setdefault(video.strip(), []).extend(_entry(caption) for caption in captions or ())
+            found.setdefault(plain_name(video.strip()), []).extend(_entry(caption) for caption in captions or ())
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise AnnotationError(f'{path}, line {one.number}: expected {{"video": ..., "captions": [{{"start_s", '
                                   f'"end_s", "text"}}]}} in UTF-8; {type(error).__name__}: '
@@ -152,9 +159,12 @@ def fit(entries: Sequence[Entry], duration_s: float, *, start_s: float = 0.0
 
 
 def _names(clip: PlannedClip) -> list[str]:
-    """Names that a captions file may give a clip's video: as annotated, its path, its file name, without extension."""
-    name = clip.path.rpartition("/")[2]
-    return list(dict.fromkeys((clip.video, clip.path, name, name.rpartition(".")[0])))
+    """Names that a captions file may give a clip's video: as annotated, its path, its file name, without extension;
+    none that another file of the folder has too."""
+    stem = posixpath.splitext(clip.path)[0]
+    short = {name: None for path in (clip.path, stem) for name in (path, path.rpartition("/")[2])}
+    return list(dict.fromkeys((plain_name(clip.video), clip.path,
+                               *(name for name in short if name not in clip.shared_names))))
 
 
 def _unusable(text: str, length_s: float, moment: Moment, said: bool, kept: int) -> str | None:

@@ -26,7 +26,8 @@ from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.encode import encode_clip
 from taro.preprocess.estimate import estimate
 from taro.preprocess.job import open_job
-from taro.preprocess.plan import STATE, PlannedClip, _Finder, _group, list_videos
+from taro.preprocess.listing import Finder, list_videos
+from taro.preprocess.plan import STATE, PlannedClip, _group
 from taro.preprocess.run import preprocess
 from taro.preprocess.video.decode import DecodeJob, decode_clip
 from taro.shards.manifest import read_skipped
@@ -251,7 +252,7 @@ def test_cuts_of_one_file_are_clips_of_their_own(job: Make, rows: list[dict[str,
 
     cuts = [None, Moment(0, 2), Moment(0, 2), Moment(1, 3)]
     report = LintReport("jsonl", "0" * 64, tuple(Kept(row(i, cut)) for i, cut in enumerate(cuts)))
-    clips, skipped = _group(report, _Finder(list_videos(job().videos)))
+    clips, skipped = _group(report, Finder(list_videos(job().videos)), job().videos)
     assert not skipped and sorted(len(clip.rows) for clip in clips) == [1, 1, 2]
     assert [clip.key for clip in clips] == sorted({clip.key for clip in clips})
     assert all(isinstance(clip, PlannedClip) and clip.path == "v0.mp4" for clip in clips)
