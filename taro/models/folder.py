@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 
 from taro.core.errors import ModelError
 from taro.core.json import read_json
+from taro.models.config_checks import check_config, check_stored
 from taro.models.families.base import Family, PixelSettings
+from taro.models.tokenizer_files import check_files
 
 __all__ = ["check_tokenizer", "opened", "pixel_settings", "read_config", "template_name",
            "tensor_files", "tensors", "tower_sha256"]
@@ -111,6 +113,8 @@ def pixel_settings(folder: Path) -> PixelSettings:
 
 def read_config(folder: Path) -> Any:
     """transformers' config of a model folder, code of the folder never run. Raises ModelError."""
+    check_files(folder)
+    check_stored(folder)
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
@@ -129,6 +133,7 @@ def read_config(folder: Path) -> Any:
         # Rotary tables take two pairs of numbers of each head; weights of any count of heads have one shape.
         raise ModelError(f"{folder / 'config.json'}: its vision tower has {heads} heads for a width of {width}; "
                          "expected heads of a multiple of 4")
+    check_config(folder, config)
     return config
 
 

@@ -14,6 +14,7 @@ from taro.models.folder import check_tokenizer, read_config
 from taro.models.language_model import LanguageModel
 from taro.models.policy import Policy
 from taro.models.resolve import compute_device, resolve_model
+from taro.models.tokenizer_files import check_tokenizer_files
 from taro.models.weights import build, fill
 
 __all__ = ["load_frozen", "load_policy", "open_policy"]
@@ -35,6 +36,7 @@ def load_policy(folder: str | Path, *, device: str | torch.device = "cpu", dtype
     folder = Path(folder)
     config = read_config(folder)
     family = family_of(config, folder)
+    check_tokenizer_files(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001  transformers lets through whatever a wrong value leads to

@@ -160,7 +160,7 @@ def test_damaged_weights_are_named(copy: Path) -> None:
 
 def test_weights_of_another_shape_are_refused(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
-    config["text_config"]["hidden_size"] = 48
+    config["text_config"]["intermediate_size"] = 48
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="do not fit config"):
         load_policy(copy)

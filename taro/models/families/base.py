@@ -46,6 +46,7 @@ class Family:
         of the whole prompt, and the position of the token after it.
     size_label: (config) -> short name of the size, such as 7b.
     vision_tokens: token strings that a policy must never emit.
+    refused: (config) -> what of it this family does not compute, a phrase each, beyond `taro.models.config_checks`.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Family:
     positions: Callable[[Any, Sequence[int], VideoFeatures], tuple[torch.Tensor, int]]
     size_label: Callable[[Any], str]
     vision_tokens: tuple[str, ...]
+    refused: Callable[[Any], list[str]]
 
 
 QWEN_VISION_TOKENS = ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")

@@ -49,7 +49,22 @@ def _positions(config: Any, lengths: Sequence[int], features: VideoFeatures) -> 
     return interleaved_positions(lengths, cell, extent)
 
 
+def _refused(config: Any) -> list[str]:
+    text, vision = config.text_config, config.vision_config
+    width, found = text.hidden_size // max(text.num_attention_heads, 1), []
+    if text.hidden_size % max(text.num_attention_heads, 1) or getattr(text, "head_dim", None) not in (None, width):
+        found.append(f"{text.num_attention_heads} heads and head_dim {getattr(text, 'head_dim', None)!s:.20} for a "
+                     f"width of {text.hidden_size}; expected heads that share the width")
+    if text.rope_parameters.get("mrope_interleaved"):
+        found.append("mrope_interleaved true; expected false")
+    if vision.window_size < vision.spatial_merge_size * vision.patch_size:
+        found.append(f"vision_config.window_size {vision.window_size}; expected at least a merged patch, "
+                     f"{vision.spatial_merge_size * vision.patch_size}")
+    return found
+
+
 QWEN2_5_VL = Family(name="qwen2_5_vl", model_type="qwen2_5_vl", build_lm=_build_lm, build_tower=_build_tower,
                     split_name=qwen_split_name, encode=_encode, levels=lambda config: 0, placeholder="<|video_pad|>",
                     video_token="<|video_pad|>", video_text=_video_text, positions=_positions,
-                    size_label=qwen_size_label(SIZES), vision_tokens=QWEN_VISION_TOKENS)
+                    size_label=qwen_size_label(SIZES), vision_tokens=QWEN_VISION_TOKENS,
+                    refused=_refused)

@@ -98,7 +98,23 @@ def _positions(config: Any, lengths: Sequence[int], features: VideoFeatures) -> 
     return interleaved_positions(lengths, cell, extent)
 
 
+def _refused(config: Any) -> list[str]:
+    vision, found = config.vision_config, []
+    if config.text_config.rope_parameters.get("mrope_interleaved", True) is not True:
+        found.append("mrope_interleaved false; expected true")
+    side = round(vision.num_position_embeddings**0.5)
+    if side < 1 or side * side != vision.num_position_embeddings:
+        found.append(f"vision_config.num_position_embeddings {vision.num_position_embeddings}; expected a square")
+    levels = list(vision.deepstack_visual_indexes)
+    if levels != sorted(set(levels)) or not all(0 <= level < vision.depth for level in levels):
+        found.append(f"vision_config.deepstack_visual_indexes {levels!s:.60}; expected layers of the tower, ascending")
+    if len(levels) > config.text_config.num_hidden_layers:
+        found.append(f"{len(levels)} deepstack levels for {config.text_config.num_hidden_layers} language layers")
+    return found
+
+
 QWEN3_VL = Family(name="qwen3_vl", model_type="qwen3_vl", build_lm=_build_lm, build_tower=_build_tower,
                   split_name=qwen_split_name, encode=encode_with_levels, levels=_levels, placeholder="<|video_pad|>",
                   video_token="<|video_pad|>", video_text=_video_text, positions=_positions,
-                  size_label=qwen_size_label(SIZES), vision_tokens=QWEN_VISION_TOKENS)
+                  size_label=qwen_size_label(SIZES), vision_tokens=QWEN_VISION_TOKENS,
+                  refused=_refused)
