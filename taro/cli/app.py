@@ -12,18 +12,17 @@ from __future__ import annotations
 import errno
 import importlib
 import os
-import signal
 import sys
-import threading
 import traceback
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
 import typer.main
 
 from taro.cli.output import examples, say, say_error, visible_streams
+from taro.cli.signals import INTERRUPTED, stop_code, stoppable
 from taro.core.errors import TaroError
 from taro.core.text import one_line
 from taro.core.version import __version__
@@ -100,13 +99,13 @@ class _Lazy(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except TaroError as error:
-            _fail(f"error: {error}", debug=ctx.params["debug"])
-        except KeyboardInterrupt as stop:
-            say("", "interrupted; what was finished is on disk: the same command (train: with --resume) goes on",
-                err=True)
-            raise typer.Exit(143 if isinstance(stop, _TerminatedError) else 130) from None
+        except KeyboardInterrupt:
+            _interrupted()
         except Exception as error:  # the last place that can answer with a message
+            if stop_code() is not None:  # the interruption, as a library handed it on
+                _interrupted()
+            if isinstance(error, TaroError):
+                _fail(f"error: {error}", debug=ctx.params["debug"])
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort | EOFError):
                 if isinstance(getattr(error, "message", None), str):
                     error.message = one_line(error.message)  # type: ignore[attr-defined]
@@ -142,7 +141,12 @@ def _flags_without_type(command: Any) -> None:
                 option.metavar = ""
 
 
-def _fail(message: str, *, debug: bool) -> None:
+def _interrupted() -> NoReturn:
+    say("", INTERRUPTED, err=True)
+    raise typer.Exit(stop_code() or 130) from None
+
+
+def _fail(message: str, *, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     say_error(message)
@@ -154,14 +158,6 @@ def _system_says(error: OSError) -> str:
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     return (f"error: {where}{error.strerror}; expected files and folders that taro can read and write: check the path, "
             "its permissions and the free space, then run the same command again")
-
-
-class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM: as a scheduler stops a job. It unwinds like Ctrl-C, so that files are closed and locks dropped."""
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise _TerminatedError
 
 
 app = typer.Typer(name="taro", cls=_Lazy, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -196,12 +192,8 @@ def main(args: list[str] | None = None) -> None:
     end = line.index("--") if "--" in line else len(line)
     if "--debug" in line[:end]:
         line = ["--debug", *(word for word in line[:end] if word != "--debug"), *line[end:]]
-    with visible_streams():
-        if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
-            app(line, prog_name="taro")
-            return
-        before = signal.signal(signal.SIGTERM, _terminate)
+    with stoppable(to_the_end=args is None), visible_streams():
         try:
             app(line, prog_name="taro")
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        except SystemExit as end:  # click has words and a code of its own for an interruption before a command begins
+            raise SystemExit((stop_code() or end.code) if end.code else end.code) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def _each(jobs: list[Any], workers: int) -> Iterator[list[dict[str, Any]]]:
     if workers <= 1:
         yield from map(_make, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    ignored = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which ends the others
+    with multiprocessing.get_context("spawn").Pool(workers, signal.signal, ignored) as pool:
         yield from pool.imap(_make, jobs, chunksize=4)
 
 

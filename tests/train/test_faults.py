@@ -118,6 +118,8 @@ def test_sigint_and_a_mad_clock_change_nothing_of_a_run(make_config: Make, whole
         open_run(config, resume=True)
     running.send_signal(signal.SIGINT)
     running.send_signal(signal.SIGCONT)
+    time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
     said = running.communicate()[1]
     assert running.returncode == 130 and "train: with --resume" in said and "Traceback" not in said, said
     train(config, resume=True)
