@@ -122,9 +122,10 @@ def prepare(base: Path) -> None:
 
 
 def state(folder: Path) -> dict[str, str]:
-    """Digest of everything below a folder, but for what the clock decides."""
+    """Digest of everything below a folder, but for what the clock decides and for lock files, which are empty and of
+    which a job makes those that it needs."""
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in (path for path in sorted(folder.rglob("*")) if not path.name.endswith(".lock")):
         name, data = path.relative_to(folder).as_posix(), b"folder"
         if path.is_file():
             data = path.read_bytes()
@@ -222,7 +223,7 @@ class Trials:
     """All trials of a job in the folder `folder`, which is made anew for each."""
 
     def __init__(self, job: Job, folder: Path, shim: Shim) -> None:
-        self.job, self.folder, self.shim, self.found = job, folder, shim, Found(job.name)
+        self.job, self.folder, self.shim, self.found, self.shown = job, folder, shim, Found(job.name), 0
         self._log, self._copies = folder.with_name("log"), folder.with_name("copies")
         for old in (self._log, self._copies):
             shutil.rmtree(old, ignore_errors=True)
@@ -236,9 +237,9 @@ class Trials:
         self.calls = [line.split("\t")[1] for line in self._log.read_text().splitlines()]
         self.found.points = len(self.calls)
 
-    def crashes(self, every: int) -> Iterator[str]:
-        """The process ends before each `every`-th call."""
-        for point in range(1, len(self.calls) + 1, every):
+    def crashes(self, every: int, first: int) -> Iterator[str]:
+        """The process ends before each `every`-th call, from the `first` on."""
+        for point in range(first, len(self.calls) + 1, every):
             self._disturb(f"end before a {self.calls[point - 1]}", point, END, {9})
             yield self._recover(f"end before a {self.calls[point - 1]}", f"call {point}")
 
@@ -255,8 +256,9 @@ class Trials:
     def cuts(self, number: int, seed: int) -> Iterator[str]:
         """`number` of the disks that a power cut may leave, drawn from all different ones."""
         rng = draws.rng("power cuts", seed, self.job.name)
-        disks = {hashlib.sha256(repr(sorted(disk.items())).encode()).digest(): (call, what, variant, disk)
-                 for call, what, variant, disk in Replay(self.folder, self._log, self._copies).disks(rng)}
+        every = Replay(self.folder, self._log, self._copies).disks(rng) if number else ()
+        disks = {tuple(sorted((name, id(content)) for name, content in disk.items())): (call, what, variant, disk)
+                 for call, what, variant, disk in every}  # equal contents are one object, kept by these disks
         chosen = sorted(rng.permutation(len(disks))[:number].tolist())
         for call, what, variant, disk in [list(disks.values())[index] for index in chosen]:
             write_disk(self.folder, disk)
@@ -313,6 +315,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", default="preprocess,train,filter,split,fractions,merge")
     parser.add_argument("--every", type=int, default=1, help="try every n-th point; 0: none")
+    parser.add_argument("--first", type=int, default=1, help="and begin with this one")
     parser.add_argument("--signals", type=int, default=0, help="signals at every n-th point; 0: none")
     parser.add_argument("--cuts", type=int, default=40, help="power cuts of each job")
     parser.add_argument("--seed", type=int, default=0)
@@ -328,11 +331,14 @@ def main() -> None:
         for job in [job for job in jobs(base) if job.name in args.jobs.split(",")]:
             trials = Trials(job, base / "trial", shim)
             found.append(trials.found)
-            steps = [*([trials.crashes(args.every)] if args.every else []),
+            steps = [*([trials.crashes(args.every, args.first)] if args.every else []),
                      *([trials.signals(args.signals)] if args.signals else []), trials.cuts(args.cuts, args.seed)]
             for said in (one for step in steps for one in step):
-                print(f"{time.monotonic() - began:.0f} s, {sum(len(one.problems) for one in found)} wrong: {said}",
-                      file=sys.stderr, flush=True)
+                wrong = sum(len(one.problems) for one in found)
+                print(f"{time.monotonic() - began:.0f} s, {wrong} wrong: {said}", file=sys.stderr, flush=True)
+                for problem in trials.found.problems[trials.shown:]:
+                    print(f"WRONG: {problem}", file=sys.stderr, flush=True)
+                trials.shown = len(trials.found.problems)
     report(found, time.monotonic() - began, as_json=args.json)
     sys.exit(any(one.problems for one in found))
 

@@ -22,7 +22,14 @@ from taro.models.load import load_frozen, load_policy
 from taro.models.policy import Policy
 from taro.models.resolve import compute_device, resolve_model
 from taro.train.ahead import SamplesAhead
-from taro.train.checkpoint import DamagedError, RunState, checkpoints, read_state, resume_checkpoint
+from taro.train.checkpoint import (
+    DamagedError,
+    RunState,
+    checkpoints,
+    prune_checkpoints,
+    read_state,
+    resume_checkpoint,
+)
 from taro.train.config import RewardConfig, ShardSource, TrainConfig
 from taro.train.data import TrainingData, TrainingSet, select
 from taro.train.run_dir import check_run, lock_folder, write_facts
@@ -122,6 +129,8 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     state = found or RunState()
     state.data_sha256 = data.sha256
     with explain_disk_errors(config.out, lambda: AGAIN):
+        if found is not None:  # a run that was killed between its last checkpoint and the pruning saves no other
+            prune_checkpoints(config.out / "checkpoints", keep=config.checkpoint.keep)
         truncate_to_step(config.out, state.step)
         write_facts(config, data.summary())
     bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
