@@ -238,6 +238,23 @@ def with_a_best_step(whole: Path, run: Path) -> TrainConfig:
     return TrainConfig.model_validate(data)
 
 
+def test_a_resumed_run_removes_what_one_left_that_was_killed_after_its_last_checkpoint(
+        whole: Path, tmp_path: Path) -> None:
+    """Its folder has a checkpoint too many, an export half written, and an older one set aside for it."""
+    run = copy_of(whole, tmp_path / "run")
+    (run / "export").rename(run / ".tmp-old-export")
+    for left in (".tmp-export", "checkpoints/.tmp-step-000004", "checkpoints/.tmp-pruned-step-000001"):
+        (run / left).mkdir()
+    for left in (".data.json.tmp", "rollouts/.step-000003.jsonl.tmp"):
+        (run / left).touch()
+    data = {**yaml.safe_load((run / "config.yaml").read_text()), "checkpoint": {"every": 2, "keep": 1}}
+    train(TrainConfig.model_validate(data), resume=True)
+    assert_same(run, whole)
+    assert {path.name for path in run.iterdir()} == {path.name for path in whole.iterdir()}
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000004"]
+    assert not list((run / "rollouts").glob(".*"))
+
+
 def test_an_export_says_of_which_step_it_is(whole: Path, tmp_path: Path) -> None:
     report = train(with_a_best_step(whole, tmp_path / "run"), resume=True)
     steps = [json.loads((folder / "export/taro.json").read_text())["steps"] for folder in (whole, report.run)]
