@@ -17,6 +17,7 @@ import numpy as np
 
 from taro.core.errors import ShardError
 from taro.core.json import parse_json
+from taro.core.numbers import read_count, read_number
 from taro.core.tensors import DTYPES, tensor_bytes, tensors_header
 from taro.models.features import VideoFeatures
 from taro.shards.format import MAX_DIM, MAX_HEADER_BYTES, MAX_MEMBER_BYTES, MAX_RANK, MAX_TENSORS
@@ -150,15 +151,12 @@ def encoder_levels(tensors: Mapping[str, torch.Tensor], others: Sequence[str],
 
 
 def _grid(metadata: dict[str, str], where: str) -> tuple[tuple[int, int, int], float]:
-    try:
-        t, h, w = (int(side) for side in metadata["grid_thw"][:100].split(","))
-        stride = float(metadata["seconds_per_patch"][:100])
-    except (KeyError, ValueError):
-        t = h = w = 0
-        stride = math.nan
-    if not all(1 <= side <= MAX_DIM for side in (t, h, w)) or not 0 <= stride <= 1e6:
+    sides = [read_count(side) or 0 for side in metadata.get("grid_thw", "").split(",", 3)]
+    stride = read_number(metadata.get("seconds_per_patch", ""))
+    if len(sides) != 3 or not all(1 <= side <= MAX_DIM for side in sides) or stride is None or not 0 <= stride <= 1e6:
         raise ShardError(f"{where}: metadata {str(metadata)[:200]}, expected grid_thw \"t,h,w\" and a finite "
                          "seconds_per_patch")
+    t, h, w = sides
     return (t, h, w), stride
 
 

@@ -12,7 +12,6 @@ Legend: M rows, S temporal patches, N tokens of a patch, D width, L deepstack le
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from taro.core.errors import ShardError
+from taro.core.numbers import read_count, read_number
 from taro.grounding.moment import Moment
 from taro.grounding.records import ClipRecord
 from taro.models.features import VideoFeatures
@@ -144,14 +144,12 @@ def unpack_variants(data: bytes, where: str = "variants") -> FrameVariants:
 
 
 def _settings(metadata: dict[str, str], where: str) -> VariantSettings:
-    try:
-        found = VariantSettings(int(metadata["count"][:20]), float(metadata["dt_s"][:100]), int(metadata["seed"][:20]))
-    except (KeyError, ValueError):
-        found = VariantSettings(0, math.nan, 0)
-    if not 1 <= found.count <= MAX_VARIANTS or not 0 < found.dt_s < 1e6 or found.seed < 0:
+    count, seed = (read_count(metadata.get(name, "")) for name in ("count", "seed"))
+    dt_s = read_number(metadata.get("dt_s", ""))
+    if count is None or not 1 <= count <= MAX_VARIANTS or dt_s is None or not 0 < dt_s < 1e6 or seed is None:
         raise ShardError(f"{where}: metadata {str(metadata)[:200]}, expected count 1..{MAX_VARIANTS}, dt_s above 0 and "
                          "a seed")
-    return found
+    return VariantSettings(count, dt_s, seed)
 
 
 def _groups(named_B2: np.ndarray, where: str) -> tuple[tuple[float, ...], ...]:

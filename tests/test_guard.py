@@ -221,6 +221,33 @@ def test_training_and_shards_do_not_import_decoding_libraries_at_module_level() 
     assert not found, f"training would need: {found}"
 
 
+NUMBER_PATTERN = re.compile(r"(?<!\[\^\\W)\\d|\[\^?[0-9]-[0-9](?![A-Za-z_-]*[A-Za-z])")
+FIXED_FORMS = {
+    "taro/core/files.py": "the number of a disk error", "taro/models/resolve.py": "cuda:0",
+    "taro/sandbox/tokens.py": "splits a text into tokens", "shards/format.py": "a version",
+    "shards/store.py": "names of shards", "shards/manifest.py": "names of shards",
+    "train/report/data.py": "names of steps", "taro/grounding/clock.py": "a unit between two digits"}
+"""files with patterns of digits that read no number of a text -> what they are for"""
+
+
+def constants(path: Path) -> list[tuple[int, str]]:
+    """(line, text) of every string of a file but its docstrings."""
+    bare = {id(node.value) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Expr)}
+    return [(node.lineno, node.value) for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare]
+
+
+def test_numbers_are_read_by_one_module() -> None:
+    """A pattern that reads a number is one of taro/core/numbers.py: others cut what is long, or stop at a comma."""
+    assert NUMBER_PATTERN.search(r"(\d{1,9})") and NUMBER_PATTERN.search("[0-9]{1,9}[.][0-9]")
+    assert not NUMBER_PATTERN.search("[A-Za-z0-9_-]+") and not NUMBER_PATTERN.search(r"[^\W\d]+"), "letters"
+    found = [f"{name_of(p)}:{line} {text[:60]!r}" for p in FILES for line, text in constants(p)
+             if NUMBER_PATTERN.search(text) and name_of(p) != "taro/core/numbers.py" and name_of(p) not in FIXED_FORMS]
+    assert not found, "patterns of numbers outside taro/core/numbers.py:\n" + "\n".join(found)
+    idle = [name for name in FIXED_FORMS if not any(NUMBER_PATTERN.search(text) for _, text in constants(ROOT / name))]
+    assert not idle, f"no pattern of digits is left in {idle}"
+
+
 def test_future_annotations_everywhere() -> None:
     missing = [name_of(p) for p in FILES
                if tree_of(p).body[1:] and not any(module == "__future__" for _, module, _ in imports(p))]

@@ -5,8 +5,6 @@ Ids are line numbers: the files have none of their own. About one window in seve
 
 from __future__ import annotations
 
-import math
-import re
 from pathlib import Path
 
 from taro.annotations.lint import RawRow
@@ -14,10 +12,9 @@ from taro.annotations.reading import Line
 from taro.annotations.rows import Dropped
 from taro.annotations.tables import read_csv
 from taro.core.errors import AnnotationError
+from taro.core.numbers import read_number
 
 __all__ = ["parse_line", "read_lengths"]
-
-NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{0,400})?")
 
 
 def parse_line(line: Line, *, split: str, lengths: dict[str, float]) -> RawRow | Dropped:
@@ -28,14 +25,11 @@ def parse_line(line: Line, *, split: str, lengths: dict[str, float]) -> RawRow |
     """
     head, mark, query = line.text.partition("##")
     parts = head.split()
-    try:
-        start_s, end_s = (float(part) for part in parts[1:])
-    except ValueError:
-        mark = ""
-    if not mark:
+    ends = [read_number(part) for part in parts[1:]]
+    if not mark or len(ends) != 2 or None in ends:
         return Dropped(line.number, str(line.number),
                        f"not a Charades-STA line: expected VIDEO START END##query, got {line.text[:60]!a}")
-    return RawRow(line.number, parts[0], query, [[start_s, end_s]], duration_s=lengths.get(parts[0]), split=split)
+    return RawRow(line.number, parts[0], query, [ends], duration_s=lengths.get(parts[0]), split=split)
 
 
 def read_lengths(path: Path) -> dict[str, float]:
@@ -49,8 +43,8 @@ def read_lengths(path: Path) -> dict[str, float]:
         if row.problem is not None:
             raise AnnotationError(f"{path}: line {row.line}: {row.problem}; expected a csv of lengths")
         video, length = row.cells["id"].strip(), row.cells["length"].strip()
-        length_s = float(length) if NUMBER.fullmatch(length) else 0.0
-        if not 0 < length_s < math.inf:
+        length_s = read_number(length)
+        if length_s is None or length_s <= 0:
             raise AnnotationError(f"{path}: line {row.line}: length of {video} is {length!a}, expected seconds")
         if lengths.setdefault(video, length_s) != length_s:
             raise AnnotationError(f"{path}: line {row.line}: {video} has two lengths, {lengths[video]} and {length_s}; "

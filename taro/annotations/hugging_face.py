@@ -28,12 +28,12 @@ from taro.annotations.rows import Dropped
 from taro.annotations.tables import ENDS, Table, open_table
 from taro.core.errors import AnnotationError
 from taro.core.json import strict_json
+from taro.core.numbers import read_number
 
 __all__ = ["HuggingFaceReader", "check_columns"]
 
 NUMBERS = {"start", "end", "duration", "clip_start", "clip_end", "difficulty"}
 LISTS = {"windows", "clip", "captions"}
-NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?|[-+]?(?:nan|inf)", re.IGNORECASE)
 HUB_ID = re.compile(r"([\w.-]{1,96}/[\w.-]{1,96})(?::([\w.-]{1,96}))?(?:@([\w./-]{1,96}))?")
 
 
@@ -164,5 +164,6 @@ def _value(field: str, cell: Any) -> Any:
     if field not in ("video", "query") and not cell.strip():
         return None
     if field in NUMBERS:
-        return float(cell) if NUMBER.fullmatch(cell.strip()) else cell
+        value = read_number(cell)
+        return cell if value is None else value
     return strict_json(cell.encode(), any_value=True) if field in LISTS else cell

@@ -15,10 +15,11 @@ from taro.annotations.lint import RawRow
 from taro.annotations.qvhighlights import cut_of
 from taro.annotations.rows import Dropped
 from taro.annotations.time_r1 import named_cut
+from taro.core.numbers import number
 
 __all__ = ["caption_items", "parse_item"]
 
-TIME = r"(\d{1,9}(?:\.\d{0,12})?)\s{0,4}(?:seconds?|secs?|s)?"
+TIME = rf"({number()})\s{{0,4}}(?:seconds?|secs?|s)?"
 CAPTION = re.compile(rf"\s{{0,8}}from\s{{1,4}}{TIME}\s{{1,4}}to\s{{1,4}}{TIME}\s{{0,4}}[,:]\s{{0,4}}(.*)",
                      re.IGNORECASE)
 QUOTED = re.compile(r'"([^\n]{1,20000})"')

@@ -16,11 +16,11 @@ from taro.annotations.generic import checked_object
 from taro.annotations.lint import RawRow, as_float
 from taro.annotations.qvhighlights import cut_of
 from taro.annotations.rows import Dropped
+from taro.core.numbers import NAME_CLOCK
 
 __all__ = ["named_cut", "parse_item"]
 
-CLOCK = r"(\d{1,3}):(\d\d):(\d\d)[:.](\d{1,3})"
-NAMED_CUT = re.compile(rf"_{CLOCK}_{CLOCK}(?:\.\w{{1,5}})?$")
+NAMED_CUT = re.compile(rf"_{NAME_CLOCK}_{NAME_CLOCK}(?:\.\w{{1,5}})?$")
 SAME_S = 1.0
 
 

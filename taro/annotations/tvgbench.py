@@ -13,10 +13,11 @@ from taro.annotations.generic import checked_object
 from taro.annotations.lint import RawRow
 from taro.annotations.qvhighlights import cut_of
 from taro.annotations.rows import Dropped
+from taro.core.numbers import number
 
 __all__ = ["parse_item"]
 
-ANSWER = re.compile(r"\s{0,9}(-?\d{1,9}(?:\.\d{0,12})?)\s{0,9}-\s{0,9}(-?\d{1,9}(?:\.\d{0,12})?)\s{0,9}")
+ANSWER = re.compile(rf"\s{{0,9}}({number(signed=True)})\s{{0,9}}-\s{{0,9}}({number(signed=True)})\s{{0,9}}")
 
 
 def parse_item(item: Any, number: int, *, split: str) -> RawRow | Dropped:

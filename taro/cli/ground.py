@@ -14,11 +14,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taro.cli.options import Device, Json, MaxNewTokens, NoThink, Policy, RepetitionPenalty, Template, takes_options
+from taro.cli.options import (
+    Device,
+    Json,
+    MaxNewTokens,
+    NoThink,
+    Policy,
+    Protocol,
+    RepetitionPenalty,
+    Template,
+    takes_options,
+)
 from taro.cli.output import say, say_block, say_json
 from taro.cli.progress import Shown, progress
 
 if TYPE_CHECKING:
+    from taro.grounding.moment import Moment
     from taro.grounding.prompts import Asking
 
 __all__ = ["GroundOptions", "ground"]
@@ -35,6 +46,7 @@ class GroundOptions:
     no_think: NoThink = None
     max_new_tokens: MaxNewTokens = 1024
     repetition_penalty: RepetitionPenalty = 1.05
+    protocol: Protocol = "multi-window"
     device: Device = "auto"
     as_json: Json = False
 
@@ -44,6 +56,7 @@ def ground(options: GroundOptions) -> None:
     """Ask one video when something happens; exit code 1 where the response holds no moment."""
     from taro.core.errors import VideoError
     from taro.grounding.prompts import normalise_query
+    from taro.grounding.protocols import protocol_named
     from taro.models.asking import asking_of
     from taro.models.resolve import resolve_model
 
@@ -51,17 +64,25 @@ def ground(options: GroundOptions) -> None:
         raise VideoError(f"{options.video}: no such video file; give the path of a file")
     if not normalise_query(options.query):
         raise typer.BadParameter("the query is empty; say what should be found", param_hint="QUERY")
+    protocol_named(options.protocol)
     asking = asking_of(resolve_model(options.policy), template=options.template, no_think=options.no_think,
-                       protocol="multi-window")
+                       protocol=options.protocol)
     started = time.monotonic()
     with (tempfile.TemporaryDirectory(prefix="taro-ground-") as folder,
           progress("loading", quiet=options.as_json) as shown):
         shards = _encode(options, Path(folder), shown)
         encoded = time.monotonic()
         row = _answer(options, shards, asking, shown)
-    _show(options, row, encode_s=encoded - started, answer_s=time.monotonic() - encoded)
-    if row.predicted is None:
+    kept = _inside(row)
+    _show(options, row, kept, encode_s=encoded - started, answer_s=time.monotonic() - encoded)
+    if not kept:
         raise typer.Exit(1)
+
+
+def _inside(row: Any) -> list[Moment]:
+    """The windows of the answer that reach into the video, limited to it."""
+    inside = [one for one in row.answers if one.start_s <= one.end_s and one.start_s < row.duration_s and one.end_s > 0]
+    return [one.clip(row.duration_s) for one in inside]
 
 
 def _encode(options: GroundOptions, folder: Path, shown: Shown) -> Path:
@@ -112,22 +133,27 @@ def _answer(options: GroundOptions, shards: Path, asking: Asking, shown: Shown) 
     return evaluate_policy(policy, shard_set, asking, decoding)[0]
 
 
-def _show(options: GroundOptions, row: Any, *, encode_s: float, answer_s: float) -> None:
+def _show(options: GroundOptions, row: Any, kept: list[Moment], *, encode_s: float, answer_s: float) -> None:
     from taro.grounding.answers import parse_reasoning
 
-    moment, reasoning = row.predicted, parse_reasoning(row.text).text.strip()
+    reasoning = parse_reasoning(row.text).text.strip()
+    windows, said = (", ".join(f"{one.start_s:.2f}s to {one.end_s:.2f}s" for one in some)
+                     for some in (kept, row.answers))
+    clipped = list(row.answers) != kept
     if options.as_json:
         say_json({"video": str(options.video), "query": row.query, "duration_s": row.duration_s,
-                  "moment": None if moment is None else [moment.start_s, moment.end_s],
-                  "moments": [[window.start_s, window.end_s] for window in row.answers], "reasoning": reasoning,
+                  "moment": [kept[0].start_s, kept[0].end_s] if kept else None,
+                  "moments": [[window.start_s, window.end_s] for window in kept], "clipped": clipped,
+                  "answered": [[window.start_s, window.end_s] for window in row.answers], "reasoning": reasoning,
                   "text": row.text, "tokens": row.tokens, "finished": row.finished,
                   "seconds": {"encode": round(encode_s, 3), "answer": round(answer_s, 3)}})
         return
-    if moment is None:
+    if not row.answers:
         say(f"no moment in the response: {row.text[:500]!r}")
+    elif not kept:
+        say(f"the answer is no moment of the video: {said} (of {row.duration_s:.2f}s)")
     else:
-        windows = ", ".join(f"{window.start_s:.2f}s to {window.end_s:.2f}s" for window in row.answers)
-        say(f"{windows} (of {row.duration_s:.2f}s)")
+        say(f"{windows} (of {row.duration_s:.2f}s{f'; clipped, the answer is {said}' if clipped else ''})")
     if reasoning:
         say("")
         say_block(reasoning, indent="  ")

@@ -1,44 +1,36 @@
 """How what a policy says is read: its answer, its reasoning, and whether its response has the right form.
 
 Evaluations read an answer in different ways, so each way has a name: `ANSWER_PARSERS`, one function a protocol; how a
-protocol scores the answer is in `taro.grounding.protocols`. Everything here is linear in the length of the text,
-whatever the text: numbers and blanks in the patterns are bounded, and tags are found by plain search."""
+protocol scores the answer is in `taro.grounding.protocols`, how published evaluators read is in
+`taro.grounding.evaluators`. Rewards, evaluation and `taro ground` all read answers here. Everything is linear in the
+length of the text, and tags are found by plain search."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from taro.core.errors import ConfigError
+from taro.grounding.clock import clock_moments
+from taro.grounding.evaluators import parse_taro_official, parse_taro_train, parse_time_r1, parse_timelens
 from taro.grounding.moment import Moment
-from taro.grounding.prompts import NUMBER, TAGS
+from taro.grounding.prompts import TAGS
+from taro.grounding.times import SECONDS, TimeRange, ranges, times
 
 __all__ = ["ANSWER_PARSERS", "Reasoning", "format_ok", "parse_answer", "parse_answers", "parse_reasoning",
            "reasoning_stats", "written_reasoning"]
 
-UNIT = r"(?:seconds?|secs?|s)\b"
-CLOCK = r"(?:\d{1,3}:)?\d{1,3}:\d{2}(?:\.\d{1,9})?"
-DASHES = "[-\u2010-\u2015]"
-SECONDS_RANGE = re.compile(rf"(?<![\w.:-])(-?{NUMBER})\s{{0,4}}(?:{UNIT})?\s{{0,4}}to\s{{1,4}}(-?{NUMBER})(?![\d:])",
-                           re.IGNORECASE)
-TIME_R1_RANGE = re.compile(rf"(?<![\w.])({NUMBER})\s{{0,4}}(?:{UNIT})?\s{{0,4}}(?:to|and)\s{{1,4}}({NUMBER})(?![\d:])",
-                           re.IGNORECASE)
-LONE_NUMBER = re.compile(rf"(?<![\d.]){NUMBER}(?!\d)")
-TIMELENS_RANGE = re.compile(
-    rf"(?<![\w.:])({CLOCK}|{NUMBER})\s{{0,4}}(?:{UNIT})?\s{{0,4}}(?:{DASHES}|to)\s{{0,4}}({CLOCK}|{NUMBER})(?![\d:])",
-    re.IGNORECASE)
-SPAN = re.compile(
-    rf"(?<![\w.:])(?:(?P<lead>from|between)\s{{1,4}})?(?P<start>{CLOCK}|{NUMBER})\s{{0,4}}(?P<start_unit>{UNIT})?"
-    rf"\s{{0,4}}(?:to|until|till|through|(?P<conjunction>and)|{DASHES})\s{{0,4}}"
-    rf"(?P<end>{CLOCK}|{NUMBER})(?![\d:])\s{{0,4}}(?P<end_unit>{UNIT})?", re.IGNORECASE)
-SINGLE_TIME = re.compile(rf"(?<![\w.:])(?:{NUMBER}\s{{0,4}}{UNIT}|{CLOCK}(?![\w:]))", re.IGNORECASE)
+MAX_ANSWERS = 100
+TO = re.compile(r"\.?\s{0,4}to\s{1,4}", re.IGNORECASE)
+SPAN = re.compile(r"\.?\s{0,4}(?:to|until|till|through|and|[-\u2010-\u2015])\s{0,4}", re.IGNORECASE)
 
 
 def format_ok(text: str, *, no_think: bool = False) -> bool:
     r"""Whether each tag is there exactly once, and the whole of `text` is `<think>...</think>\s*<answer>...</answer>`;
-    with `no_think`, the whole is `<answer>...</answer>` and nothing thinks.
+    with `no_think`, the whole is `<answer>...</answer>` and nothing thinks. Outer blanks do not count.
 
     >>> format_ok("<think>a</think>\n<answer>1.00s to 2.00s</answer>")
     True
@@ -47,7 +39,7 @@ def format_ok(text: str, *, no_think: bool = False) -> bool:
     """
     if [text.count(tag) for tag in TAGS] != ([0, 0, 1, 1] if no_think else [1, 1, 1, 1]):
         return False
-    head, _, rest = text.partition("<answer>")
+    head, _, rest = text.strip().partition("<answer>")
     if not rest.endswith("</answer>"):
         return False
     if no_think:
@@ -57,50 +49,53 @@ def format_ok(text: str, *, no_think: bool = False) -> bool:
 
 def _last_answer(text: str) -> str | None:
     """The content of the last complete `<answer>` block; None where there is none."""
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, max(end, 0))
-    return None if end < 0 or start < 0 else text[start + len("<answer>") : end]
+    start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))
+    return None if start < 0 else text[start + len("<answer>") : text.find("</answer>", start)]
 
 
-def _parse_taro(text: str) -> Moment | None:
-    match = SECONDS_RANGE.search(_last_answer(text) or "")
-    return None if match is None else Moment(float(match[1]), float(match[2]))
+def _windows(text: str, most: int) -> tuple[Moment, ...]:
+    """The first `a s to b s` of the last answer, `most` of them at most; none where one of these is not in seconds or
+    starts after its end."""
+    found = [one.moment for one in islice(ranges(_last_answer(text) or "", SECONDS, TO), most)]
+    return _in_order(found)
 
 
-def _parse_time_r1(text: str) -> Moment | None:
-    matches = TIME_R1_RANGE.findall(_last_answer(text) or "")
-    return Moment(float(matches[-1][0]), float(matches[-1][1])) if matches else None
+def _clock_windows(text: str, most: int) -> tuple[Moment, ...]:
+    answer = _last_answer(text)
+    if answer is None:
+        answer = text.rpartition("</think>")[2]
+    return _in_order(list(islice(clock_moments(answer), most)))
 
 
-def _parse_taro_official(text: str) -> Moment | None:
-    numbers = [float(number) for number in LONE_NUMBER.findall(text)][-2:]
-    return Moment(min(numbers), max(numbers)) if len(numbers) == 2 else None
+def _in_order(found: list[Moment | None]) -> tuple[Moment, ...]:
+    kept = tuple(one for one in found if one is not None and one.start_s <= one.end_s)
+    return kept if len(kept) == len(found) else ()
 
 
-def _parse_timelens(text: str) -> Moment | None:
-    match = TIMELENS_RANGE.search(text)
-    return None if match is None else Moment(_seconds(match[1]), _seconds(match[2]))
+def _first(windows: Callable[[str, int], tuple[Moment, ...]], most: int, text: str) -> Moment | None:
+    return next(iter(windows(text, most)), None)
 
 
 ANSWER_PARSERS: dict[str, Callable[[str], Moment | None]] = {
-    "taro": _parse_taro,
-    "time-r1": _parse_time_r1,
-    "taro-official": _parse_taro_official,
-    "timelens": _parse_timelens,
-    "union": _parse_taro,
-    "moment-detr": _parse_taro,
-    "multi-window": _parse_taro,
+    "taro": partial(_first, _windows, 1),
+    "clock": partial(_first, _clock_windows, 1),
+    "time-r1": parse_time_r1,
+    "taro-official": parse_taro_official,
+    "taro-train": parse_taro_train,
+    "timelens": parse_timelens,
+    "union": partial(_first, _windows, 1),
+    "moment-detr": partial(_first, _windows, MAX_ANSWERS),
+    "multi-window": partial(_first, _windows, MAX_ANSWERS),
 }
-"""Protocol name -> how it reads a moment from a whole response (table in docs/evaluation.md)."""
+"""Protocol name -> how it reads a moment from a whole response (table in docs/protocols.md)."""
 
 SEVERAL = ("moment-detr", "multi-window")
 """protocols under which an answer may hold several windows; its first is the moment that `parse_answer` reads"""
-MAX_ANSWERS = 100
 
 
 def parse_answer(text: str, *, protocol: str = "taro") -> Moment | None:
-    """The moment that a response answers, in seconds, as `protocol` reads it; None where it holds none. The moment may
-    be reversed or lie outside the video: scoring decides what that is worth.
+    """The moment that a response answers, in seconds, as `protocol` reads it; None where it holds none. It may lie
+    outside the video: scoring decides what that is worth.
 
     >>> parse_answer("<think>at 1s</think><answer>12.00s to 15.5 s</answer>")
     Moment(start_s=12.0, end_s=15.5)
@@ -116,7 +111,7 @@ def parse_answer(text: str, *, protocol: str = "taro") -> Moment | None:
 
 def parse_answers(text: str, *, protocol: str = "multi-window") -> tuple[Moment, ...]:
     """All windows that a response answers, as written and in its order: under `SEVERAL` every `a s to b s` of its last
-    answer, at most 100, elsewhere the one that `parse_answer` reads.
+    answer, at most 100 (none where one of them cannot be read), elsewhere the one that `parse_answer` reads.
 
     >>> [w.start_s for w in parse_answers("<answer>2.00s to 5.50s, 8.00s to 9.00s</answer>")]
     [2.0, 8.0]
@@ -126,8 +121,7 @@ def parse_answers(text: str, *, protocol: str = "multi-window") -> tuple[Moment,
     if protocol not in SEVERAL:
         only = parse_answer(text, protocol=protocol)
         return () if only is None else (only,)
-    found = islice(SECONDS_RANGE.finditer(_last_answer(text) or ""), MAX_ANSWERS)
-    return tuple(Moment(float(match[1]), float(match[2])) for match in found)
+    return _windows(text, MAX_ANSWERS)
 
 
 @dataclass(frozen=True)
@@ -174,21 +168,15 @@ def reasoning_stats(reasoning: str) -> Reasoning:
     >>> reasoning_stats("it starts at 12.3s").has_timestamp, reasoning_stats("2 to 5 people").has_timestamp
     (True, False)
     """
-    times = [match for match in SPAN.finditer(reasoning) if _is_time(match)]
-    spans = tuple(Moment(_seconds(match["start"]), _seconds(match["end"])) for match in times)
-    return Reasoning(reasoning, spans, bool(spans) or SINGLE_TIME.search(reasoning) is not None)
+    spans = tuple(one.moment for one in ranges(reasoning, SECONDS, SPAN, clock=True, lenient=True)
+                  if one.moment is not None and _is_time(reasoning, one))
+    alone = any(one.seconds is not None and one.unit is not None for one in times(reasoning, SECONDS, clock=True))
+    return Reasoning(reasoning, spans, bool(spans) or alone)
 
 
-def _is_time(match: re.Match[str]) -> bool:
-    if match["conjunction"] and (match["lead"] or "").lower() != "between":
+def _is_time(text: str, one: TimeRange) -> bool:
+    before = text[max(0, one.first.start - 12) : one.first.start].lower().rstrip()
+    if one.joined == "and" and not before.endswith("between"):
         return False  # "at 2.0s and 5.5s" are two times, not a range
-    ends = (match["start"], match["end"])
-    return bool(match["start_unit"] or match["end_unit"]) or all(":" in e for e in ends) or all("." in e for e in ends)
-
-
-def _seconds(text: str) -> float:
-    """Seconds of `12.5`, `00:12` or `1:02:03.5`."""
-    total_s = 0.0
-    for part in text.split(":"):
-        total_s = total_s * 60 + float(part)
-    return total_s
+    ends = (one.first, one.last)
+    return any(end.unit is not None for end in ends) or all(end.point for end in ends)

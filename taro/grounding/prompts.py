@@ -19,15 +19,15 @@ from pydantic import Field, field_validator
 
 from taro.core.config import Config, digest, load_config, recipe_names
 from taro.core.errors import ConfigError
+from taro.core.numbers import number
 from taro.grounding.records import DenseCaption
 
-__all__ = ["NUMBER", "TAGS", "Asking", "PromptTemplate", "caption_line", "load_template", "normalise_query",
+__all__ = ["TAGS", "Asking", "PromptTemplate", "caption_line", "load_template", "normalise_query",
            "parse_captions", "template_names"]
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-NUMBER = r"\d{1,9}(?:\.\d{0,9})?"
-CAPTION_LINE = re.compile(rf"\s{{0,8}}from\s{{1,4}}({NUMBER})\s?s\s{{1,4}}to\s{{1,4}}({NUMBER})\s?s\s?,\s{{0,4}}(.*)",
-                          re.IGNORECASE)
+CAPTION_LINE = re.compile(
+    rf"\s{{0,8}}from\s{{1,4}}({number()})\s?s\s{{1,4}}to\s{{1,4}}({number()})\s?s\s?,\s{{0,4}}(.*)", re.IGNORECASE)
 
 
 def normalise_query(text: str) -> str:

@@ -31,13 +31,18 @@ Floats = NDArray[np.float64]
 class Protocol:
     """How an IoU becomes a score. `strict`: a threshold must be exceeded, not reached; `truth`: which ground-truth
     window counts, or all of them as one; `clip`: ground truth is limited to the video first; `several`: an answer may
-    hold several windows, all of which count."""
+    hold several windows, all of which count; `clip_answers`: an answer is limited to the video too."""
 
     name: str
     strict: bool
     truth: Literal["best", "first", "union"]
     clip: bool
     several: bool = False
+    clip_answers: bool = False
+
+    def answer(self, predicted: Moment | None, duration_s: float | None) -> Moment | None:
+        """The moment that is scored for an answer."""
+        return predicted.clip(duration_s) if self.clip_answers and predicted and duration_s is not None else predicted
 
     def truths(self, windows: Sequence[Moment], duration_s: float | None) -> tuple[Moment, ...]:
         """The windows that a prediction is compared with."""
@@ -81,8 +86,10 @@ class Protocol:
 
 PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol("taro", strict=False, truth="best", clip=True),
-                     Protocol("time-r1", strict=True, truth="first", clip=False),
+    Protocol("clock", strict=False, truth="best", clip=True, clip_answers=True),
+    Protocol("time-r1", strict=True, truth="first", clip=False),
     Protocol("taro-official", strict=False, truth="best", clip=False),
+    Protocol("taro-train", strict=False, truth="first", clip=True),
     Protocol("timelens", strict=False, truth="first", clip=False),
     Protocol("union", strict=True, truth="union", clip=False),
     Protocol("moment-detr", strict=False, truth="best", clip=False),

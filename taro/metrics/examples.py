@@ -47,5 +47,4 @@ def choose(examples: Sequence[Example], *, protocol: str, each: int, seed: int =
 
 def example_iou(example: Example, rules: Protocol) -> float:
     """IoU of the answer with the ground truth, as the protocol counts both."""
-    prediction = example.prediction
-    return rules.iou(prediction.predicted, prediction.truths(rules), prediction.answers)
+    return example.prediction.iou(rules)

@@ -61,13 +61,23 @@ class Prediction:
         windows = self.windows if rules.clip or self.unclipped is None else self.unclipped
         return rules.truths(windows, self.duration_s)
 
+    def iou(self, rules: Protocol) -> float:
+        """IoU of the answer with them, as a protocol takes it."""
+        return rules.iou(rules.answer(self.predicted, self.duration_s), self.truths(rules), self.answers)
+
+    @property
+    def past_end(self) -> bool:
+        """Whether a window of the answer ends behind the clip."""
+        ends = [window.end_s for window in self.answers or (self.predicted,) if window is not None]
+        return self.duration_s is not None and any(end_s > self.duration_s for end_s in ends)
+
 
 @dataclass(frozen=True)
 class Scores:
     """Scores in [0, 1] of `queries` queries over `videos` videos. `intervals`: 95 %, None below two videos;
     `answered`: the same metrics over the queries that have a response, to compare with evaluations that drop the rest;
     `timestamps`, `first_span`: shares of the responses, None where no response has a reasoning; `breakdown`: by the
-    length and the place of the ground truth."""
+    length and the place of the ground truth; `past_end`: answers that end behind their clip."""
 
     protocol: str
     queries: int
@@ -82,6 +92,7 @@ class Scores:
     baselines: dict[str, dict[str, float]]
     constant_window: tuple[float, float] | None
     breakdown: Breakdown = field(default_factory=dict)
+    past_end: int = 0
 
     @property
     def miou(self) -> float:
@@ -96,7 +107,7 @@ class Scores:
                 "unparsable_ids": list(self.unparsable), "answered": self.answered, "timestamps": self.timestamps,
                 "first_span": self.first_span, "baselines": self.baselines,
                 "constant_window": list(self.constant_window) if self.constant_window else None,
-                "breakdown": self.breakdown}
+                "breakdown": self.breakdown, "past_end": self.past_end}
 
     def table(self) -> str:
         """Plain text, percents: the score with its interval, the baselines beside it, what was not answered."""
@@ -119,6 +130,9 @@ class Scores:
     def _notes(self) -> list[str]:
         notes = [
             f"{_ids_text('missing', self.missing)}; {_ids_text('unparsable', self.unparsable)} (counted as misses)"]
+        if self.past_end:
+            how = "clipped" if PROTOCOLS[self.protocol].clip_answers else "compared as they are"
+            notes.append(f"{self.past_end} answers end past their video ({how})")
         if self.timestamps is not None and self.first_span is not None:
             notes.append(
                 f"timestamps in {100 * self.timestamps:.1f} %, first span right in {100 * self.first_span:.1f} %")
@@ -156,13 +170,14 @@ def evaluate_predictions(predictions: Sequence[Prediction], *, protocol: str = "
                   missing=tuple(p.query_id for p in predictions if p.missing),
                   unparsable=tuple(p.query_id for p in predictions if p.predicted is None and not p.missing),
                   timestamps=timestamps, first_span=first_span, baselines=baselines, constant_window=constant,
+                  past_end=sum(p.past_end for p in predictions),
                   breakdown=breakdown(hits_QM, [p.windows for p in predictions], [p.duration_s for p in predictions]))
 
 
 def query_hits(predictions: Sequence[Prediction], *, protocol: str = "taro") -> Floats:
     """[Q, M]: what each query is worth by itself; the scores are the means."""
     rules = protocol_named(protocol)
-    ious = [rules.iou(p.predicted, p.truths(rules), p.answers) for p in predictions]
+    ious = [p.iou(rules) for p in predictions]
     return rules.hits_QM(np.array(ious))
 
 

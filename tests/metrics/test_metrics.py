@@ -157,7 +157,7 @@ def test_first_span_at_its_threshold() -> None:
 
 
 def test_wrong_use_is_answered() -> None:
-    with pytest.raises(ConfigError, match="expected one of: taro, time-r1"):
+    with pytest.raises(ConfigError, match="expected one of: taro, clock, time-r1"):
         evaluate_predictions([predict((0, 1), (0, 1))], protocol="iou")
     with pytest.raises(AnnotationError, match="nothing to evaluate"):
         evaluate_predictions([])

@@ -31,7 +31,8 @@ TWO = "<answer>2.0s to 5.5s, 8.0s to 9.0s</answer>"
 @pytest.mark.parametrize(("text", "windows"), [
     (TWO, [(2, 5.5), (8, 9)]),
     ("<answer>2.00 to 5.50 and 8.00 to 9.00 seconds</answer>", [(2, 5.5), (8, 9)]),
-    ("<answer>2s to 3s\n8s to 9s; 4s to 1s</answer>", [(2, 3), (8, 9), (4, 1)]),
+    ("<answer>2s to 3s\n8s to 9s; 1s to 4s</answer>", [(2, 3), (8, 9), (1, 4)]),
+    ("<answer>2s to 3s, 4s to 1s</answer>", []), ("<answer>2s to 3s, 1 to 4 minutes</answer>", []),
     ("<answer>1s to 2s</answer> no: <answer>3s to 4s</answer>", [(3, 4)]),
     ("<answer>never</answer>", []), ("2.0s to 5.5s", []),
 ])

@@ -33,7 +33,8 @@ def test_every_protocol_reads_answers() -> None:
 
 @pytest.mark.parametrize(
     ("protocol", "miou"),
-    [("taro", 5 / 10), ("taro-official", 5 / 10), ("moment-detr", 5 / 10), ("time-r1", 4 / 10), ("timelens", 4 / 10),
+    [("taro", 5 / 10), ("taro-official", 5 / 10), ("moment-detr", 5 / 10), ("clock", 5 / 10),
+     ("time-r1", 4 / 10), ("timelens", 4 / 10), ("taro-train", 4 / 10),
      ("union", 9 / 10)],
 )  # fmt: skip
 def test_one_answer_under_every_protocol(protocol: str, miou: float) -> None:
@@ -58,19 +59,19 @@ def test_no_time_is_no_score(protocol: str, span: Pair | None) -> None:
 
 TEXTS = {
     "<think>at 3s</think><answer>1.0s to 2.5s</answer>": {
-        "taro": (1, 2.5), "union": (1, 2.5), "moment-detr": (1, 2.5), "time-r1": (1, 2.5), "taro-official": (1, 2.5),
-        "timelens": (1, 2.5),
+        "taro": (1, 2.5), "union": (1, 2.5), "moment-detr": (1, 2.5), "time-r1": None, "taro-official": (1, 2.5),
+        "timelens": (1, 2), "taro-train": (1, 2.5), "clock": (1, 2.5),
     },
     "<answer>1.0 and 2.5</answer>": {
         "taro": None, "union": None, "moment-detr": None, "time-r1": (1, 2.5), "taro-official": (1, 2.5),
-        "timelens": None,
+        "timelens": (1, 2.5),
     },
     "It is at 00:01:05 - 00:01:10": {
         "taro": None, "union": None, "moment-detr": None, "time-r1": None, "taro-official": (1, 10),
         "timelens": (65, 70),
     },
     "<answer>9 to 4</answer>": {
-        "taro": (9, 4), "union": (9, 4), "moment-detr": (9, 4), "time-r1": (9, 4), "taro-official": (4, 9),
+        "taro": None, "union": None, "moment-detr": None, "time-r1": (9, 4), "taro-official": (4, 9),
         "timelens": (9, 4),
     },
     "<answer>1 to 2</answer> no, <answer>3 to 4</answer>": {
@@ -121,7 +122,7 @@ def test_ious_over_arrays_are_those_of_single_moments(
 
 
 def test_an_unknown_protocol_is_answered() -> None:
-    with pytest.raises(ConfigError, match="expected one of: taro, time-r1"):
+    with pytest.raises(ConfigError, match="expected one of: taro, clock, time-r1"):
         protocol_named("iou")
 
 

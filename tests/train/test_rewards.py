@@ -54,7 +54,7 @@ def test_the_best_of_several_windows_counts() -> None:
 
 @pytest.mark.parametrize(("text", "expected"), [
     (response(1, 2), 1.0),
-    (response(1, 2) + " ", 0.0),
+    ("\n" + response(1, 2) + " \n", 1.0),
     ("x" + response(1, 2), 0.0),
     (response(1, 2).replace("</think>", "</think></think>"), 0.0),
     ("<answer>1s to 2s</answer><think></think>", 0.0),

@@ -23,7 +23,7 @@ from taro.core.errors import ConfigError
 from taro.core.json import read_json
 from taro.core.jsonl import checked_row, read_jsonl
 from taro.core.places import paths_from
-from taro.metrics.answers import AnswerRow, score_rows
+from taro.metrics.answers import AnswerRow, predictions, score_rows
 from taro.metrics.bootstrap import percentiles_M
 from taro.metrics.scores import PROTOCOLS, Prediction, Scores
 from taro.train.config import TrainConfig
@@ -194,8 +194,7 @@ def _set_name(run: Path, place: Path) -> str:
 
 def row_iou(row: AnswerRow, protocol: str) -> float:
     """IoU of an answer with the ground truth, as the protocol counts it; a missing answer has 0."""
-    truths = PROTOCOLS[protocol].truths(row.windows, row.duration_s)
-    return PROTOCOLS[protocol].iou(row.predicted, truths, row.answers)
+    return predictions([row])[0].iou(PROTOCOLS[protocol])
 
 
 def examples(evaluation: Evaluation) -> list[Example]:

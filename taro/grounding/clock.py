@@ -1,0 +1,95 @@
+"""The protocol clock: answers as models give them that were not trained on one form.
+
+Read are `00:12 to 00:15`, `1:02:03 - 1:02:05`, `2 to 7 minutes`, `0m 2s to 0m 7s`, `12 s until 15 s`, `[12.0, 15.5]`,
+`{"start": "00:12", "end": "00:15"}` and Chinese units. The first of an answer counts: an object with start and end,
+else a list of two times, else a range in words. The answer is the last `<answer>` block, else what follows `</think>`,
+else the whole response. What is no time (frames, percent, 1,234.5) and a start after the end are unparsable; a bare
+number is seconds.
+
+Left out: decimal commas, numbers in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from taro.grounding.moment import Moment
+from taro.grounding.times import CLOCK_UNITS, Time, ranges, read_time
+
+__all__ = ["clock_moments"]
+
+JOINS = re.compile(r"['\"*`]{0,2}\.?\s{0,4}(?:to|until|till|through|and|[-~\u2010-\u2015])\s{0,4}['\"*`]{0,2}",
+                   re.IGNORECASE)
+OBJECT = re.compile(r"\{([^{}]{1,400})\}")
+LIST = re.compile(r"\[([^\[\]{}]{1,200})\]")
+KEY = re.compile(r"(start|begin|end)(?:ing)?(?:[ _-]?time)?(?:[ _-]?(?:s|sec|secs|seconds))?", re.IGNORECASE)
+CHINESE = (("\u6beb\u79d2", "ms"), ("\u5c0f\u65f6", "h"), ("\u65f6", "h"), ("\u5206\u949f", "min"), ("\u5206", "min"),
+           ("\u79d2\u949f", "s"), ("\u79d2", "s"), ("\u5230", "to"), ("\u81f3", "to"), ("\u5e27", "frames"),
+           ("\u534a", "1/2"))
+"""milliseconds, hours, minutes, seconds, to, frames, half; a half is no number here, so that it is not lost"""
+_WIDE: dict[str, str] = {chr(0xFF10 + digit): str(digit) for digit in range(10)}
+_MARKS: dict[str, str] = {"\uff1a": ":", "\uff0e": ".", "\uff0c": ", ", "\uff5e": "~", "\uff0d": "-", "\u7b2c": " "}
+WIDE = str.maketrans({**_WIDE, **_MARKS})
+IDEOGRAPH = re.compile("([\u3400-\u9fff])")
+GLUED = re.compile(r"(?<=[0-9])(ms|min|h|m|s)(?=[0-9])")
+
+
+def clock_moments(answer: str) -> Iterator[Moment]:
+    """The windows of an answer, in its order, up to the first that cannot be read. Starts may lie after ends."""
+    text = _plain(answer)
+    for one in _objects(text) or _lists(text) or _ranges(text):
+        if one is None:
+            return
+        yield one
+
+
+def _plain(text: str) -> str:
+    """Wide digits and Chinese words as ASCII ones, glued units apart."""
+    text = text.translate(WIDE)
+    for word, plain in CHINESE:
+        text = text.replace(word, f" {plain} ")
+    return GLUED.sub(r"\1 ", IDEOGRAPH.sub(r" \1 ", text))
+
+
+def _objects(text: str) -> list[Moment | None]:
+    found: list[Moment | None] = []
+    for match in OBJECT.finditer(text):
+        ends: dict[str, Time | None] = {}
+        for part in match[1].split(","):
+            key, _, value = part.partition(":")
+            named = KEY.fullmatch(key.strip(" \t\r\n'\""))
+            if named:
+                name = "end" if named[1].lower() == "end" else "start"
+                ends[name] = None if name in ends else read_time(value)
+        if len(ends) == 2:
+            found.append(_moment(ends["start"], ends["end"]))
+        elif ends:
+            found.append(None)
+    return found
+
+
+def _lists(text: str) -> list[Moment | None]:
+    found: list[Moment | None] = []
+    for match in LIST.finditer(text):
+        parts = match[1].split(",")
+        ends = [read_time(part) for part in parts]
+        if len(parts) == 1 or not any(char.isdigit() for char in match[1]) or (len(parts) > 2 and None in ends):
+            continue  # [3], [12 to 15] and [a, b] are no windows
+        found.append(_moment(ends[0], ends[1]) if len(ends) == 2 else None)
+    return found
+
+
+def _ranges(text: str) -> Iterator[Moment | None]:
+    for one in ranges(text, CLOCK_UNITS, JOINS, clock=True):
+        before = text[max(0, one.first.start - 20) : one.first.start].rstrip(" \t'\"*`").lower()
+        if one.joined == "and" and not before.endswith("between"):
+            continue
+        yield one.moment
+
+
+def _moment(start: Time | None, end: Time | None) -> Moment | None:
+    if start is None or end is None or start.seconds is None or end.seconds is None:
+        return None
+    if (start.unit is None) != (end.unit is None):
+        return None  # which unit the bare one has is not said
+    return Moment(start.seconds, end.seconds)
