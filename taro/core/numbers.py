@@ -42,8 +42,8 @@ POINTED = r"(?<!\d)\d++\.?+\d*+"
 ALONE = r"\b(?:\d++\.\d++\b|\d++\b)"
 """an evaluator's number that no letter touches: of `0.8s` the 0"""
 
-CLOCKED = r"\b(?:(\d{1,2}):)?(\d{1,2}):(\d{2}(?:\.\d+)?)\b"
-"""an evaluator's clock time: groups hours or None, minutes, seconds"""
+CLOCKED = r"\b(?:(\d{1,2}):(\d{2})|(\d{1,2})):(\d{2}(?:\.\d+)?)\b"
+"""an evaluator's clock time: groups hours and minutes, or minutes alone, then seconds"""
 
 
 def number(*, signed: bool = False) -> str:
