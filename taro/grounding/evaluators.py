@@ -84,7 +84,8 @@ def parse_timelens(text: str) -> Moment | None:
     text = text.lower()
     clocks = _first_two(CLOCKS, text)
     if len(clocks) == 2:
-        ends = [int(c[1] or 0) * 3600 + int(c[2] or c[3]) * 60 + float(c[4]) for c in clocks if len(c[4]) <= MAX_CHARACTERS]
+        ends = [int(c[1] or 0) * 3600 + int(c[2] or c[3]) * 60 + float(c[4]) for c in clocks
+                if len(c[4]) <= MAX_CHARACTERS]
         return Moment(ends[0], ends[1]) if len(ends) == 2 else None
     pair = DASHED.search(text) or WORDED.search(text)
     if pair is not None:
