@@ -154,7 +154,7 @@ FORMS: dict[str, Callable[[list[Any]], str]] = {
 }
 WAYS: dict[str, Callable[[str], bytes]] = {
     "utf-8": str.encode, "mark": lambda text: text.encode("utf-8-sig"), "utf-16": lambda text: text.encode("utf-16"),
-    "gzip": lambda text: gzip.compress(text.encode()),
+    "gzip": lambda text: gzip.compress(text.encode(), mtime=0),
 }  # fmt: skip
 TVG = {"path": "a.mp4", "question": "the circle grows", "answer": "4.0-7.0", "start": None, "end": None}
 ONE: dict[str, dict[str, Any]] = {

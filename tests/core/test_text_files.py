@@ -25,9 +25,9 @@ WAYS: dict[str, Callable[[str], bytes]] = {
     "utf-16-be": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
     "utf-16 without mark": lambda text: text.encode("utf-16-le"),
     "utf-16-be without mark": lambda text: text.encode("utf-16-be"),
-    "gzip": lambda text: gzip.compress(text.encode()),
-    "two gzips": lambda text: gzip.compress(text[:5].encode()) + gzip.compress(text[5:].encode()),
-    "gzip of utf-16": lambda text: gzip.compress(text.encode("utf-16")),
+    "gzip": lambda text: gzip.compress(text.encode(), mtime=0),
+    "two gzips": lambda text: gzip.compress(text[:5].encode(), mtime=0) + gzip.compress(text[5:].encode(), mtime=0),
+    "gzip of utf-16": lambda text: gzip.compress(text.encode("utf-16"), mtime=0),
 }
 
 
@@ -66,14 +66,14 @@ def test_the_digest_is_of_the_whole_file_however_little_was_read(tmp_path: Path,
         (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
         (b"%PDF-1.4", "a PDF"),
         ("a".encode("utf-32"), "UTF-32"),
-        (gzip.compress(b"a" * 1000)[:-9], "a damaged gzip file"),
-        (gzip.compress(b"a") + b"rest", "a damaged gzip file"),
-        (gzip.compress(b"PK\x03\x04"), "a zip archive"),
+        (gzip.compress(b"a" * 1000, mtime=0)[:-9], "a damaged gzip file"),
+        (gzip.compress(b"a", mtime=0) + b"rest", "a damaged gzip file"),
+        (gzip.compress(b"PK\x03\x04", mtime=0), "a zip archive"),
         (b"\xff\xfea\x00\x00\xd8", "not valid UTF-16"),
         ("ab caf\u00e9".encode("latin-1"), r"a, line 1: not UTF-8 \(Latin-1, perhaps\)"),
         (b"a\nb\n" + "\u72d7\u5728\u53eb".encode("gbk"), r"a, line 3: not UTF-8 \(GBK, perhaps\)"),
         (b"a" * 101, "at most 100 bytes of text, got more"),
-        (gzip.compress(b"a" * 10_000_000), "at most 100 bytes of text, got more"),
+        (gzip.compress(b"a" * 10_000_000, mtime=0), "at most 100 bytes of text, got more"),
     ],
 )  # fmt: skip
 def test_anything_else_is_named(tmp_path: Path, data: bytes, named: str) -> None:

@@ -56,7 +56,7 @@ NO_VIDEOS: dict[str, tuple[bytes, str]] = {
     "lines.mp4": (b"When does it happen?", "a text file"),
     "xml.mp4": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "an XML file"),
     "a.zip.mp4": (zipped(), "an archive"),
-    "a.gz.mp4": (gzip.compress(b"x"), "an archive"),
+    "a.gz.mp4": (gzip.compress(b"x", mtime=0), "an archive"),
     "png.mp4": (picture("png"), "a picture (PNG)"),
     "jpg.mkv": (picture("jpeg"), "a picture (JPEG)"),
     "bmp.avi": (picture("bmp"), "a picture (BMP)"),
