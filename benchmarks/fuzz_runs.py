@@ -19,8 +19,9 @@ from taro.core.errors import TaroError
 from taro.grounding.prompts import load_template
 from taro.metrics.answers import read_answers, write_answers
 from taro.models.features import FrameSampling
-from taro.models.folder import pixel_settings, template_name, tower_sha256
+from taro.models.folder import pixel_settings, template_name
 from taro.models.load import load_policy
+from taro.models.tensors import tower_sha256
 from taro.shards.view import view as write_view
 from taro.train.checkpoint import RunState, checkpoints, load_checkpoint, save_checkpoint
 from taro.train.report.data import Evaluation, last_rollouts, read_run

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from taro.models.families import family_of
 from taro.models.features import EncoderFingerprint, FrameSampling
-from taro.models.folder import read_config, tower_sha256
+from taro.models.folder import read_config
 from taro.models.resolve import model_id
+from taro.models.tensors import tower_sha256
 
 __all__ = ["encoder_fingerprint", "token_width"]
 

@@ -1,91 +1,24 @@
-"""A Hugging Face model folder on disk: config, tensors by name, the processor's pixel settings.
-
-Reads safetensors only (never pickle), one tensor at a time: what is not wanted is not read, nor is a file that holds
-nothing wanted opened."""
+"""A Hugging Face model folder on disk: config, the processor's pixel settings. Tensors: taro.models.tensors;
+chat template: taro.models.chat_template."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
 
 from taro.core.errors import ModelError
 from taro.core.json import read_json
 from taro.models.config_checks import check_config, check_stored
 from taro.models.families.base import Family, PixelSettings
+from taro.models.kinds import described, refuse_quantised
 from taro.models.tokenizer_files import check_files
 
-__all__ = ["check_tokenizer", "opened", "pixel_settings", "read_config", "template_name",
-           "tensor_files", "tensors", "tower_sha256"]
+__all__ = ["check_tokenizer", "pixel_settings", "read_config", "template_name"]
 
 MAX_PATCH_PX = 256
 MAX_LAYERS = 1024
 """of a language model or a tower; without weights each still costs memory and time"""
-
-
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """Every tensor's name and the file that holds it. Raises ModelError where there are none or a file is missing."""
-    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
-    names: dict[str, Path] = {}
-    if isinstance(index, dict):
-        for name, file in index.items():
-            if not isinstance(file, str) or Path(file).name != file:
-                raise ModelError(f"{folder}: the weight index names {file!r}; expected a file name in this folder")
-            names[name] = folder / file
-    else:
-        for file in sorted(folder.glob("*.safetensors")):
-            with opened(file) as handle:
-                names.update(dict.fromkeys(handle.keys(), file))
-    if not names:
-        raise ModelError(
-            f"{folder}: no *.safetensors here; expected a Hugging Face model folder (pickles are not read)")
-    for file in sorted(set(names.values())):
-        if not file.is_file():
-            raise ModelError(f"{folder}: {file.name} is named by the weight index but missing; copy it again")
-    return names
-
-
-def tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of the tensors in the folder whose names are `wanted`, one at a time, sorted by file and name; the
-    others are not read from disk."""
-    by_file: dict[Path, list[str]] = {}
-    for name, file in tensor_files(folder).items():
-        if wanted(name):
-            by_file.setdefault(file, []).append(name)
-    for file in sorted(by_file):
-        with opened(file) as handle:
-            for name in sorted(by_file[file]):
-                yield name, handle.get_tensor(name)
-
-
-@contextmanager
-def opened(file: Path) -> Iterator[Any]:
-    """A safetensors file as the library's `safe_open` gives it. Raises ModelError where it is damaged."""
-    try:
-        with safe_open(file, framework="pt") as handle:
-            yield handle
-    except SafetensorError as error:
-        raise ModelError(f"{file}: damaged weights ({error!s:.300}); copy the file again") from None
-
-
-def tower_sha256(folder: Path, family: Family) -> str:
-    """sha256 over the tower's tensors sorted by their name inside the tower: name, dtype, shape, bytes."""
-    inner = {name: where[1] for name in tensor_files(folder)
-             if (where := family.split_name(name)) is not None and where[0] == "tower"}
-    parts = {}
-    for name, tensor in tensors(folder, inner.__contains__):
-        digest = hashlib.sha256(f"{inner[name]} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-        parts[inner[name]] = digest.digest()
-    if not parts:
-        raise ModelError(f"{folder}: holds no vision tower tensors; expected a full {family.name} checkpoint")
-    return hashlib.sha256(b"".join(parts[name] for name in sorted(parts))).hexdigest()
 
 
 def pixel_settings(folder: Path) -> PixelSettings:
@@ -118,13 +51,15 @@ def read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: no config.json; expected a Hugging Face model folder (weights, config, tokenizer)")
+        raise ModelError(f"{folder}: no config.json{described(folder)}; expected a Hugging Face model folder (weights, "
+                         "config, tokenizer)")
     try:
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         parts = config, getattr(config, "text_config", None), getattr(config, "vision_config", None)
         layers = [getattr(part, name, 0) for part in parts for name in ("num_hidden_layers", "depth")]
     except Exception as error:  # noqa: BLE001  transformers lets through whatever a wrong value leads to
         raise ModelError(f"{folder}: not a usable model folder: {error!s:.300}") from None
+    refuse_quantised(folder, config)
     if not all(type(count) is int and 0 <= count <= MAX_LAYERS for count in layers):
         raise ModelError(f"{folder / 'config.json'}: its counts of layers are {layers!s:.100}; expected at most "
                          f"{MAX_LAYERS:,}")

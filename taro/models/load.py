@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from taro.models.tokenizer_files import check_tokenizer_files
 from taro.models.weights import build, fill
 
 __all__ = ["load_frozen", "load_policy", "open_policy"]
+
+log = logging.getLogger(__name__)
 
 
 def load_policy(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
@@ -42,10 +45,14 @@ def load_policy(folder: str | Path, *, device: str | torch.device = "cpu", dtype
     except Exception as error:  # noqa: BLE001  transformers lets through whatever a wrong value leads to
         raise ModelError(f"{folder}: not a usable model folder: {error!s:.300}") from None
     check_tokenizer(folder, tokenizer, family, config)
+    if (folder / "adapter_config.json").exists():
+        log.warning("%s: adapter_config.json: an adapter that is not applied lies beside the weights; if it is wanted, "
+                    "merge it first", folder)
     text = config.text_config
     lm: Any = build(folder, family, lambda: family.build_lm(config))
     head: Any = build(folder, family, lambda: torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False))
-    fill({"lm": lm, "head": head}, folder, family, device=torch.device(device), dtype=dtype)
+    fill({"lm": lm, "head": head}, folder, family, device=torch.device(device), dtype=dtype,
+         tied=bool(config.tie_word_embeddings))
     language_model = LanguageModel(lm, head).eval().requires_grad_(trainable)
     encoder = load_encoder(folder, device=device, dtype=dtype) if tower is True else tower or None
     return Policy(folder, config, family, tokenizer, language_model, encoder)

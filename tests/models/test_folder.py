@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -173,6 +176,7 @@ def test_an_unknown_family_is_named(copy: Path) -> None:
 
 
 def test_a_weight_index_cannot_leave_its_folder(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy.parent / "elsewhere.safetensors")
     index = {"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match="expected a file name in this folder"):
@@ -235,3 +239,38 @@ def test_every_token_of_a_character_counts(folder: Path) -> None:
     ids = policy.encode_text("<think>\u00e9</think>")
     assert len(ids) == len("<think></think>") + 2
     assert int(policy.reasoning_mask(ids).sum()) == 2
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "expected weights, got a Git LFS pointer"),
+    (b"<!DOCTYPE html><html>Sign in</html>", "expected weights, got a web page"), (b"", "damaged weights"),
+    (b"\x00" * 40, "damaged weights"),
+    (None, "expected a file of weights, got something else"),
+])  # fmt: skip
+def test_what_stands_in_the_place_of_weights_is_named(copy: Path, content: bytes | None, message: str) -> None:
+    file = copy / "model.safetensors"
+    file.unlink()
+    file.mkdir() if content is None else file.write_bytes(content)
+    with pytest.raises(ModelError, match=rf"model\.safetensors: {message}"):
+        load_policy(copy)
+
+
+def test_weights_without_rights_are_named(copy: Path) -> None:
+    """As another user, since root may read everything."""
+    copy.chmod(0o755)
+    (copy / "model.safetensors").chmod(0)
+    drop = "os.setgid(65534); os.setuid(65534)" if os.getuid() == 0 else ""
+    imports = "import os; from pathlib import Path; from taro.models.tensors import tensor_files"
+    code = f"{imports}\n{drop}\ntensor_files(Path())"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=copy)
+    assert "model.safetensors: cannot be read: Permission denied; check its permissions" in ran.stderr
+
+
+@pytest.mark.parametrize(("file", "message"), [
+    ("adapter_config.json", "an adapter"), ("model.Q4_K_M.gguf", "a GGUF model"), ("pytorch_model.bin", "only pickles"),
+    ("weights.safetensors", "safetensors files of other names"),
+])  # fmt: skip
+def test_a_folder_without_config_or_weights_is_named_as_what_it_is(tmp_path: Path, file: str, message: str) -> None:
+    (tmp_path / file).write_bytes(b"")
+    with pytest.raises(ModelError, match=rf"no config\.json: it holds {message}"):
+        load_policy(tmp_path)

@@ -78,14 +78,18 @@ def qwen_size_label(sizes: dict[int, str]) -> Callable[[Any], str]:
     return label
 
 
-def qwen_split_name(name: str) -> tuple[str, str] | None:
-    """`split_name` of Qwen's checkpoints, in each layout on disk: `visual.` and `model.layers.` (Qwen2.5-VL as
-    released), `model.visual.` and `model.language_model.` (Qwen3-VL as released, and files of transformers 5)."""
-    for part, prefixes in (("tower", ("model.visual.", "visual.")), ("head", ("lm_head.",))):
-        for prefix in prefixes:
-            if name.startswith(prefix):
-                return part, name.removeprefix(prefix)
-    for prefix in ("model.language_model.", "language_model.model.", "model."):
-        if name.startswith(prefix):
-            return "lm", name.removeprefix(prefix)
-    return None
+def qwen_split_name(*language_model: str) -> Callable[[str], tuple[str, str] | None]:
+    """`split_name` of Qwen's checkpoints, for the names that transformers loads: `model.visual.` and
+    `model.language_model.` (Qwen3-VL as released, and files of transformers 5), each also without `model.`.
+
+    Args:
+        language_model: further prefixes of the language model, such as `model.` (Qwen2.5-VL as released).
+    """
+    parts = {"model.visual.": "tower", "visual.": "tower", "lm_head.": "head", "model.language_model.": "lm",
+             "language_model.": "lm", **dict.fromkeys(language_model, "lm")}
+
+    def split_name(name: str) -> tuple[str, str] | None:
+        found = next((prefix for prefix in parts if name.startswith(prefix)), None)
+        return None if found is None else (parts[found], name.removeprefix(found))
+
+    return split_name

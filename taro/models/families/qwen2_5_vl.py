@@ -64,7 +64,7 @@ def _refused(config: Any) -> list[str]:
 
 
 QWEN2_5_VL = Family(name="qwen2_5_vl", model_type="qwen2_5_vl", build_lm=_build_lm, build_tower=_build_tower,
-                    split_name=qwen_split_name, encode=_encode, levels=lambda config: 0, placeholder="<|video_pad|>",
-                    video_token="<|video_pad|>", video_text=_video_text, positions=_positions,
-                    size_label=qwen_size_label(SIZES), vision_tokens=QWEN_VISION_TOKENS,
+                    split_name=qwen_split_name("model."), encode=_encode, levels=lambda config: 0,
+                    placeholder="<|video_pad|>", video_token="<|video_pad|>", video_text=_video_text,
+                    positions=_positions, size_label=qwen_size_label(SIZES), vision_tokens=QWEN_VISION_TOKENS,
                     refused=_refused)
