@@ -8,7 +8,6 @@ Reads safetensors only (never pickle), one tensor at a time: what is not wanted 
 from __future__ import annotations
 
 import hashlib
-import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ __all__ = ["INDEX", "is_index", "opened", "places", "tensor_files", "tensors", "
            "weights_name"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-DISTRIBUTED = re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+DISTRIBUTED = "shard-*-model-*-of-*.safetensors"
 """files of processes that saved a part each: newer releases of transformers take them before all others"""
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 NOT_WEIGHTS = {b"version https://git-lfs": "a Git LFS pointer; fetch them with `git lfs pull`",
@@ -38,10 +37,9 @@ NOT_WEIGHTS = {b"version https://git-lfs": "a Git LFS pointer; fetch them with `
 def weights_name(folder: Path) -> str:
     """The file that transformers begins with: of weights, or an index of several. Raises ModelError where there is none
     or releases of transformers differ."""
-    for file in folder.iterdir():
-        if DISTRIBUTED.fullmatch(file.name):
-            raise ModelError(f"{folder}: {file.name} is a part of a distributed checkpoint, which some releases of "
-                             "transformers would load and others pass over; save the whole model, or remove the parts")
+    for file in sorted(folder.glob(DISTRIBUTED))[:1]:
+        raise ModelError(f"{folder}: {file.name} is a part of a distributed checkpoint, which some releases of "
+                         "transformers would load and others pass over; save the whole model, or remove the parts")
     chosen = read_json(folder / "config.json").get("transformers_weights")
     if chosen is None:
         chosen = next((name for name in (WEIGHTS, INDEX) if (folder / name).exists()), None)
