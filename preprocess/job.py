@@ -66,6 +66,13 @@ class Job:
         kinds = ["paths", f"features/{self.encoder.name}"]
         return tuple(kinds if self.plan.clip_encoder is None else [*kinds, f"clip/{self.plan.clip_encoder.name}"])
 
+    @property
+    def equal_steps(self) -> bool:
+        """Whether the policy reads times from positions at equal steps."""
+        from taro.models.families import FAMILIES  # torch comes with them
+
+        return any(family.equal_steps for family in FAMILIES.values() if family.name == self.encoder.family)
+
     def bytes_per_clip(self, duration_s: float | None = None) -> int:
         """Most that a clip's features can take; less for a short clip: a patch holds a bounded number of tokens."""
         sampling = self.config.sampling

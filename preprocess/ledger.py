@@ -39,8 +39,9 @@ def count_reasons(rows: Iterable[SkippedRow]) -> dict[str, int]:
 
 class SliceLedger(Config):
     """Of one slice: rows `written`, clips and captions in its shards, clips without any caption, windows clipped to the
-    real length, rows skipped, how the captions that were given ended, seconds it took. `plan_sha256` says which plan it
-    belongs to."""
+    real length, rows skipped, seconds by key that a clip's patches lie at most from the times that positions tell
+    (`taro.models.features.time_error_s`), how the captions that were given ended, seconds it took. `plan_sha256` says
+    which plan it belongs to."""
 
     plan_sha256: str
     written: int
@@ -49,6 +50,7 @@ class SliceLedger(Config):
     uncaptioned: int = 0
     clipped_windows: int = 0
     skipped: list[SkippedRow] = Field(default_factory=list)
+    time_error_s: dict[str, float] = Field(default_factory=dict)
     given: dict[str, int] = Field(default_factory=dict)
     seconds: float = 0.0
 

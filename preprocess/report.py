@@ -33,7 +33,8 @@ class PreprocessReport:
     complete: every slice is done and the manifest written; slices: (done, all); made: slices made by this run; reasons:
     skipped rows by "stage: reason"; transient: skipped rows that may pass now; lint: the linter's counts;
     given: how the captions that a file or the annotations gave ended, "used", "repaired: ..." or "skipped: ...", each
-    counted once for each clip that it was offered to."""
+    counted once for each clip that it was offered to; off_clips: clips with a patch over 1 s from the time that its
+    position tells, where the model reads times from positions; off_s: the farthest."""
 
     out: Path
     inputs: int
@@ -50,6 +51,8 @@ class PreprocessReport:
     uncaptioned: int = 0
     transient: int = 0
     given: dict[str, int] = field(default_factory=dict)
+    off_clips: int = 0
+    off_s: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -63,6 +66,9 @@ class PreprocessReport:
         lines += [f"  {count:>14,}  {what}" for what, count in self.lint.items() if what.startswith("repair: ")]
         if self.uncaptioned:
             lines.append(f"  {self.uncaptioned:>14,}  clips without a caption: their rollouts cannot be guided")
+        if self.off_clips:
+            lines.append(f"  {self.off_clips:>14,}  clips of variable rate: frames up to {self.off_s:.1f} s from the "
+                         "times that positions tell; sampling.policy=uniform-2fps-time chooses by time")
         if set(self.given) - {"used"}:
             lines.append(f"{sum(self.given.values()):,} captions were given:")
             lines += [f"  {count:>14,}  {fate}" for fate, count in self.given.items()]

@@ -15,7 +15,7 @@ from typing import Literal
 
 from taro.core.errors import ConfigError, ShardError, TaroError
 from taro.core.files import explain_disk_errors, remove_temporary
-from taro.models.features import EncoderFingerprint
+from taro.models.features import TIME_ERROR_S, EncoderFingerprint
 from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.engines.base import Engine
@@ -86,13 +86,16 @@ def _finish(job: Job, made: int, began: float) -> PreprocessReport:
     given = sum((Counter(ledger.given) for ledger in done), Counter[str]())
     found = METHODS[job.config.caption.method].given(job.config.caption)
     given += Counter() if found is None else found.unasked(job.plan.clips)
+    off_s = [error_s for ledger in done for error_s in ledger.time_error_s.values()
+             if error_s > TIME_ERROR_S and job.equal_steps]
     return PreprocessReport(
         out=job.config.out, inputs=job.plan.inputs, written=sum(ledger.written for ledger in done),
         skipped=len(skipped), clips=sum(ledger.clips for ledger in done), captions=captions,
         uncaptioned=sum(ledger.uncaptioned for ledger in done) if job.config.caption.method != "none" else 0,
         slices=(len(done), len(ledgers)), made=made, complete=complete, seconds=time.monotonic() - began,
         reasons=count_reasons(skipped), lint=job.plan.lint, given=dict(sorted(given.items())),
-        transient=sum(row.transient for row in skipped))
+        transient=sum(row.transient for row in skipped),
+        off_clips=len(off_s), off_s=max(off_s, default=0.0))
 
 
 def _committed(job: Job, index: int) -> bool:

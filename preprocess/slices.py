@@ -109,7 +109,7 @@ class _NewSlice:
         self.clips, self.problems = job.plan.slice_clips(task.index), list[str]()
         self._job, self._task, self._describer = job, task, describer
         self._began, self._count = time.monotonic(), Counter[str]()
-        self._skipped, self._given = list[SkippedRow](), Counter[str]()
+        self._skipped, self._given, self._off = list[SkippedRow](), Counter[str](), dict[str, float]()
 
     def fail(self, clip: PlannedClip, error: VideoError) -> None:
         """A clip that cannot be decoded: its rows are skipped."""
@@ -126,7 +126,8 @@ class _NewSlice:
         count, job, index = self._count, self._job, self._task.index
         ledger = SliceLedger(plan_sha256=job.plan.sha256, written=count["written"], clips=count["clips"],
                              captions=count["captions"], uncaptioned=count["uncaptioned"],
-                             clipped_windows=count["clipped"], skipped=self._skipped, given=dict(self._given),
+                             clipped_windows=count["clipped"], skipped=self._skipped, time_error_s=self._off,
+                             given=dict(self._given),
                              seconds=time.monotonic() - self._began)
         rows = sum(len(clip.rows) for clip in self.clips)
         assert rows == ledger.written + len(ledger.skipped), f"slice {index}: {rows} rows, {ledger}"
@@ -147,6 +148,7 @@ class _NewSlice:
             return None
         self._skipped += lost
         self._given += draft.given
+        self._off[clip.key] = round(draft.frames.time_error_s, 3)
         self._count.update(written=len(record.queries), clips=1, captions=len(record.captions), clipped=clipped,
                            uncaptioned=not record.captions)
         return record

@@ -63,6 +63,26 @@ def write_video(
     return path
 
 
+def write_held(path: Path, ticks: list[int], codec: str = "libx264", pixel_format: str = "yuv420p") -> Path:
+    """Numbered frames, each shown for so many tenths of a second."""
+    import av
+
+    starts = [sum(ticks[:place]) for place in range(len(ticks))]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10, options={"bf": "0"} if codec == "libx264" else {})
+        stream.height, stream.width, stream.pix_fmt = 48, 80, pixel_format
+        stream.codec_context.time_base = Fraction(1, 10)
+        frames = [av.VideoFrame.from_ndarray(numbered_frame(i), format="rgb24").reformat(format=pixel_format)
+                  for i in range(len(ticks))]  # fmt: skip
+        for frame, start in zip(frames, starts, strict=True):
+            frame.pts, frame.time_base = start, Fraction(1, 10)
+        packets: list[av.Packet] = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
+        for packet in packets:
+            packet.duration = ticks[starts.index(packet.pts or 0)]
+            container.mux(packet)
+    return path
+
+
 def write_audio(path: Path, seconds: float = 1.0) -> Path:
     """A file with one audio stream and no video."""
     import av

@@ -1,6 +1,6 @@
 """Sampled frames of a clip, by timestamp, with the facts of their file.
 
-Which frames: `taro.models.features.sample_frames` over the frames that the clip shows (docs/method.md, "frames").
+Which frames: `taro.models.features.sample_by_time` over the frames that the clip shows (docs/method.md, "frames").
 Which decoder: PyAV, which says which frames are corrupt; `decord` where it is right (preprocess/video/decord.py), PyAV
 the rest. `auto` is PyAV: decord is hardly faster (docs/log.md) and returns damaged frames without a word.
 
@@ -29,7 +29,7 @@ from taro.core.errors import VideoError
 from taro.core.files import file_sha256
 from taro.grounding.moment import Moment, part_of_file
 from taro.grounding.records import ClipSpan, VideoFacts
-from taro.models.features import FrameSampling, resized_hw, sample_frames
+from taro.models.features import FrameSampling, resized_hw, sample_by_time, time_error_s
 from taro.preprocess.video import decord as decord_reader
 from taro.preprocess.video.inspect import Inspection, cause, inspect_video, opened
 
@@ -85,6 +85,11 @@ class Frames:
         """Length of the clip in seconds."""
         return self.clip.end_s - self.clip.start_s
 
+    @property
+    def time_error_s(self) -> float:
+        """Largest distance of a patch's true time from the time that its position tells, seconds."""
+        return time_error_s(self.times_s, self.duration_s, self.facts.fps)
+
 
 def decode_clip(job: DecodeJob) -> Frames:
     """Decodes a clip in this process. Raises VideoError with the reasons of `inspect_video`, and corrupt, changed since
@@ -107,7 +112,9 @@ class _UnexpectedError(Exception):
 def _decode(job: DecodeJob, video: Inspection) -> Frames:
     clip = part_of_file(job.clip, video.duration_s) if job.clip is not None and job.may_be_cut else job.clip
     first, last, span = _shown(video, clip)
-    picked_T = sample_frames(last - first, span.end_s - span.start_s, job.sampling) + first
+    picked_T, times_T = sample_by_time(video.times_s[first:last] - span.start_s, span.end_s - span.start_s, video.fps,
+                                       job.sampling, earlier=first > 0)
+    picked_T = picked_T + first
     unique, back_T = np.unique(picked_T, return_inverse=True)
     sink = _Sink(job, video, len(unique), len(picked_T))
     used: Literal["pyav", "decord"] = "pyav"
@@ -121,10 +128,9 @@ def _decode(job: DecodeJob, video: Inspection) -> Frames:
     facts = VideoFacts(path_hint=hint, sha256=file_sha256(job.path), duration_s=video.duration_s, frames=video.frames,
                        fps=video.fps, width=video.width, height=video.height, decoder=used,
                        frames_sha256=sink.sha256(), corrupt_frames=sink.corrupt)
-    times = video.times_s[picked_T] - span.start_s
     if len(unique) < len(picked_T):
         frames, views = frames[back_T], None if views is None else views[back_T]
-    return Frames(frames, times, facts, span, views)
+    return Frames(frames, times_T, facts, span, views)
 
 
 def _shown(video: Inspection, clip: Moment | None) -> tuple[int, int, ClipSpan]:

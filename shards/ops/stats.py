@@ -13,11 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from taro.core.counting import OnProgress, counted
 from taro.core.draws import rng
 from taro.core.errors import ShardError
 from taro.core.text import shortened
 from taro.grounding.records import ClipRecord, QueryRecord
+from taro.models.features import TIME_ERROR_S, time_error_s
 from taro.shards.manifest import read_skipped
 from taro.shards.reader import ShardSet
 
@@ -50,7 +53,9 @@ class Spread:
 class SetStats:
     """Counts of a set. `window_s`: windows by length, label of the bin to count; `window_centre`, `window_share`:
     windows by where their middle lies in the clip and by how much of it they take, ten tenths each; `paths` by tag:
-    candidate paths in all, and queries without any; `skipped`: by "stage: reason", None where pyarrow is missing."""
+    candidate paths in all, and queries without any; `skipped`: by "stage: reason", None where pyarrow is missing;
+    `time_error_s`: by how much the patches of a clip lie at most from the times that positions tell; `off_clips`: clips
+    where that is over 1 s."""
 
     name: str
     clips: int
@@ -73,6 +78,8 @@ class SetStats:
     skipped_rows: int
     skipped: dict[str, int] | None
     bytes: dict[str, int]
+    time_error_s: Spread
+    off_clips: int
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -96,6 +103,10 @@ class SetStats:
                  for tag, one in self.paths.items()]
         text += [f"  difficulty: {self.with_difficulty} queries have one"
                  + (f"; {_spread(self.difficulty, '')}" if self.with_difficulty else "")]
+        text += [f"  times: patches lie up to {self.time_error_s.greatest:.2f} s from the times that positions tell"]
+        if self.off_clips:
+            text += [f"  warning: over {TIME_ERROR_S:g} s in {self.off_clips} clips of variable rate; models that read "
+                     "times from positions (Qwen2.5-VL) are misled. Preprocess with sampling.policy=uniform-2fps-time"]
         text += ["  skipped: " + ("unknown, pyarrow is not installed" if self.skipped is None
                                   else _counts(self.skipped))]
         text += [f"  bytes, {kind}: {size:,}" for kind, size in self.bytes.items()]
@@ -108,6 +119,7 @@ class _Tally:
     def __init__(self) -> None:
         self.clips = 0
         self.clip_s: list[float] = []
+        self.off_s: list[float] = []
         self.lengths_s: list[float] = []
         self.difficulties: list[float] = []
         self.captions, self.queries, self.windows = Counter[int](), Counter[int](), Counter[int]()
@@ -118,6 +130,7 @@ class _Tally:
     def add(self, clip: ClipRecord) -> None:
         self.clips += 1
         self.clip_s.append(clip.duration_s)
+        self.off_s.append(time_error_s(np.array(clip.times_s), clip.duration_s, clip.video.fps))
         self.captions[len(clip.captions)] += 1
         self.queries[len(clip.queries)] += 1
         for query in clip.queries:
@@ -161,7 +174,8 @@ def stats(shard_set: ShardSet, *, progress: OnProgress | None = None) -> SetStat
         paths={tag: {name: count[name] for name in ("paths", "queries_without")} for tag, count in tally.paths.items()},
         with_difficulty=len(tally.difficulties), difficulty=Spread.of(tally.difficulties),
         inputs=manifest.counts.inputs, skipped_rows=manifest.counts.skipped, skipped=skipped,
-        bytes={kind: sum(entry.bytes for entry in manifest.shards if entry.kind == kind) for kind in manifest.kinds})
+        bytes={kind: sum(entry.bytes for entry in manifest.shards if entry.kind == kind) for kind in manifest.kinds},
+        time_error_s=Spread.of(tally.off_s), off_clips=sum(off_s > TIME_ERROR_S for off_s in tally.off_s))
 
 
 @dataclass(frozen=True)

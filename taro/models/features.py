@@ -1,7 +1,8 @@
 """Frame sampling, a video's features, and the fingerprint of what encoded them.
 Legend: T sampled frames, S temporal patches (S = T / 2), N tokens of a patch after merging, D width, L deepstack
 levels. The sampling is the released models': n frames spread over the frames shown, so the effective rate is not quite
-the policy's 2 fps; its value, not 2, enters the positions."""
+the policy's 2 fps; its value, not 2, enters the positions. They tell equal steps, which frames chosen by their number
+keep on files of constant rate alone: `time_error_s` measures the distance, `uniform-2fps-time` chooses by time."""
 
 from __future__ import annotations
 
@@ -17,15 +18,22 @@ from taro.core.config import Config
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EncoderFingerprint", "FrameSampling", "VideoFeatures", "patch_times_s", "resized_hw", "sample_frames"]
+__all__ = ["EncoderFingerprint", "FrameSampling", "TIME_ERROR_S", "VideoFeatures", "equal_times_s", "patch_times_s",
+           "resized_hw", "sample_by_time", "sample_frames", "time_error_s"]
 
 FRAMES_PER_PATCH = 2
+TIME_ERROR_S = 1.0
+"""seconds between the true time of a patch and the time that its position tells, over which taro warns"""
+CONSTANT_S = 0.1
+"""seconds that frames of a constant rate may lie beside equal steps (and half a step): coarse clocks, telecine"""
 
 
 class FrameSampling(Config):
     """How frames are chosen and how large they are shown. Defaults: the released models' training."""
 
-    policy: Literal["uniform-2fps"] = "uniform-2fps"
+    policy: Literal["uniform-2fps", "uniform-2fps-time"] = "uniform-2fps"
+    """uniform-2fps: frames at equal steps of their number, as released; uniform-2fps-time: at equal steps of time, for
+    videos of variable rate; the same frames where the rate is constant and 1 a second or more"""
     sample_fps: float = Field(2.0, gt=0, le=60)
     """frames a second aimed at; the effective rate is (n - 1) / (last time - first time)"""
     min_frames: int = Field(4, ge=2, le=4096)
@@ -51,6 +59,63 @@ def sample_frames(frames: int, duration_s: float, sampling: FrameSampling) -> np
     count = max(min(count, sampling.max_frames), sampling.min_frames)
     count = math.ceil(count / FRAMES_PER_PATCH) * FRAMES_PER_PATCH
     return np.asarray(np.round(np.linspace(0, frames - 1, count)), dtype=np.int64)
+
+
+def equal_times_s(count: int, duration_s: float, fps: float) -> np.ndarray:
+    """Times [T] at equal steps, from 0 to the last frame of a clip of constant rate `fps`, or to one step before its
+    end where its frames are farther apart. Positions tell these times.
+
+    >>> equal_times_s(4, 2.0, 10.0).round(2).tolist()
+    [0.0, 0.63, 1.27, 1.9]
+    """
+    return np.linspace(0.0, max(duration_s - min(1.0 / fps, duration_s / count), 0.0), count)
+
+
+def sample_by_time(starts_s: np.ndarray, duration_s: float, fps: float, sampling: FrameSampling, *,
+                   earlier: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(indices [T], times [T] in seconds) of the frames to show, under either policy.
+
+    Args:
+        starts_s: when each shown frame of the clip starts, ascending, seconds from the start of the clip.
+        duration_s: of the clip.
+        fps: frames a second of the file, on average.
+        earlier: whether the file has a frame before these; it is on screen when the clip starts, and has index -1.
+
+    By number, a frame's time is its start. By time, it is the moment at which the frame is on screen; clips whose
+    frames come at equal steps of at most 1 s get what they get by number."""
+    picked_T = sample_frames(len(starts_s), duration_s, sampling)
+    if sampling.policy == "uniform-2fps" or _constant(starts_s, duration_s):
+        return picked_T, starts_s[picked_T]
+    times_T = equal_times_s(len(picked_T), duration_s, fps)
+    picked_T = np.searchsorted(starts_s - 1e-6, times_T, side="right") - 1
+    if not earlier:
+        picked_T = np.maximum(picked_T, 0)
+    return picked_T, np.where(picked_T < 0, times_T, np.maximum(times_T, starts_s[picked_T]))
+
+
+def _constant(starts_s: np.ndarray, duration_s: float) -> bool:
+    """Whether frames start at equal steps of at most 1 s, the first within one of the clip's start, the last shown for
+    about one. At longer steps frames chosen by number may lie farther than that from their times."""
+    ends_s = max(starts_s[0], duration_s - starts_s[-1])
+    if len(starts_s) < 2:
+        return bool(ends_s <= TIME_ERROR_S)
+    step_s = (starts_s[-1] - starts_s[0]) / (len(starts_s) - 1)
+    off_s = np.abs(starts_s - starts_s[0] - np.arange(len(starts_s)) * step_s).max()
+    return bool(step_s <= TIME_ERROR_S + 1e-6 and off_s <= min(step_s / 2, CONSTANT_S)
+                and ends_s <= step_s + max(step_s / 2, CONSTANT_S))
+
+
+def time_error_s(frame_times_s: np.ndarray, duration_s: float, fps: float) -> float:
+    """Seconds between the true time of a patch and the time that its position tells, at most over the clip's patches.
+
+    >>> round(time_error_s(np.array([0.0, 0.1, 0.2, 1.9]), 2.0, 10.0), 2)
+    0.53
+    """
+    frames = len(frame_times_s) // FRAMES_PER_PATCH * FRAMES_PER_PATCH
+    if frames == 0:
+        return 0.0
+    told_S = patch_times_s(equal_times_s(frames, duration_s, fps))
+    return float(np.abs(patch_times_s(np.asarray(frame_times_s)[:frames]) - told_S).max())
 
 
 def patch_times_s(frame_times_s: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ import os
 import resource
 import shutil
 import zipfile
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -29,7 +28,7 @@ from taro.preprocess.video.decode import DecodeJob, decode_clip
 from taro.preprocess.video.inspect import inspect_video
 from tests.helpers_odd_videos import ODD
 from tests.helpers_plain_decode import DECODERS
-from tests.helpers_video import numbered_frame, write_audio, write_video
+from tests.helpers_video import numbered_frame, write_audio, write_held, write_video
 
 SAMPLING = FrameSampling()
 
@@ -231,24 +230,6 @@ def test_metadata_in_another_encoding_costs_nothing(tmp_path: Path) -> None:
         assert inspect_video(tmp_path / f"w.{ending}").frames == 20
 
 
-def held(path: Path, ticks: list[int], codec: str = "libx264", pixel_format: str = "yuv420p") -> Path:
-    """Numbered frames, each shown for so many tenths of a second."""
-    starts = [sum(ticks[:place]) for place in range(len(ticks))]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10, options={"bf": "0"} if codec == "libx264" else {})
-        stream.height, stream.width, stream.pix_fmt = 48, 80, pixel_format
-        stream.codec_context.time_base = Fraction(1, 10)
-        frames = [av.VideoFrame.from_ndarray(numbered_frame(i), format="rgb24").reformat(format=pixel_format)
-                  for i in range(len(ticks))]  # fmt: skip
-        for frame, start in zip(frames, starts, strict=True):
-            frame.pts, frame.time_base = start, Fraction(1, 10)
-        packets: list[av.Packet] = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
-        for packet in packets:
-            packet.duration = ticks[starts.index(packet.pts or 0)]
-            container.mux(packet)
-    return path
-
-
 @pytest.mark.parametrize(("ending", "codec", "pixel_format"), [
     ("mp4", "libx264", "yuv420p"), ("mov", "libx264", "yuv420p"), ("mkv", "libx264", "yuv420p"), ("gif", "gif", "rgb8"),
 ])  # fmt: skip
@@ -256,14 +237,14 @@ def held(path: Path, ticks: list[int], codec: str = "libx264", pixel_format: str
 def test_the_last_picture_is_shown_as_long_as_its_packet_says(
     tmp_path: Path, ending: str, codec: str, pixel_format: str, last: int
 ) -> None:
-    look = inspect_video(held(tmp_path / f"v.{ending}", [10, 10, 10, 10, last], codec, pixel_format))
+    look = inspect_video(write_held(tmp_path / f"v.{ending}", [10, 10, 10, 10, last], codec, pixel_format))
     assert (look.frames, look.times_s.tolist()) == (5, [0, 1, 2, 3, 4])
     assert look.duration_s == pytest.approx(4 + last / 10, abs=1e-9)
     assert decode_clip(DecodeJob(look.path, SAMPLING)).duration_s == look.duration_s
 
 
 def test_an_edit_list_ends_a_held_picture(tmp_path: Path) -> None:
-    path = held(tmp_path / "v.mp4", [10, 10, 10, 10, 260])
+    path = write_held(tmp_path / "v.mp4", [10, 10, 10, 10, 260])
     data = bytearray(path.read_bytes())
     at = data.index(b"elst") + 12
     data[at : at + 4] = (10_000).to_bytes(4, "big")  # of 30,000 ms

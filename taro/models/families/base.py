@@ -47,6 +47,7 @@ class Family:
     size_label: (config) -> short name of the size, such as 7b.
     vision_tokens: token strings that a policy must never emit.
     refused: (config) -> what of it this family does not compute, a phrase each, beyond `taro.models.config_checks`.
+    equal_steps: whether the model reads times from positions at equal steps, not from the patches' true times.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Family:
     size_label: Callable[[Any], str]
     vision_tokens: tuple[str, ...]
     refused: Callable[[Any], list[str]]
+    equal_steps: bool = True
 
 
 QWEN_VISION_TOKENS = ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")

@@ -116,5 +116,5 @@ def _refused(config: Any) -> list[str]:
 QWEN3_VL = Family(name="qwen3_vl", model_type="qwen3_vl", build_lm=_build_lm, build_tower=_build_tower,
                   split_name=qwen_split_name(), encode=encode_with_levels, levels=_levels, placeholder="<|video_pad|>",
                   video_token="<|video_pad|>", video_text=_video_text, positions=_positions,
-                  size_label=qwen_size_label(SIZES), vision_tokens=QWEN_VISION_TOKENS,
-                  refused=_refused)
+                  size_label=qwen_size_label(SIZES), vision_tokens=QWEN_VISION_TOKENS, refused=_refused,
+                  equal_steps=False)
