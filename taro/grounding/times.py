@@ -33,7 +33,7 @@ WHOLE = re.compile(rf"({number()})([^\W\d_]*+)")
 WHOLE_CLOCK = re.compile(CLOCK)
 UNIT_BEHIND = re.compile(r"[ \t]{0,4}[(\[]?([^\W\d_]{1,12}+)(?!\w)[)\]]?")
 BLANK = re.compile(r"[^\S\n]*+")
-TOUCHING = re.compile(r"[^\S\n]{0,4}(?:[^\W\d_]{1,12}[^\S\n]{1,4})?(?:and[^\S\n]{1,4})?")
+TOUCHING = re.compile(r"[^\S\n]{0,4}(?:(?:[^\W\d_]{1,12}|%)[^\S\n]{1,4})?(?:and[^\S\n]{1,4})?")
 WORD_BEFORE = re.compile(r"([^\W\d_]{1,12})\W{0,4}\Z")
 RANGE_BEHIND = re.compile(rf"[ \t]{{0,4}}(?:and|or|then)[ \t]{{1,4}}{number()}[ \t]{{0,4}}(?:s[ \t]{{1,4}})?to\b",
                           re.IGNORECASE)

@@ -13,8 +13,9 @@ Highlights. A system gives one number to every 2 s clip. A clip is a highlight f
 3 or 4; AP (precision envelope, mean over the recall levels that are reached) is averaged over annotators, then queries;
 Hit@1 asks whether the clip with the highest number is a highlight for any annotator.
 
-Deviations from the published evaluation, none of which touches a complete, sorted file: windows are sorted by score
-before the first 10 are kept; a query without a prediction has 0 and stays in the denominator.
+Deviations from the published evaluation: windows are sorted by score before the first 10 are kept; a query without a
+prediction has 0 and stays in the denominator; a reversed window is wrong (there one as long as a ground-truth window
+has the IoU 0/0, which is below no threshold, and counts as right).
 Legend: Q queries, K predicted windows, W ground-truth windows, A annotators.
 Reference: Lei et al., "QVHighlights", NeurIPS 2021."""
 

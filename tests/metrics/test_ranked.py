@@ -70,6 +70,12 @@ def test_the_best_free_window_is_taken() -> None:
     assert average_precisions([M(2, 11), M(0, 10)], [a, b])[0] == 1.0
 
 
+def test_a_reversed_window_holds_no_time() -> None:
+    """The published code divides 0 by 0 for one as long as a ground-truth window, and counts it as right."""
+    assert average_precisions([M(30, 23)], [M(2, 9)]) == average_precisions([M(9, 2)], [M(2, 9)]) == [0.0] * 10
+    assert average_precisions([M(30, 23), M(2, 9)], [M(2, 9)])[0] == 0.5
+
+
 WINDOW = st.tuples(st.integers(0, 30), st.integers(1, 20)).map(lambda w: M(float(w[0]), float(w[0] + w[1])))
 
 
