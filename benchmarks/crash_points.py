@@ -195,6 +195,7 @@ def _command(words: list[str], begin: Callable[[], None] | None) -> int:
     from taro.cli.app import main
 
     sys.argv = ["taro", *words]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
     try:
         if begin is not None:
             begin()

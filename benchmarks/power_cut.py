@@ -67,7 +67,10 @@ class Replay:
             if target is not None:
                 target.now[new] = folder.now[name] if call == "link" else folder.now.pop(name)
         elif call == "sync":
-            node = folder.now.setdefault(name, _File())  # one that a library renamed behind the shim's back
+            if name not in folder.now:  # safetensors renamed its own temporary file, behind the shim's back
+                own = [one for one in folder.now if one.startswith(".tmp") and not one.startswith(".tmp-")]
+                folder.now[name] = folder.now.pop(own[-1]) if own else _File()
+            node = folder.now[name]
             copied = self._copies / number
             if isinstance(node, _Folder):
                 node.safe = dict(node.now)

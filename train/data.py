@@ -58,8 +58,12 @@ class TrainingSet:
     def sha256(self) -> str:
         """Digest of what is trained on: every query in order, with its clip's record and features, however they are
         sliced."""
+        return self.digest(self.refs)
+
+    def digest(self, refs: Sequence[QueryRef]) -> str:
+        """The same of some of its queries."""
         digest = hashlib.sha256()
-        for ref in self.refs:
+        for ref in refs:
             listed = [self.shard_set.listed(kind, ref.key) for kind in self.shard_set.kinds_of_a_sample]
             members = [m.sha256 for record in listed if record is not None for m in record.members if m.ext != "jpg"]
             digest.update(json.dumps([ref.key, ref.query.id, *members]).encode() + b"\n")
@@ -103,7 +107,7 @@ class TrainingData:
             raise ConfigError(self._too_few(draws, found))
         self.order = MixedOrder([len(one.refs) for one in self.drawn], [one.source.weight for one in self.drawn],
                                 seed=seed, draws=draws, names=[one.name for one in self.drawn])
-        self.validated = self._validated(validation)
+        self._validation, self.validated = validation, self._validated(validation)
         self._warn_unknown_names()
 
     def _warn_unknown_names(self) -> None:
@@ -148,6 +152,15 @@ class TrainingData:
         if len(self.sets) == 1:
             return self.drawn[0].sha256
         return hashlib.sha256(json.dumps([[one.name, one.sha256] for one in self.drawn]).encode()).hexdigest()
+
+    @property
+    def validation_sha256(self) -> str:
+        """Digest of what is validated on, wherever it lies; of nothing "nothing"."""
+        split = None if self._validation is None else self._validation.split
+        names = [one.name if len(self.sets) > 1 else "" for one in self.validated]
+        found = [[name, one.digest(one.shard_set.queries(split=split))]
+                 for name, one in zip(names, self.validated, strict=True)]
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest() if found else "nothing"
 
     @property
     def steps_per_epoch(self) -> int:

@@ -20,7 +20,7 @@ from taro.models.asking import asking_of, check_asking
 from taro.models.folder import pixel_settings
 from taro.models.load import load_frozen, load_policy
 from taro.models.policy import Policy
-from taro.models.resolve import compute_device, resolve_model
+from taro.models.resolve import compute_device, folder_sha256, resolve_model
 from taro.train.ahead import SamplesAhead
 from taro.train.checkpoint import (
     DamagedError,
@@ -32,7 +32,7 @@ from taro.train.checkpoint import (
 )
 from taro.train.config import RewardConfig, ShardSource, TrainConfig
 from taro.train.data import TrainingData, TrainingSet, select
-from taro.train.run_dir import check_run, lock_folder, write_facts
+from taro.train.run_dir import check_run, lock_folder, read_facts, write_facts
 from taro.train.sets import open_encoded_shards, with_variants
 from taro.train.trackers import Tracker, open_trackers, truncate_to_step
 from taro.train.update import make_optimizer
@@ -116,8 +116,14 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     asking = asking_of(folder, template=config.template, no_think=config.reward.no_think,
                        protocol=config.reward.protocol)
     asking.text("")  # raises where the template has no such mode, before the folder is begun
+    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+    facts = {"template_sha256": asking.template.sha256, "compute_dtype": "bfloat16" if bf16 else "float32",
+             "validation_sha256": data.validation_sha256}
     if resume:
         _check_data(config.out, data)
+        facts = _with_policy(config.out, facts)
+    else:
+        facts["policy_sha256"] = folder_sha256(folder)
     policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
     check_asking(policy, asking)
     with explain_disk_errors(config.out, lambda: AGAIN):
@@ -132,8 +138,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
         if found is not None:  # a run that was killed between its last checkpoint and the pruning saves no other
             prune_checkpoints(config.out / "checkpoints", keep=config.checkpoint.keep)
         truncate_to_step(config.out, state.step)
-        write_facts(config, data.summary())
-    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+        write_facts(config, {**data.summary(), **facts})
     reference = None if config.loss.kl == 0 else load_frozen(folder, device, bf16=bf16)
     return Run(config, policy, reference, asking, data, optimizer, state,
                open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
@@ -152,6 +157,18 @@ def _check_data(folder: Path, data: TrainingData) -> None:
             raise ConfigError(f"{paths}: the queries or features are not those that the run in {folder} was "
                               "started with; restore the shard set, or start a new run on this one")
         return
+
+
+def _with_policy(folder: Path, facts: dict[str, str]) -> dict[str, str]:
+    """Facts of a run that goes on, with the digest of the policy that it was begun with. Raises ConfigError where the
+    template, the precision or the validation split are others."""
+    begun = read_facts(folder)
+    differ = [f"{key}: {begun[key]} -> {value}" for key, value in facts.items() if begun.get(key, value) != value]
+    if differ:
+        raise ConfigError(f"{folder} was begun with another template, precision or validation split; restore what it "
+                          "had (a run begun on a GPU goes on elsewhere with --set dtype=bfloat16), or start a new run. "
+                          f"Changed: {'; '.join(differ)}")
+    return {**facts, **({"policy_sha256": begun["policy_sha256"]} if "policy_sha256" in begun else {})}
 
 
 def _open_set(source: ShardSource, policy: Path, reward: RewardConfig) -> TrainingSet:

@@ -17,17 +17,21 @@ from pydantic import ValidationError
 from taro.core.config import changed_settings, read_yaml
 from taro.core.errors import ConfigError
 from taro.core.files import locked, make_folders, remove_temporary, remove_temporary_folders, write_atomically
+from taro.core.json import read_json
 from taro.core.places import paths_for, paths_from, real_paths
-from taro.models.resolve import resolve_model
+from taro.models.resolve import folder_sha256, resolve_model
 from taro.shards.manifest import read_manifest
 from taro.shards.places import open_store
 from taro.train.config import TrainConfig
 from taro.train.trackers import check_trackers
 
-__all__ = ["check_folder", "check_run", "lock_folder", "write_facts"]
+__all__ = ["check_folder", "check_run", "lock_folder", "read_facts", "write_facts"]
 
-RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "device"}
+RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "device", "out"}
 """settings that a resumed run may change: none of them reaches the numbers of a step that both runs have"""
+KNOWN_BY = {"policy": "policy_sha256", "template": "template_sha256", "dtype": "compute_dtype",
+            "shards": "validation_sha256"}
+"""settings that may be spelt otherwise -> what data.json has of a run that recorded what they stand for"""
 
 
 def check_run(config: TrainConfig, *, resume: bool) -> None:
@@ -47,17 +51,54 @@ def check_folder(config: TrainConfig, *, resume: bool) -> None:
         raise ConfigError(f"{config.out} holds a run already; go on with it (--resume), or choose another folder with "
                           "--set out=DIR")
     if old.is_file():
-        then, now = _settings(old), config.model_dump(mode="json")
-        with contextlib.suppress(ValidationError):  # settings that are newer than the run have their defaults
-            then = TrainConfig.model_validate(then).model_dump(mode="json")
-        then, now = (real_paths(one, TrainConfig) for one in (then, now))
-        compared = now.keys() - RESUME_MAY_CHANGE
-        changed = changed_settings(*({key: one[key] for key in compared if key in one} for one in (then, now)))
+        changed = _changed(_settings(old), config)
         if changed:
             raise ConfigError(f"{config.out} was started with other settings; resume with the same ones, or start a "
                               f"new run. Changed: {'; '.join(changed)}")
     elif resume:
         raise ConfigError(f"{config.out}: nothing to resume (no config.yaml); leave --resume out to start a run")
+
+
+def _changed(then: dict[str, Any], config: TrainConfig) -> list[str]:
+    """What differs between the settings of a run and those that it is resumed with, but for names of what is the same.
+    Queries and template are compared by their digests when they are open (`taro.train.open`)."""
+    now, facts = config.model_dump(mode="json"), read_facts(config.out)
+    known = {key for key, fact in KNOWN_BY.items() if fact in facts}
+    with contextlib.suppress(ValidationError):  # settings that are newer than the run have their defaults
+        old = TrainConfig.model_validate(then)
+        then = old.model_dump(mode="json")
+        if "shards" in known:
+            then["shards"], now["shards"] = _sets(old), _sets(config)
+    then, now = (real_paths(one, TrainConfig) for one in (then, now))
+    compared = now.keys() - RESUME_MAY_CHANGE - (known & {"template", "dtype"})
+    if then.get("policy") != now["policy"] and "policy" in known and (
+            folder_sha256(resolve_model(config.policy)) == facts[KNOWN_BY["policy"]]):
+        compared -= {"policy"}
+    return changed_settings(*({key: _files_alike(one[key]) for key in compared if key in one} for one in (then, now)))
+
+
+def _sets(config: TrainConfig) -> list[dict[str, Any]]:
+    """The shard sets without their places; with their names where there are several, as draws are named by them."""
+    sets = [source.model_dump(mode="json", exclude={"path"}) for source in config.sources]
+    return sets if len(sets) > 1 else [{**sets[0], "name": None, "weight": 1.0}]
+
+
+def _files_alike(value: Any) -> Any:
+    """A setting with "@FILE" for the name of any file of names."""
+    if isinstance(value, dict):
+        return {key: _files_alike(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_files_alike(item) for item in value]
+    return "@FILE" if isinstance(value, str) and value.startswith("@") else value
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What data.json of a run folder holds; nothing where it cannot be read: then names alone are compared."""
+    try:
+        data = read_json(folder / "data.json", error=ConfigError)
+    except ConfigError:
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import re
 
 from tests.docs.pages import DOCS, ROOT
 
-SHORT = {"P": "tests/preprocess/test_faults.py", "T": "tests/train/test_faults.py", "K": "benchmarks/faults.py"}
+SHORT = {"P": "tests/preprocess/test_faults.py", "T": "tests/train/test_faults.py", "K": "benchmarks/faults.py",
+         "C": "benchmarks/crash_points.py"}
 
 
 def named(cell: str) -> list[tuple[list[str], list[str]]]:
@@ -19,7 +20,7 @@ def named(cell: str) -> list[tuple[list[str], list[str]]]:
     parts = []
     for part in cell.split(";"):
         quoted = re.findall(r"`([^`]+)`", part)
-        files = [SHORT[word] for word in re.findall(r"\b[PTK]\b", re.sub(r"`[^`]+`", "", part))]
+        files = [SHORT[word] for word in re.findall(r"\b[PTKC]\b", re.sub(r"`[^`]+`", "", part))]
         files += [word for word in quoted if word.endswith(".py")]
         parts.append((files, [word.removesuffix("...") for word in quoted if not word.endswith(".py")]))
     return parts

@@ -30,7 +30,7 @@ from taro.train.checkpoint import (
     resume_checkpoint,
     save_checkpoint,
 )
-from taro.train.config import TrainConfig
+from taro.train.config import TrainConfig, ValidationConfig
 from taro.train.loop import train
 from taro.train.open import open_run
 from taro.train.report.data import read_run
@@ -283,6 +283,51 @@ def test_a_shard_set_that_changed_under_a_run_is_refused(tiny: Tiny, whole: Path
     tiny_shards(shards, load_policy(tiny.policy), clips=7)
     with pytest.raises(ConfigError, match=r"not those that the run in .* was started with; restore the shard set"):
         open_run(same, resume=True)
+
+
+def moved(whole: Path, tiny: Tiny, place: Path, **settings: Any) -> TrainConfig:
+    """The run, its shard set and its policy copied to other names, opened by its own recipe with the new places."""
+    for source, name in ((whole, "other run"), (tiny.shards, "other shards"), (tiny.policy, "other policy")):
+        shutil.copytree(source, place / name)
+    data = yaml.safe_load((place / "other run/config.yaml").read_text())
+    return TrainConfig.model_validate({**data, "out": str(place / "other run"), "shards": str(place / "other shards"),
+                                       "policy": str(place / "other policy"), **settings})
+
+
+def test_a_run_that_moved_with_its_shards_and_its_policy_goes_on(
+        tiny: Tiny, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = moved(whole, tiny, tmp_path)
+    shutil.rmtree(config.out / "checkpoints/step-000004")
+    monkeypatch.chdir(tmp_path)
+    relative = config.model_copy(update={"out": Path("other run"), "shards": "./other shards",
+                                         "policy": "other policy"})
+    as_a_list = TrainConfig.model_validate({**relative.model_dump(mode="json"), "shards": ["other shards"]})
+    for one in (config, as_a_list):
+        open_run(one, resume=True).close()
+    assert_same(train(relative, resume=True).run, whole)
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ("policy", "Changed: policy"), ("shards", "queries or features are not those"), ("validation", "Changed: validat"),
+    ("template", "Changed: template_sha256"), ("precision", "Changed: compute_dtype: float32 -> bfloat16")])
+def test_what_is_not_the_same_is_refused_wherever_it_lies(
+        tiny: Tiny, whole: Path, tmp_path: Path, changed: str, said: str) -> None:
+    config = moved(whole, tiny, tmp_path)
+    if changed == "policy":
+        flip(tmp_path / "other policy/model.safetensors", -1)
+    elif changed == "shards":
+        shutil.rmtree(tmp_path / "other shards")
+        tiny_shards(tmp_path / "other shards", load_policy(tiny.policy), clips=7)
+    elif changed == "validation":
+        config = config.model_copy(update={"validation": ValidationConfig(split="val")})
+    elif changed == "template":
+        template = yaml.safe_load((tmp_path / "other policy/template.yaml").read_text())
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**template, "text": "{query}."}))
+        config = config.model_copy(update={"template": str(tmp_path / "mine.yaml")})
+    else:
+        config = config.model_copy(update={"dtype": "bfloat16"})
+    with pytest.raises(ConfigError, match=said):
+        open_run(config, resume=True)
 
 
 def test_a_torn_line_is_passed_over_and_a_damaged_one_is_named(whole: Path, tmp_path: Path) -> None:
