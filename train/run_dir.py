@@ -103,7 +103,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        data = read_yaml(path)
+        data = read_yaml(path, TrainConfig)
     except ConfigError as error:
         raise ConfigError(f"{path}: not the YAML that a run wrote ({error}); start a new run") from None
     if not isinstance(data, dict):

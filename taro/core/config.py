@@ -8,29 +8,23 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taro.core.errors import ConfigError
 from taro.core.places import paths_from
 from taro.core.text_files import read_text
+from taro.core.yaml_text import Asked, parse_yaml, parse_yaml_tree, typed
 
 __all__ = ["Config", "changed_settings", "digest", "load_config", "parse_yaml", "read_yaml", "recipe_names"]
 
 MAX_YAML_BYTES = 1 << 17
-MAX_YAML_VALUES = 50_000
-"""values of a document, each alias counted as often as it is written out"""
 SHOWN = 8
 RECIPE_ENDS = {".yaml", ".yml"}
-
-_LET_THROUGH = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""what PyYAML's constructors raise beside YAMLError: `!!int ""`, thousands of digits, nesting"""
 
 
 class Config(BaseModel):
@@ -47,48 +41,10 @@ def recipe_names(package: str) -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in resources.files(package).iterdir() if f.name.endswith(".yaml"))
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML whose booleans are `true` and `false` alone, so that `schedule: off` is the word off, and without
-    dates, so that a folder may be named by one."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in {"bool", "timestamp"}]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-
-
-def read_yaml(path: Path) -> Any:
-    """The YAML of a file, see `parse_yaml`. Raises ConfigError, also where it cannot be read or is too large."""
-    return parse_yaml(read_text(path, error=ConfigError, limit_bytes=MAX_YAML_BYTES), str(path))
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Safe YAML whose aliases cannot blow up: a document that would be too large written out is refused.
-
-    Raises ConfigError that opens with `where`, whatever the text."""
-    try:
-        data = yaml.load(text, _Loader)
-        values = _written_out(data, {})
-    except (yaml.YAMLError, *_LET_THROUGH) as error:
-        raise ConfigError(f"{where}: not valid YAML: {str(error)[:500] or type(error).__name__}") from None
-    if values > MAX_YAML_VALUES:
-        raise ConfigError(f"{where}: its aliases (&, *) stand for more than {MAX_YAML_VALUES:,} values")
-    return data
-
-
-def _written_out(node: Any, known: dict[int, int]) -> int:
-    """How many values a document has where every alias is written out, 64 characters of a text counted as one."""
-    if isinstance(node, str):
-        return 1 + len(node.encode()) // 64  # half of a surrogate pair is no text: ValueError
-    inner = [*node, *node.values()] if isinstance(node, dict) else node if isinstance(node, list | tuple | set) else ()
-    if not inner:
-        return 1
-    if id(node) not in known:
-        known[id(node)] = MAX_YAML_VALUES + 1  # what a value that holds itself finds
-        known[id(node)] = 1 + sum(_written_out(one, known) for one in inner)
-    return known[id(node)]
+def read_yaml(path: Path, model: Any = Any) -> Any:
+    """The YAML of a file, its words read as the settings of `model` take them (`taro.core.yaml_text`). Raises
+    ConfigError, also where it cannot be read or is too large."""
+    return typed(parse_yaml_tree(read_text(path, error=ConfigError, limit_bytes=MAX_YAML_BYTES), str(path)), model)
 
 
 def load_config(model: type[ConfigT], source: str | Path | None, overrides: Sequence[str] = (), *,
@@ -97,11 +53,12 @@ def load_config(model: type[ConfigT], source: str | Path | None, overrides: Sequ
     paths in a recipe file count from its folder, those of `overrides` from where one stands (`taro.core.places`).
 
     Raises ConfigError that names the file, the key, what was expected and what was got."""
-    data = _read(source, package) if source is not None else {}
+    data = _read(source, model, package) if source is not None else {}
     if Path(source or "").suffix in RECIPE_ENDS:
         data = paths_from(data, model, Path(source or "").parent)
     for override in overrides:
         _apply(data, override)
+    data = typed(data, model)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -132,17 +89,18 @@ def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, json.dumps(data, default=repr)
 
 
-def _read(source: str | Path, package: str) -> dict[str, Any]:
+def _read(source: str | Path, model: type[BaseModel], package: str) -> dict[str, Any]:
     path = Path(source)
     if path.suffix in RECIPE_ENDS:
         if not path.is_file():
             raise ConfigError(f"{path}: no such recipe file; shipped recipes: {', '.join(recipe_names(package))}")
-        data = read_yaml(path)
+        data = read_yaml(path, model)
     else:
         names = recipe_names(package)
         if str(source) not in names:
             raise ConfigError(f"{source}: no such recipe; give a .yaml file or one of: {', '.join(names)}")
-        data = parse_yaml(resources.files(package).joinpath(f"{source}.yaml").read_text(encoding="utf-8"), str(source))
+        text = resources.files(package).joinpath(f"{source}.yaml").read_text(encoding="utf-8")
+        data = typed(parse_yaml_tree(text, str(source)), model)
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -157,10 +115,15 @@ def _apply(data: dict[str, Any], override: str) -> None:
     parts = key.split(".")
     at: Any = data
     for part in parts[:-1]:
-        at = at[_place(at, part, override)] if isinstance(at, list) else at.setdefault(part, {})
+        place = _place(at, part, override)
+        if isinstance(at, dict):
+            at.setdefault(part, {})
+        if isinstance(at[place], Asked):  # an earlier --set of the whole group
+            at[place] = at[place].tree
+        at = at[place]
         if not isinstance(at, dict | list):
             raise ConfigError(f"--set {override}: {part} is a value, not a group of keys")
-    at[_place(at, parts[-1], override)] = parse_yaml(text, f"--set {override}: the value")
+    at[_place(at, parts[-1], override)] = Asked.of(text, f"--set {override}: the value")
 
 
 def _place(at: dict[str, Any] | list[Any], part: str, override: str) -> Any:
