@@ -224,6 +224,7 @@ def main() -> None:
     from benchmarks.fuzz_others import other_targets
     from benchmarks.fuzz_runs import run_targets
     from benchmarks.fuzz_shards import shard_targets
+    from benchmarks.fuzz_tables import table_targets
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=1000, help="inputs of a target of share 1")
@@ -233,7 +234,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"), help="failures are written here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="taro-fuzz-seeds-") as seeds:
-        targets = (makes(Path(seeds)) for makes in (shard_targets, other_targets, run_targets))
+        targets = (makes(Path(seeds)) for makes in (shard_targets, other_targets, table_targets, run_targets))
         known = {target.name: target for several in targets for target in several}
         names = list(known) if args.what == "all" else args.what.split(",")
         if unknown := sorted({*names} - {*known}):

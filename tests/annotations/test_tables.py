@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.fuzz import generator
+from benchmarks.fuzz_tables import table_targets
 from taro.annotations import Dropped, LintReport, import_annotations
 from taro.annotations.charades_sta import read_lengths
-from taro.core.errors import AnnotationError
+from taro.core.errors import AnnotationError, TaroError
 from taro.grounding.moment import Moment
 from taro.metrics.predictions import read_responses
 from taro.preprocess.captioners.imported import Entry, captions_file
@@ -284,6 +287,17 @@ def test_lengths_are_a_table_like_any_other(tmp_path: Path, way: str) -> None:
 def test_lengths_that_say_nothing_certain_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(AnnotationError, match=message):
         read_lengths(written(tmp_path / "a.csv", text))
+
+
+@pytest.mark.parametrize("name", ["hf-parquet", "hf-csv", "hf-json", "jsonl-forms", "captions-forms", "set-words"])
+def test_damaged_files_end_in_a_message(tmp_path: Path, name: str) -> None:
+    """The fuzzer in small. Of a damaged parquet (number 345) Arrow ended the process."""
+    target = next(one for one in table_targets(tmp_path) if one.name == name)
+    for number in (*range(20), 345):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with suppress(TaroError):
+            target.run(target.make(generator(1, name, number)), folder)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
