@@ -103,7 +103,9 @@ def pairs(text: str, behind: str, joins: tuple[str, ...], last: str) -> list[tup
     found, at = [], 0
     while at < len(text):
         middle, done = loose(text, at), False
-        for join in joins if middle is not None else ():
+        for join in joins:
+            if middle is None:
+                break
             glue = behind + join
             if text[middle : middle + len(glue)].lower() == glue.lower() if last else text.startswith(glue, middle):
                 start = middle + len(glue)
@@ -118,13 +120,15 @@ def pairs(text: str, behind: str, joins: tuple[str, ...], last: str) -> list[tup
 
 def time_r1(text: str) -> tuple[float, float] | None:
     """xiaomi-research/time-r1, evaluate.py: the last pair anywhere, one blank on each side."""
-    return (pairs(text, "", (" to ", " and "), "") or [None])[-1]
+    found = pairs(text, "", (" to ", " and "), "")
+    return found[-1] if found else None
 
 
 def taro_train(text: str) -> tuple[float, float] | None:
     """oceanflowlab/TaRO, src/rewards.py: the last block, counted from the left; its last pair of numbers with an s."""
     blocks = re.findall("<answer>(.*?)</answer>", text, re.DOTALL)
-    return (pairs(blocks[-1], "s", (" to ", " and "), "s") or [None])[-1] if blocks else None
+    found = pairs(blocks[-1], "s", (" to ", " and "), "s") if blocks else []
+    return found[-1] if found else None
 
 
 def taro_official(text: str) -> tuple[float, float] | None:
@@ -185,7 +189,8 @@ def timelens(text: str) -> tuple[float, float] | None:
             end = loose(text, glue.end()) if glue else None
             if glue is not None and end is not None:
                 return float(text[at:middle]), float(text[glue.end() : end])
-    numbers, at = [], 0
+    numbers: list[float] = []
+    at = 0
     while at < len(text) and len(numbers) < 2:
         end = run_end(text, at)
         if end == at or word(text, at - 1):
