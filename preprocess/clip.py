@@ -20,6 +20,7 @@ from taro.core.errors import ModelError
 from taro.core.places import expand_home
 from taro.grounding.moment import Moment
 from taro.models.resolve import SANDBOX, folder_sha256, resolve_model
+from taro.models.tokenizer_files import check_files, check_tokenizer_files
 from taro.shards.format import ClipEncoder
 
 __all__ = ["ClipModel", "alignment", "clip_encoder"]
@@ -94,6 +95,8 @@ def _source(name: str) -> tuple[ClipEncoder, str, str | None]:
     """(encoder, what open_clip is asked for, pretrained tag)."""
     if name.startswith(SANDBOX) or expand_home(name).is_dir():
         folder = resolve_model(name)
+        check_files(folder)
+        check_tokenizer_files(folder)
         model = name.replace(":", "-") if name.startswith(SANDBOX) else folder.name
         sha256: str | None = folder_sha256(folder)
         source, pretrained = f"local-dir:{folder}", None

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from taro.core.errors import TaroError
-from taro.core.files import file_sha256, fsync, remove_temporary_folders, replace_folder, write_atomically
+from taro.core.files import file_sha256, fsync, open_regular, remove_temporary_folders, replace_folder, write_atomically
 from taro.core.json import strict_json
 from taro.core.tensors import write_tensors
 
@@ -163,7 +163,8 @@ def read_state(path: Path) -> RunState:
 
 def _read(path: Path) -> tuple[RunState, dict[str, str]]:
     try:
-        data = strict_json((path / "state.json").read_bytes())
+        with open_regular(path / "state.json") as file:
+            data = strict_json(file.read())
         if data["version"] != VERSION:
             raise TaroError(f"{path}: checkpoint version {data['version']!r:.40}, this taro reads {VERSION}")
         check, state, hashes = data.pop("check", None), RunState(**data["state"]), dict(data["sha256"])

@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,8 +24,8 @@ from typing import BinaryIO
 
 from taro.core.errors import TaroError
 
-__all__ = ["explain_disk_errors", "file_sha256", "fsync", "locked", "make_folders", "new_file", "remove_temporary",
-           "remove_temporary_folders", "replace_folder", "write_atomically"]
+__all__ = ["explain_disk_errors", "file_sha256", "fsync", "locked", "make_folders", "new_file", "open_regular",
+           "remove_temporary", "remove_temporary_folders", "replace_folder", "write_atomically"]
 
 log = logging.getLogger(__name__)
 
@@ -210,10 +211,22 @@ def locked(path: Path | int, *, wait: bool) -> Iterator[bool]:
                 fcntl.flock(handle, fcntl.LOCK_UN)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file to read. A pipe is not waited for and a device not read: OSError, as where there is none."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = os.fstat(handle).st_mode
+    if stat.S_ISREG(kind):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "a pipe, a socket or a device, not a file", str(path))
+
+
 def file_sha256(file: Path | BinaryIO) -> str:
     """Hex digest of a file; of an open one, from where it stands to its end."""
     if isinstance(file, Path):
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             return file_sha256(opened)
     digest = hashlib.sha256()
     while piece := file.read(2**22):

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from taro.core.errors import ModelError, ShardError, TaroError
+from taro.core.files import open_regular
 
 __all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_JSON_BYTES", "canonical_json", "parse_json", "parse_model", "read_json",
            "strict_json", "strict_json_values"]
@@ -117,7 +118,7 @@ def read_json(path: Path, *, error: type[TaroError] = ModelError) -> dict[str, A
     if not path.is_file():
         return {}
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_JSON_BYTES + 1)
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror}; check its permissions") from None

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from taro.core.errors import TaroError
+from taro.core.files import open_regular
 
 __all__ = ["likely_encoding", "opened_text", "read_text"]
 
@@ -79,7 +80,7 @@ def opened_text(path: Path, *, error: type[TaroError], digest: Any = None) -> It
     Raises `error` that names what the file is, or what is wrong with it, also while the stream is read."""
     digest = hashlib.sha256() if digest is None else digest
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw = io.BufferedReader(_Hashed(file, digest), BLOCK)
             zipped = _head(raw)[:2] == b"\x1f\x8b"
             stream = io.BufferedReader(gzip.GzipFile(fileobj=raw), BLOCK) if zipped else raw
