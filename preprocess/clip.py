@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from taro.core.errors import ModelError
+from taro.core.errors import ModelError, full_memory
 from taro.core.places import expand_home
 from taro.grounding.moment import Moment
 from taro.models.resolve import SANDBOX, folder_sha256, resolve_model
@@ -43,6 +43,8 @@ class ClipModel:
                 source, pretrained=pretrained, device=device)
             self._tokenizer = open_clip.get_tokenizer(source)
         except (RuntimeError, ValueError, OSError, KeyError) as error:
+            if full_memory(error):
+                raise
             raise ModelError(f"clip_model {name}: open_clip cannot load it ({str(error)[:300]}); expected a folder "
                              "with open_clip_config.json and weights, or MODEL/PRETRAINED") from None
         self._model.eval()

@@ -21,6 +21,7 @@ import typer
 import typer.core
 import typer.main
 
+from taro.cli.failures import explained
 from taro.cli.output import examples, say, say_error, visible_streams
 from taro.cli.signals import INTERRUPTED, stop_code, stoppable
 from taro.core.errors import TaroError
@@ -112,8 +113,9 @@ class _Lazy(typer.core.TyperGroup):
                 raise  # typer's own: wrong use, Exit, Abort
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # `taro ... | head`
-            if isinstance(error, OSError) and error.errno is not None:
-                _fail(_system_says(error), debug=ctx.params["debug"])
+            known = explained(error, ctx.invoked_subcommand)
+            if known is not None:
+                _fail(f"error: {known}", debug=ctx.params["debug"])
             _fail(f"error: {type(error).__name__}: {error}\nThis may be a defect of taro: run the command again with "
                   f"--debug and report what it prints.", debug=ctx.params["debug"])
 
@@ -151,13 +153,6 @@ def _fail(message: str, *, debug: bool) -> NoReturn:
         traceback.print_exc()
     say_error(message)
     raise typer.Exit(1) from None
-
-
-def _system_says(error: OSError) -> str:
-    """A file or folder that cannot be made, read or written: the user's machine to fix, no defect of taro."""
-    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    return (f"error: {where}{error.strerror}; expected files and folders that taro can read and write: check the path, "
-            "its permissions and the free space, then run the same command again")
 
 
 app = typer.Typer(name="taro", cls=_Lazy, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False,

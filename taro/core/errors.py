@@ -6,7 +6,7 @@ an assert, never one of these."""
 
 from __future__ import annotations
 
-__all__ = ["AnnotationError", "ConfigError", "ModelError", "ShardError", "TaroError", "VideoError"]
+__all__ = ["AnnotationError", "ConfigError", "ModelError", "ShardError", "TaroError", "VideoError", "full_memory"]
 
 
 class TaroError(Exception):
@@ -36,3 +36,23 @@ class ShardError(TaroError):
 
 class ModelError(TaroError):
     """A model folder is incomplete, unknown, or not the one that a shard set was made with."""
+
+
+GPU_MEMORY = ("cuda out of memory", "cuda error: out of memory", "cublas_status_alloc_failed",
+              "cudaerrormemoryallocation", "cudnn_status_alloc_failed")
+HOST_MEMORY = ("defaultcpuallocator", "std::bad_alloc", "cannot allocate memory")
+"""what torch says, in small letters, where an allocation fails and the class of the error does not tell"""
+
+
+def full_memory(error: BaseException) -> str | None:
+    """"GPU" or "host" where an error says that this memory is full, None for another. Told by names and words: torch
+    need not be loaded, and not every library's class is torch's.
+
+    >>> full_memory(MemoryError()), full_memory(RuntimeError("CUDA error: out of memory")), full_memory(ValueError())
+    ('host', 'GPU', None)
+    """
+    said = str(error).lower()
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "OutOfMemoryError" in names or any(words in said for words in GPU_MEMORY):
+        return "GPU"
+    return "host" if "MemoryError" in names or any(words in said for words in HOST_MEMORY) else None
