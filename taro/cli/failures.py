@@ -17,7 +17,8 @@ TRAIN = ("Begin again in another folder with less at a time: optimizer.micro_pro
 ASK = ("Give a smaller --batch (prompts decoded at once) or --max-new-tokens, or a smaller policy; a set of shorter or "
        "smaller clips needs less")
 GPU = {
-    "train": TRAIN, "quickstart": "Free it, or hide the GPU: CUDA_VISIBLE_DEVICES= taro quickstart", "eval": ASK, "sensitivity": ASK,
+    "train": TRAIN, "eval": ASK, "sensitivity": ASK,
+    "quickstart": "Free it, or hide the GPU: CUDA_VISIBLE_DEVICES= taro quickstart",
     "ground": "Give a smaller --max-new-tokens, or a smaller policy",
     "preprocess": "Give a smaller caption.batch or caption.max_new_tokens, a smaller captioner, or smaller frames "
                   "(sampling.total_tokens, sampling.max_frames). The same command goes on from the last whole slice",
@@ -40,7 +41,8 @@ def explained(error: BaseException, command: str | None) -> TaroError | None:
         advice = HOST.get(command or "", "Free some and run the same command again")
         return TaroError(f"the machine's memory is full ({said}). {advice}")
     number = error.errno if isinstance(error, OSError) else None
-    where = os.fsdecode(error.filename) if isinstance(getattr(error, "filename", None), str | bytes) else ""
+    named = getattr(error, "filename", None)
+    where = os.fsdecode(named) if isinstance(named, str | bytes) else ""
     if number is None:  # as libraries in Rust write it
         ends = str(error).partition("(os error ")[2].partition(")")[0]
         number = int(ends) if ends.isascii() and ends.isdecimal() and len(ends) < 6 else None
