@@ -106,14 +106,17 @@ def record_of(draft: Draft, config: PathsConfig) -> tuple[ClipRecord | None, lis
         kept = [window for window in inside if window.duration_s > 0]
         if not kept:
             lost.append(planned.skipped(row, "windows", "window outside the clip",
-                                        f"every window lies outside of the clip's {frames.duration_s:.2f} s"))
+                                        f"every window lies outside of the clip's {frames.duration_s:.2f} s",
+                                        duration_s=frames.duration_s))
             continue
+        annotated, pairs = row.unclipped_s or row.windows_s, [(w.start_s, w.end_s) for w in kept]
         clipped += sum(before != after for before, after in zip(windows, inside, strict=True))
         paths = candidate_paths(draft.captions, kept, row.query, count=config.count, seed=config.seed,
                                 clip_key=planned.key, query_id=row.row_id)
         try:
             queries.append(QueryRecord(id=row.row_id, text=row.query, split=row.split, difficulty=row.difficulty,
-                                       windows_s=[(w.start_s, w.end_s) for w in kept], paths=paths))
+                                       windows_s=pairs, paths=paths,
+                                       unclipped_s=annotated if annotated != pairs else None))
         except ValidationError as error:
             lost.append(planned.skipped(row, "record", "does not fit the format", str(error.errors()[0]["msg"])))
     if not queries:

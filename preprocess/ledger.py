@@ -20,7 +20,8 @@ __all__ = ["SkippedRow", "SliceLedger", "count_reasons", "plan_lock", "read_ledg
 
 class SkippedRow(Config):
     """A row that did not become a query. `stage`: annotations, plan, decode, caption, encode, windows; `transient`:
-    trying again may help."""
+    trying again may help. Of a row that the linter kept also what is asked: its split, query, windows as annotated (not
+    clipped), difficulty, and `duration_s` of the clip, as annotated or, where it was decoded, its real one."""
 
     row_id: str
     line: int
@@ -30,6 +31,11 @@ class SkippedRow(Config):
     reason: str
     detail: str = ""
     transient: bool = False
+    split: str = ""
+    query: str = ""
+    windows_s: list[tuple[float, float]] = Field(default_factory=list)
+    duration_s: float | None = None
+    difficulty: float | None = None
 
 
 def count_reasons(rows: Iterable[SkippedRow]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ PLAN_VERSION = 1
 
 
 class PlannedRow(Config):
-    """One annotation row; times in seconds of the clip."""
+    """One annotation row; times in seconds of the clip. `unclipped_s`: the windows as annotated, where the linter
+    clipped them; `duration_s`: of the clip, as annotated; `video`: as this row names it, where that differs."""
 
     row_id: str
     line: int
@@ -44,6 +46,9 @@ class PlannedRow(Config):
     windows_s: list[tuple[float, float]]
     difficulty: float | None = None
     captions: list[DenseCaption] | None = None
+    unclipped_s: list[tuple[float, float]] | None = None
+    duration_s: float | None = None
+    video: str = ""
 
 
 class PlannedClip(Config):
@@ -74,10 +79,13 @@ class PlannedClip(Config):
         """The cut as a moment."""
         return None if self.clip_s is None else Moment(*self.clip_s)
 
-    def skipped(self, row: PlannedRow, stage: str, reason: str, detail: str, *, transient: bool = False) -> SkippedRow:
-        """A row of the clip that did not become a query, as the ledger takes it."""
-        return SkippedRow(row_id=row.row_id, line=row.line, video=self.video, key=self.key, stage=stage, reason=reason,
-                          detail=detail[:2000], transient=transient)
+    def skipped(self, row: PlannedRow, stage: str, reason: str, detail: str, *, transient: bool = False,
+                duration_s: float | None = None) -> SkippedRow:
+        """A row of the clip that did not become a query, as the ledger takes it. `duration_s`: the clip's real one."""
+        return SkippedRow(row_id=row.row_id, line=row.line, video=row.video or self.video, key=self.key, stage=stage,
+                          reason=reason, detail=detail[:2000], transient=transient, split=row.split, query=row.query,
+                          windows_s=row.unclipped_s or row.windows_s, difficulty=row.difficulty,
+                          duration_s=row.duration_s if duration_s is None else duration_s)
 
 
 class Plan(Config):
@@ -173,15 +181,23 @@ def _group(report: LintReport, finder: Finder, folder: Path) -> tuple[list[Plann
         path = found[row.video]
         if isinstance(path, VideoError):
             skipped.append(SkippedRow(row_id=row.row_id, line=row.line, video=row.video, stage="plan",
-                                      reason=path.reason, detail=str(path)))
+                                      reason=path.reason, detail=str(path), split=row.split, query=row.query,
+                                      windows_s=_pairs(row.unclipped or row.windows), duration_s=row.duration_s,
+                                      difficulty=row.difficulty))
         else:  # cuts that differ by less than a millisecond are one clip
             rows.setdefault(clip_key(path, row.clip), []).append((path, row))
     return [_clip(key, here[0][0], [row for _, row in here], finder) for key, here in sorted(rows.items())], skipped
 
 
+def _pairs(windows: Sequence[Moment]) -> list[tuple[float, float]]:
+    return [(window.start_s, window.end_s) for window in windows]
+
+
 def _clip(key: str, path: str, rows: list[AnnotationRow], finder: Finder) -> PlannedClip:
     planned = [PlannedRow(row_id=row.row_id, line=row.line, query=row.query, split=row.split, difficulty=row.difficulty,
-                          windows_s=[(w.start_s, w.end_s) for w in row.windows],
+                          windows_s=_pairs(row.windows), duration_s=row.duration_s,
+                          unclipped_s=None if row.unclipped is None else _pairs(row.unclipped),
+                          video="" if row.video == rows[0].video else row.video,
                           captions=None if row.captions is None else list(row.captions)) for row in rows]
     clip, stat = rows[0].clip, finder.listing.videos[path]
     span = None if clip is None else (clip.start_s, clip.end_s)

@@ -23,11 +23,13 @@ from taro.models.features import EncoderFingerprint
 __all__ = [
     "BLOCK", "CARD", "FORMAT_VERSION", "KEY_LENGTH", "MANIFEST", "MAX_BYTES", "MAX_DIM", "MAX_HEADER_BYTES",
     "MAX_JPEG_BYTES", "MAX_JSON_BYTES", "MAX_MANIFEST_BYTES", "MAX_MEMBER_BYTES", "MAX_RANK", "MAX_RECORDS",
-    "MAX_TENSORS", "MEMBERS", "SKIPPED", "TENSORS_EXT", "ClipEncoder", "Counts", "Manifest", "Member", "Provenance",
-    "ShardEntry", "Sidecar", "SidecarRecord", "check_version", "clip_key", "key_ok", "kind_label", "kind_ok",
-    "shard_path", "sidecar_path", "split_kind"]
+    "MAX_TENSORS", "MEMBERS", "SIDECAR_VERSION", "SKIPPED", "TENSORS_EXT", "ClipEncoder", "Counts", "Manifest",
+    "Member", "Provenance", "ShardEntry", "Sidecar", "SidecarRecord", "check_version", "clip_key", "key_ok",
+    "kind_label", "kind_ok", "shard_path", "sidecar_path", "split_kind"]
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
+SIDECAR_VERSION = "1.0"
+"""sidecars have not changed since"""
 MANIFEST = "manifest.json"
 CARD = "README.md"
 SKIPPED = "skipped.parquet"

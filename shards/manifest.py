@@ -6,6 +6,7 @@ folder without it is not a set yet. No clock and no path of a machine enters it,
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -41,8 +42,10 @@ __all__ = ["SKIPPED_COLUMNS", "build_manifest", "read_entries", "read_manifest",
 
 MAX_SKIPPED_ROWS = 4_000_000
 BATCH_ROWS = 10_000
-SKIPPED_COLUMNS = ("row_id", "line", "video", "key", "stage", "reason", "detail", "transient")
-TEXT_COLUMNS = [name for name in SKIPPED_COLUMNS if name not in ("line", "transient")]
+COLUMNS_1_0 = ("row_id", "line", "video", "key", "stage", "reason", "detail", "transient")
+SKIPPED_COLUMNS = (*COLUMNS_1_0, "split", "query", "windows_s", "duration_s", "difficulty")
+_ARROW = {"line": "int64", "transient": "bool_", "duration_s": "float64", "difficulty": "float64"}
+"""types of the columns that are no text"""
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -139,25 +142,36 @@ def write_skipped(root: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes skipped.parquet: one row per annotation row that did not become a query, in order of (line, row_id).
 
     Columns: row_id, video, key, stage, reason, detail (text; key "" where the row never got one), line (int64),
-    transient (bool: trying again may help)."""
+    transient (bool: trying again may help); of rows that are queries split, query, windows_s (JSON text, as annotated;
+    a list of windows is taken too), duration_s of the clip, difficulty. What a row does not name is unknown."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema, table = _skipped_schema(), skipped_table(rows)
+    table = skipped_table(rows)
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(table, schema=schema), sink, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(table, schema=_skipped_schema(SKIPPED_COLUMNS)), sink, compression="zstd")
     write_atomically(Path(root) / SKIPPED, sink.getvalue().to_pybytes())
 
 
 def skipped_table(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows as skipped.parquet holds them: its columns, in its order."""
-    return sorted(({name: row[name] for name in SKIPPED_COLUMNS} for row in rows),
+    return sorted(({name: _stored(row, name) for name in SKIPPED_COLUMNS} for row in rows),
                   key=lambda row: (row["line"], str(row["row_id"])))
 
 
+def _stored(row: Mapping[str, Any], name: str) -> Any:
+    """A value of a row as the table has it; of a column that 1.0 did not have, what stands for unknown."""
+    if name in COLUMNS_1_0:
+        return row[name]
+    value = row.get(name)
+    if name == "windows_s" and not isinstance(value, str):
+        return json.dumps(value, separators=(",", ":")) if value else ""
+    return value if name in _ARROW else value or ""
+
+
 def read_skipped(place: str | Path | Store) -> list[dict[str, Any]]:
-    """Rows of skipped.parquet; [] where the set has none. ShardError where it cannot be read, ImportError without
-    pyarrow."""
+    """Rows of skipped.parquet; [] where the set has none. The columns that a table of format 1.0 lacks are "" and None.
+    ShardError where it cannot be read, ImportError without pyarrow."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -167,18 +181,20 @@ def read_skipped(place: str | Path | Store) -> list[dict[str, Any]]:
     except MissingFileError:
         return []
     try:
-        rows = _bounded_rows(pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, read_dictionary=TEXT_COLUMNS))
+        texts = [name for name in pq.read_schema(pa.BufferReader(data)).names if name in SKIPPED_COLUMNS
+                 and name not in _ARROW]
+        rows = _bounded_rows(pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, read_dictionary=texts))
     except (OSError, ValueError, LookupError, pa.ArrowException, MemoryError) as error:
         raise ShardError(f"{store.describe(SKIPPED)}: not a readable parquet file of skipped rows "
                          f"({str(error)[:300]!a}); run `taro preprocess` again") from None
-    return rows
+    later = {name: None if name in _ARROW else "" for name in SKIPPED_COLUMNS[len(COLUMNS_1_0):]}
+    return [{**later, **row} for row in rows]
 
 
-def _skipped_schema() -> pa.Schema:
+def _skipped_schema(columns: Iterable[str]) -> pa.Schema:
     import pyarrow as pa
 
-    return pa.schema([(name, pa.int64() if name == "line" else pa.bool_() if name == "transient" else pa.string())
-                      for name in SKIPPED_COLUMNS])
+    return pa.schema([(name, getattr(pa, _ARROW.get(name, "string"))()) for name in columns])
 
 
 def _bounded_rows(file: Any) -> list[dict[str, Any]]:
@@ -189,7 +205,8 @@ def _bounded_rows(file: Any) -> list[dict[str, Any]]:
 
     found = {name: kind.value_type if pa.types.is_dictionary(kind) else kind
              for name, kind in zip(file.schema_arrow.names, file.schema_arrow.types, strict=True)}
-    wanted = {field.name: field.type for field in _skipped_schema()}
+    columns = SKIPPED_COLUMNS if len(file.schema_arrow) == len(SKIPPED_COLUMNS) else COLUMNS_1_0
+    wanted = {field.name: field.type for field in _skipped_schema(columns)}
     if found != wanted or len(file.schema_arrow) != len(wanted):
         raise ValueError(f"columns {str({name: str(kind) for name, kind in found.items()})[:200]}, expected "
                          f"{', '.join(SKIPPED_COLUMNS)}")
@@ -200,7 +217,7 @@ def _bounded_rows(file: Any) -> list[dict[str, Any]]:
     # In this thread alone: a thread of arrow's that drops the last reference to the data while Python shuts down aborts
     # the process, after all has been said and done (pq.read_table did, once in three).
     for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
-        for name in TEXT_COLUMNS:
+        for name in (name for name in columns if name not in _ARROW):
             column = batch.column(name)
             lengths = pc.binary_length(column.dictionary).take(column.indices)
             text_bytes += pc.sum(lengths).as_py() or 0

@@ -28,9 +28,9 @@ from taro.core.json import canonical_json
 from taro.grounding.records import ClipRecord
 from taro.models.features import VideoFeatures
 from taro.shards.format import (
-    FORMAT_VERSION,
     MAX_JPEG_BYTES,
     MAX_JSON_BYTES,
+    SIDECAR_VERSION,
     Member,
     ShardEntry,
     Sidecar,
@@ -109,7 +109,7 @@ class _Shard:
                              "disk, then run again")
 
     def describe(self) -> Sidecar:
-        return Sidecar(format_version=FORMAT_VERSION, kind=self.kind, index=self.index, bytes=self.tar.bytes,
+        return Sidecar(format_version=SIDECAR_VERSION, kind=self.kind, index=self.index, bytes=self.tar.bytes,
                        sha256=self.sha256, records=self.records)
 
 

@@ -7,6 +7,9 @@ reached the shards stay in the denominator, as misses (docs/method.md, differenc
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from taro.core import draws
-from taro.core.errors import ConfigError, ShardError
 from taro.grounding.answers import parse_answer, parse_answers
-from taro.metrics.answers import AnswerRow
+from taro.metrics.answers import AnswerRow, UnaskedRow
 from taro.metrics.scores import Prediction
+from taro.shards.skipped import Row, missed_rows, row_windows, skipped_rows
 
 if TYPE_CHECKING:
     from taro.grounding.prompts import Asking
@@ -25,10 +28,9 @@ if TYPE_CHECKING:
     from taro.models.sampler import Decoding
     from taro.shards.reader import QueryRef, Sample, ShardSet
 
-__all__ = ["Questions", "evaluate_policy", "missing_predictions"]
+__all__ = ["Questions", "evaluate_policy", "missing_predictions", "readable_misses", "unasked_rows"]
 
-ANNOTATION_STAGES = {"annotations", "windows"}
-"""stages of skipped.parquet that say nothing about a video"""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,13 @@ class Questions:
         """References of the queries, in set order."""
         refs = shard_set.queries(split=self.split)
         if self.limit is None or self.limit >= len(refs):
-            return list(refs)
+            return refs
         chosen = draws.rng("evaluation-subset", self.seed, len(refs)).permutation(len(refs))[: self.limit]
         return [refs[index] for index in sorted(chosen.tolist())]
+
+    def are_all(self, shard_set: ShardSet) -> bool:
+        """Whether the limit leaves none out: then misses count."""
+        return self.limit is None or self.limit >= len(shard_set.queries(split=self.split))
 
 
 def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decoding: Decoding, *,
@@ -86,29 +92,37 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decodin
 def _row(sample: Sample, text: str, tokens: int, finished: bool, protocol: str) -> AnswerRow:
     return AnswerRow(sample.clip.key, sample.query.id, sample.query.text, sample.clip.video.path_hint,
                    sample.clip.video.sha256, text, parse_answer(text, protocol=protocol), sample.query.windows,
-                   sample.clip.duration_s, tokens, finished, parse_answers(text, protocol=protocol))
+                   sample.clip.duration_s, tokens, finished, parse_answers(text, protocol=protocol),
+                   sample.query.unclipped)
 
 
 def missing_predictions(shard_set: ShardSet, split: str | None) -> list[Prediction]:
-    """Queries of the annotations whose video never became features, as misses.
+    """Queries of the annotations whose video never became features, as misses, of all splits or one. Rows that the
+    linter dropped, and rows that a filter or a split of the set left out, were no queries and are left out."""
+    return [_missing(row) for row in missed_rows(shard_set, split)]
 
-    The ledger of a set does not hold a row's split, so they are counted where the whole set is asked for or `split` is
-    the one that the set was made with. Rows that the linter dropped were no queries and are left out."""
-    import importlib.util
 
-    from taro.shards.manifest import read_skipped
-
-    manifest = shard_set.manifest
-    if manifest.counts.skipped == 0 or (split is not None and manifest.provenance.split != split):
+def readable_misses(shard_set: ShardSet, split: str | None) -> list[Prediction]:
+    """`missing_predictions`, where they can be read: training goes on without pyarrow, and says what is not counted."""
+    if shard_set.manifest.counts.skipped and importlib.util.find_spec("pyarrow") is None:
+        log.warning("%s: %s rows in skipped.parquet are not read without pyarrow, so no miss counts in the validation "
+                    "scores; pip install pyarrow", shard_set.place, f"{shard_set.manifest.counts.skipped:,}")
         return []
-    if importlib.util.find_spec("pyarrow") is None:
-        raise ConfigError(f"{shard_set.place}: {manifest.counts.skipped} rows are in its skipped.parquet, which "
-                          "must be read to count misses; pip install pyarrow")
-    rows = read_skipped(shard_set.store)
-    if len(rows) != manifest.counts.skipped:
-        raise ShardError(f"{shard_set.place}: skipped.parquet holds {len(rows)} rows, the manifest counts "
-                         f"{manifest.counts.skipped}; misses cannot be counted: fetch the file again, or run `taro "
-                         "preprocess` again")
-    return [Prediction(query_id=str(row["row_id"]), video=str(row["video"]), predicted=None, windows=(), duration_s=0.0,
-                       missing=True)
-            for row in rows if row["stage"] not in ANNOTATION_STAGES]
+    return missing_predictions(shard_set, split)
+
+
+def unasked_rows(shard_set: ShardSet, split: str | None) -> list[UnaskedRow]:
+    """Queries that were not asked since their windows lie outside of the real clip: they are no misses, and whoever
+    scores the file of answers must know them."""
+    if not shard_set.manifest.counts.skipped:
+        return []
+    return [UnaskedRow(row["row_id"], row["query"], row["video"], row["duration_s"], row["reason"])
+            for row in skipped_rows(shard_set) if row["stage"] == "windows" and row["duration_s"] is not None
+            and split in (None, row["split"])]
+
+
+def _missing(row: Row) -> Prediction:
+    duration_s, annotated = row["duration_s"], row_windows(row)
+    windows = tuple(window.clip(math.inf if duration_s is None else duration_s) for window in annotated)
+    return Prediction(query_id=row["row_id"], video=row["video"], predicted=None, windows=windows, missing=True,
+                      duration_s=duration_s, unclipped=annotated if annotated != windows else None)

@@ -27,7 +27,7 @@ from taro.train.algorithms.base import make_algorithm
 from taro.train.checkpoint import prune_checkpoints, save_checkpoint
 from taro.train.config import TrainConfig
 from taro.train.curriculum import guide_probability
-from taro.train.evaluate import Questions, evaluate_policy
+from taro.train.evaluate import Questions, evaluate_policy, readable_misses
 from taro.train.export import export_run
 from taro.train.measures import dump_rollouts, step_measures
 from taro.train.open import OnStep, Run, open_run
@@ -128,9 +128,13 @@ def validate(run: Run) -> None:
     questions, protocol = Questions(knobs.split, knobs.limit, run.config.seed), run.asking.protocol
     rows = {one.name: evaluate_policy(run.policy, one.shard_set, run.asking, decoding, questions=questions,
                                       batch_prompts=knobs.batch_prompts, bf16=run.bf16) for one in run.data.validated}
-    scores = score_rows([row for some in rows.values() for row in some], protocol=protocol).as_dict()
+    missing = {one.name: readable_misses(one.shard_set, knobs.split) if questions.are_all(one.shard_set) else []
+               for one in run.data.validated}
+    scores = score_rows([row for some in rows.values() for row in some], protocol=protocol,
+                        missing=[one for some in missing.values() for one in some]).as_dict()
     if len(run.data.sets) > 1:
-        each = {name: score_rows(some, protocol=protocol).as_dict() for name, some in rows.items()}
+        each = {name: score_rows(some, protocol=protocol, missing=missing[name]).as_dict()
+                for name, some in rows.items()}
         scores["sets"] = {name: {key: one[key] for key in ("queries", *METRICS)} for name, one in each.items()}
     run.log(run.state.step, {"eval": {**scores, "split": knobs.split}, "seconds": time.monotonic() - started})
     score = float(scores["miou"])

@@ -5,6 +5,7 @@ too."""
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Collection, Iterable
@@ -18,11 +19,13 @@ from taro.core.text_files import read_text
 from taro.grounding.records import QueryRecord
 from taro.shards.ops.rewrite import SLICE_BYTES, Derived, Part, derive, write_part
 from taro.shards.reader import ShardSet
+from taro.shards.skipped import is_miss, missed_query, skipped_rows
 
 __all__ = ["Selection", "filter_set", "named"]
 
 MAX_LIST_BYTES = 64 << 20
 """of a file of names"""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,18 @@ class Selection:
         """Whether a clip that never had a query stays."""
         return (self.split is None and self.difficulty is None and self.queries is None and self.text is None
                 and (self.keys is None or key in self.keys))
+
+    def part(self, source: ShardSet, step: dict[str, Any], detail: str) -> Part:
+        """What it chooses of a set. Of a miss the text and the difficulty are unknown in a set of format 1.0: a filter
+        by them leaves it out, and that is said."""
+        made_with = source.manifest.provenance.split
+        unknown = [row for row in skipped_rows(source) if is_miss(row) and not row["query"]]
+        if unknown and (self.text is not None or self.difficulty is not None):
+            log.warning("%s: %s misses do not say their query (the set is of format 1.0), so a filter by text or "
+                        "difficulty leaves them out of every score; preprocess the set again to keep them",
+                        source.place, f"{len(unknown):,}")
+        return Part(self.keeps, lambda row: self.keeps(row["key"], missed_query(row, made_with)), self.keeps_empty,
+                    step, detail)
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest: what was asked for; lists of names as their number."""
@@ -93,7 +108,7 @@ def filter_set(source: ShardSet, out: str | Path, selection: Selection, *, slice
     if selection.queries is not None:
         _known("query", selection.queries,
                {query.id for key in source.keys for query in source.clip(key).queries}, source)
-    part = Part(selection.keeps, selection.keeps_empty, {"by": "filter", **selection.as_dict()}, "filter")
+    part = selection.part(source, {"by": "filter", **selection.as_dict()}, "filter")
     made = derive(out, [source], lambda root, write: write_part(root, source, part, write, slice_bytes=slice_bytes,
                                                                 progress=progress))
     return replace(made, root=Path(out))

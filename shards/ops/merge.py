@@ -7,8 +7,8 @@ that they share; else they are left out, and that is said: a set is whole withou
 order in which the sets are named, to the byte.
 
 The ledger: a query or a skipped row that comes twice counts once; a row that a part left out ("filter", see
-rewrite.py) goes where another part wrote its query. So the inputs of all sets are the inputs of the new one and what
-came repeatedly, which its manifest says."""
+rewrite.py) goes where another part holds its query, and a miss where another set holds its clip. So the inputs of all
+sets are the inputs of the new one and what came repeatedly, which its manifest says."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from taro.shards.ops.rewrite import (
     derive,
     derived_steps,
     source_facts,
-    source_skipped,
 )
 from taro.shards.reader import ShardSet, encoder_numbers
+from taro.shards.skipped import NOT_MISSED, Row, is_miss, miss_name, skipped_rows
 
 __all__ = ["Merged", "merge_sets"]
 
@@ -70,13 +70,15 @@ def merge_sets(sources: Sequence[ShardSet], out: str | Path, *, slice_bytes: int
         for key in source.keys:
             owners.setdefault(key, []).append(source)
     kinds, left_out = _variants(sources, owners, kinds)
-    written: set[tuple[str, str]] = set()
-    skipped: list[dict[str, Any]] = []
+    written: set[tuple[str, ...]] = set()
+    skipped: list[Row] = []
 
     def pieces() -> Iterator[Piece]:
         for key in counted(sorted(owners), progress):
             piece = _united(key, owners[key], kinds)
-            written.update((key, query.id) for query in piece.record.queries)
+            for query in piece.record.queries:
+                written.update([(key, query.id), miss_name(query.id, query.text, query.split,
+                                                           piece.record.video.path_hint)])
             yield piece
         # The last clip is known now; the table of skipped rows is written after it.
         skipped.extend(_united_skipped(sources, written))
@@ -170,21 +172,34 @@ def _differ(a: ClipRecord, b: ClipRecord) -> list[str]:
     return [label for name, label in names.items() if getattr(a, name) != getattr(b, name)]
 
 
-def _united_skipped(sources: Sequence[ShardSet], written: set[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Skipped rows of all sets, a row as often as in the set that has it most often; of rows that a part left out,
-    those that no set holds as a query, each once."""
-    rows: Counter[tuple[Any, ...]] = Counter()
-    left_out: dict[tuple[str, str], dict[str, Any]] = {}
+def _united_skipped(sources: Sequence[ShardSet], written: set[tuple[str, ...]]) -> list[Row]:
+    """Skipped rows of all sets. A miss, or a query that a part left out, is there once, and only where no set holds it
+    as a query (or, of one left out, as a miss); `written`: names of the queries, by clip and by what they ask. Other
+    rows are there as often as in the set that has them most often."""
+    others: Counter[tuple[Any, ...]] = Counter()
+    missed: dict[tuple[str, ...], Row] = {}
+    left_out: dict[tuple[str, ...], Row] = {}
     for source in sources:
         mine: Counter[tuple[Any, ...]] = Counter()
-        for row in source_skipped(source):
-            if row["stage"] != "filter":
+        for row in skipped_rows(source):
+            if row["stage"] in NOT_MISSED - {"filter"}:
                 mine[tuple(row[name] for name in SKIPPED_COLUMNS)] += 1
-            elif (row["key"], row["row_id"]) not in written:
-                left_out.setdefault((row["key"], row["row_id"]), row)
-        rows |= mine
-    found = [dict(zip(SKIPPED_COLUMNS, row, strict=True)) for row in sorted(rows.elements())]
-    return found + [left_out[name] for name in sorted(left_out)]
+            elif not any(name in written for name in _names(row)):
+                group = missed if is_miss(row) else left_out
+                kept = group.setdefault(_names(row)[-1], row)
+                group[_names(row)[-1]] = min(kept, row, key=lambda one: json.dumps(one, sort_keys=True))
+        others |= mine
+    rows = [dict(zip(SKIPPED_COLUMNS, row, strict=True)) for row in sorted(others.elements(), key=repr)]
+    return rows + [missed[name] for name in sorted(missed)] + [
+        left_out[name] for name in sorted(left_out) if name not in missed]
+
+
+def _names(row: Row) -> list[tuple[str, ...]]:
+    """What names a skipped query in another set: its clip and id, and what it asks, if the row says that; the last is
+    its own."""
+    of_clip = [(row["key"], row["row_id"])] if row["key"] else []
+    asked = miss_name(row["row_id"], row["query"], row["split"], row["video"])
+    return [*of_clip, asked if row["query"] else of_clip[0] if of_clip else (*asked, str(row["line"]))]
 
 
 def _fields(manifests: Sequence[Manifest], step: dict[str, Any]) -> dict[str, Any]:

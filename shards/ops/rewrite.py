@@ -26,9 +26,8 @@ from taro.core.files import explain_disk_errors, fsync, locked, make_folders
 from taro.core.json import canonical_json
 from taro.core.version import __version__
 from taro.grounding.records import ClipRecord, QueryRecord
-from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES, SKIPPED, Manifest
+from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from taro.shards.manifest import (
-    SKIPPED_COLUMNS,
     build_manifest,
     read_skipped,
     skipped_table,
@@ -37,17 +36,17 @@ from taro.shards.manifest import (
 )
 from taro.shards.places import local_folder
 from taro.shards.reader import ShardSet, open_shards
+from taro.shards.skipped import Row, is_miss, skipped_rows
 from taro.shards.writer import SliceWriter
 
 __all__ = ["SLICE_BYTES", "Derived", "Part", "Piece", "Writer", "check_derived", "derive", "derived_steps",
-           "source_facts", "source_skipped", "write_derived", "write_part"]
+           "source_facts", "write_derived", "write_part"]
 
 SLICE_BYTES = 1_000_000_000
 """a new slice begins where the tensors and JSON of the last would grow beyond this"""
 
 AGAIN = "Make room or fix the disk, then run the same command again: the sets that it reads are as they were"
 
-_TYPES: dict[str, type] = {"line": int, "transient": bool}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +59,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Part of a set. keeps: whether a query, given its clip's key, is in it; keeps_empty: whether a clip that never had
-    a query is; step: what the manifest says of how it was chosen; detail: the same in skipped rows."""
+    """Part of a set. keeps: whether a query, given its clip's key, is in it; keeps_missed: whether a miss is, a query
+    whose clip could not be made; keeps_empty: whether a clip that never had a query is; step: what the manifest says of
+    how it was chosen; detail: the same in skipped rows."""
 
     keeps: Callable[[str, QueryRecord], bool]
+    keeps_missed: Callable[[Row], bool]
     keeps_empty: Callable[[str], bool]
     step: Mapping[str, Any]
     detail: str
@@ -203,9 +204,11 @@ def _digests(shard_set: ShardSet, kind: str, key: str) -> list[tuple[str, str]] 
 
 def write_part(root: Path, source: ShardSet, part: Part, write: Writer = write_derived, *,
                slice_bytes: int = SLICE_BYTES, progress: OnProgress | None = None) -> Derived:
-    """Writes part of a set into `root`; the queries that it leaves out join the source's skipped rows."""
+    """Writes part of a set into `root`; the queries that it leaves out join the source's skipped rows, and the misses
+    that it leaves out are misses no more."""
     manifest = source.manifest
-    skipped = source_skipped(source)
+    skipped = [row if not is_miss(row) or part.keeps_missed(row) else {**row, **_not_selected(part.detail)}
+               for row in skipped_rows(source)]
 
     def pieces() -> Iterator[Piece]:
         for key in counted(source.keys, progress):
@@ -224,8 +227,13 @@ def write_part(root: Path, source: ShardSet, part: Part, write: Writer = write_d
 
 def _left_out(clip: ClipRecord, query: QueryRecord, detail: str) -> dict[str, Any]:
     """The row of skipped.parquet for a query that a new set leaves out."""
-    return {"row_id": query.id, "line": 0, "video": clip.video.path_hint, "key": clip.key, "stage": "filter",
-            "reason": "not selected", "detail": detail, "transient": False}
+    return {"row_id": query.id, "line": 0, "video": clip.video.path_hint, "key": clip.key, **_not_selected(detail),
+            "split": query.split, "query": query.text, "windows_s": query.unclipped_s or query.windows_s,
+            "duration_s": clip.duration_s, "difficulty": query.difficulty}
+
+
+def _not_selected(detail: str) -> Row:
+    return {"stage": "filter", "reason": "not selected", "detail": detail, "transient": False}
 
 
 def source_facts(shard_set: ShardSet) -> dict[str, Any]:
@@ -240,24 +248,6 @@ def derived_steps(manifest: Manifest) -> list[Any]:
     """How a set was itself derived: the steps that its manifest lists, oldest first."""
     steps = manifest.config.get("derived", [])
     return steps if isinstance(steps, list) else []
-
-
-def source_skipped(shard_set: ShardSet) -> list[dict[str, Any]]:
-    """Rows of a set's skipped.parquet, checked against its manifest and the format's types."""
-    root, counted = shard_set.place, shard_set.manifest.counts.skipped
-    try:
-        rows = read_skipped(shard_set.store)
-    except ImportError:
-        raise ShardError(f"{root}: {SKIPPED} is read and written with pyarrow, which is not installed; "
-                         "`pip install pyarrow`") from None
-    if len(rows) != counted:
-        raise ShardError(f"{root}: {len(rows)} rows in {SKIPPED}, the manifest counts {counted}; fetch the file again")
-    for row in rows:
-        wrong = [name for name in SKIPPED_COLUMNS if type(row[name]) is not _TYPES.get(name, str)]
-        if wrong:
-            raise ShardError(f"{root}: {SKIPPED} holds {row[wrong[0]]!r:.80} as {wrong[0]}; expected "
-                             f"{_TYPES.get(wrong[0], str).__name__}; the file is damaged, fetch it again")
-    return rows
 
 
 def _bytes(piece: Piece, kinds: Collection[str]) -> int:

@@ -6,8 +6,10 @@ the set again."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from taro.grounding.records import QueryRecord
 from taro.shards.ops.filter import Selection
 from taro.shards.ops.rewrite import SLICE_BYTES, Derived, Part, Writer, derive, write_part
 from taro.shards.reader import ShardSet
+from taro.shards.skipped import Row
 
 __all__ = ["split_by_fraction", "split_by_split"]
 
@@ -33,8 +36,7 @@ def split_by_split(source: ShardSet, out: str | Path, *, slice_bytes: int = SLIC
         raise ShardError(f"{source.place}: no query, so no split to cut it by")
     parts = {}
     for name in _checked(names):
-        selection = Selection(split=name)
-        parts[name] = Part(selection.keeps, selection.keeps_empty, {"by": "split", "part": name}, "split by split")
+        parts[name] = Selection(split=name).part(source, {"by": "split", "part": name}, "split by split")
     return _cut(source, out, parts, slice_bytes=slice_bytes, progress=progress)
 
 
@@ -42,7 +44,8 @@ def split_by_fraction(source: ShardSet, out: str | Path, fractions: Mapping[str,
                       slice_bytes: int = SLICE_BYTES, progress: OnProgress | None = None) -> dict[str, Derived]:
     """One set `out/NAME` for each fraction of the videos; who goes where is drawn by `seed` from the videos' digests.
 
-    The splits that queries name stay as they are."""
+    The splits that queries name stay as they are. A video that could not be read goes by its name: its misses count in
+    one part alone."""
     _checked(sorted(fractions))
     if len(fractions) < 2 or not all(0 < share < 1 for share in fractions.values()) or not math.isclose(
             sum(fractions.values()), 1, abs_tol=1e-6):
@@ -64,9 +67,17 @@ def split_by_fraction(source: ShardSet, out: str | Path, fractions: Mapping[str,
     for name in fractions:
         def mine(key: str, _: QueryRecord | None = None, name: str = name) -> bool:
             return where[key] == name
+        def mine_too(row: Row, name: str = name) -> bool:
+            return (where.get(row["key"]) or _drawn(row["video"], fractions, seed)) == name
         step = {"by": "fraction", "part": name, "fractions": dict(fractions), "seed": seed}
-        parts[name] = Part(mine, mine, step, "split by fraction")
+        parts[name] = Part(mine, mine_too, mine, step, "split by fraction")
     return _cut(source, out, parts, slice_bytes=slice_bytes, progress=progress)
+
+
+def _drawn(video: str, fractions: Mapping[str, float], seed: int) -> str:
+    """The part of a video that could not be read, so has no digest: drawn by its name."""
+    at = bisect_right(list(itertools.accumulate(fractions.values())), float(rng("shards-split", seed, video).random()))
+    return list(fractions)[min(at, len(fractions) - 1)]
 
 
 def _cut(source: ShardSet, out: str | Path, parts: Mapping[str, Part], *, slice_bytes: int,

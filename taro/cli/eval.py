@@ -116,10 +116,12 @@ def _check_before(options: EvalOptions) -> None:
 
 def _score_videos(options: EvalOptions) -> None:
     """Preprocesses into a temporary set and answers that."""
+    from taro.cli.annotations import column_mapping
     from taro.cli.temporary import RawVideos, temporary_shards
 
     assert options.videos is not None and options.annotations is not None and options.policy is not None
-    videos = RawVideos(options.videos, options.annotations, options.dataset, options.split or "test", options.lengths)
+    videos = RawVideos(options.videos, options.annotations, options.dataset, options.split or "test", options.lengths,
+                       column_mapping(options.column or []))
     with tempfile.TemporaryDirectory(prefix="taro-eval-") as folder:
         with progress("planning", quiet=options.as_json) as shown:
             root = temporary_shards(videos, Path(folder), policy=options.policy, device=options.device,
@@ -165,7 +167,7 @@ def _score_policy(options: EvalOptions, shards: str | Path) -> None:
     from taro.models.resolve import resolve_model
     from taro.pages.answers import answers_page
     from taro.pages.render import write_page
-    from taro.train.evaluate import missing_predictions
+    from taro.train.evaluate import Questions, missing_predictions, unasked_rows
     from taro.train.sets import open_encoded_shards
 
     assert options.policy is not None
@@ -173,7 +175,8 @@ def _score_policy(options: EvalOptions, shards: str | Path) -> None:
     asking = asking_of(folder, template=options.template, no_think=options.no_think, protocol=options.protocol)
     modes = [False, True] if options.both else [asking.no_think]
     shard_set = open_encoded_shards(shards, folder)
-    missing = missing_predictions(shard_set, options.split) if options.limit is None else []
+    everything = Questions(options.split, options.limit).are_all(shard_set)
+    missing = missing_predictions(shard_set, options.split) if everything else []
     if not missing and not shard_set.queries(split=options.split):
         splits = ", ".join(sorted({ref.query.split for ref in shard_set.queries()}))
         raise ConfigError(f"{shards}: no query of split {options.split!r}; the set has {splits or 'no query at all'}")
@@ -192,7 +195,7 @@ def _score_policy(options: EvalOptions, shards: str | Path) -> None:
             if options.breakdown:
                 say_block(scores.breakdown_table())
     if options.out is not None:
-        write_answers(rows, options.out)
+        write_answers(rows, options.out, unasked=unasked_rows(shard_set, options.split))
     if options.html is not None:
         write_page(options.html, answers_page(examples_of(rows), scores=scores, protocol=options.protocol,
                                               seed=options.seed, sets=[shard_set]))

@@ -7,7 +7,7 @@ that makes its training set. No captions, no pictures, no CLIP. Left out: keepin
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ EVALUATION_SAMPLING = {"max_frames": 1024, "total_tokens": 4096}
 
 @dataclass(frozen=True)
 class RawVideos:
-    """A folder of videos and the annotations of what is asked about them. `lengths`: csv of video lengths."""
+    """A folder of videos and the annotations of what is asked about them. `lengths`: csv of video lengths; `columns`:
+    of the format hf."""
 
     videos: Path
     annotations: Path
     dataset: str = "jsonl"
     split: str = "test"
     lengths: Path | None = None
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 def temporary_shards(raw: RawVideos, out: Path, *, policy: str, device: str = "auto",

@@ -5,9 +5,9 @@ format version. Times are seconds from the start of the clip."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from taro.grounding.moment import Moment
 
@@ -46,7 +46,9 @@ class CandidatePaths(Record):
 
 
 class QueryRecord(Record):
-    """One annotated query. `windows_s`: its ground truth, one or more windows, clipped to the clip."""
+    """One annotated query. `windows_s`: its ground truth, one or more windows, clipped to the clip; `unclipped_s`: the
+    windows as annotated, where clipping changed them (some evaluations score against them), else None and not in the
+    JSON."""
 
     id: Annotated[str, Field(max_length=500)]
     text: Annotated[str, Field(max_length=20_000)]
@@ -54,6 +56,16 @@ class QueryRecord(Record):
     windows_s: Annotated[list[Window], Field(max_length=200)]
     difficulty: Annotated[float, Field(allow_inf_nan=False)] | None = None
     paths: CandidatePaths = CandidatePaths()
+    unclipped_s: Annotated[list[Window], Field(max_length=200)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unclipped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name != "unclipped_s" or value is not None}
+
+    @property
+    def unclipped(self) -> tuple[Moment, ...] | None:
+        """The windows as annotated, None where they are `windows`."""
+        return None if self.unclipped_s is None else tuple(Moment(*window) for window in self.unclipped_s)
 
     @property
     def windows(self) -> tuple[Moment, ...]:

@@ -22,7 +22,7 @@ from taro.grounding.moment import Moment
 from taro.metrics.ranked import RankedPrediction, RankedScores, as_written, evaluate_ranked
 from taro.metrics.scores import Prediction, Scores, evaluate_predictions
 
-__all__ = ["AnswerRow", "predictions", "rank_rows", "read_answers", "score_rows", "write_answers"]
+__all__ = ["AnswerRow", "UnaskedRow", "predictions", "rank_rows", "read_answers", "score_rows", "write_answers"]
 
 MOST_S = 1e12
 
@@ -45,7 +45,7 @@ class AnswerRow:
     """One answered query. `text`: the response, behind the `<think>` that its prompt may have opened; `predicted` is
     read with the protocol that the evaluation was asked for; `windows`: ground truth; `answers`: all windows of
     the answer, where that protocol takes several; `finished`: the response ended by itself within the longest one
-    allowed."""
+    allowed; `unclipped`: the windows as annotated, where they reach beyond the clip."""
 
     key: str
     query_id: str
@@ -59,6 +59,18 @@ class AnswerRow:
     tokens: Annotated[int, Field(ge=0, le=2**53)]
     finished: bool
     answers: tuple[Window, ...] = ()
+    unclipped: tuple[Window, ...] | None = None
+
+
+@dataclass(frozen=True)
+class UnaskedRow:
+    """A query that was not asked, since all its windows lie outside of its clip, which has `duration_s`; no miss."""
+
+    query_id: str
+    query: str
+    video: str
+    duration_s: float
+    unasked: str
 
 
 def read_answers(path: str | Path) -> list[AnswerRow]:
@@ -67,21 +79,25 @@ def read_answers(path: str | Path) -> list[AnswerRow]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: expected a JSONL file, got none; check the path")
-    return [checked_row(AnswerRow, row, path, number) for number, row in enumerate(read_jsonl(path), 1)]
+    return [checked_row(AnswerRow, row, path, number) for number, row in enumerate(read_jsonl(path), 1)
+            if "unasked" not in row]
 
 
-def write_answers(rows: Iterable[AnswerRow], path: Path) -> None:
-    """One JSON object a line; `answers` stands in it where there are several. The file is written whole or not at
-    all."""
+def write_answers(rows: Iterable[AnswerRow], path: Path, *, unasked: Iterable[UnaskedRow] = ()) -> None:
+    """One JSON object a line; `answers` stands in it where there are several, `unclipped` where it differs from
+    `windows`; then the queries that were not asked. The file is written whole or not at all."""
     make_folders(path.parent)
     with new_file(path.resolve()) as file:
         for row in rows:
             several = {"answers": _lists(row.answers)} if len(row.answers) > 1 else {}
+            several |= {} if row.unclipped is None else {"unclipped": _lists(row.unclipped)}
             file.write(json.dumps({"key": row.key, "query_id": row.query_id, "query": row.query, "video": row.video,
                                    "video_sha256": row.video_sha256, "text": row.text,
                                    "predicted": None if row.predicted is None else _lists([row.predicted])[0],
                                    "windows": _lists(row.windows), "duration_s": row.duration_s, "tokens": row.tokens,
                                    "finished": row.finished, **several}).encode() + b"\n")
+        for one in unasked:
+            file.write(json.dumps({**vars(one)}).encode() + b"\n")
 
 
 def _lists(windows: Iterable[Moment]) -> list[list[float]]:
@@ -92,7 +108,7 @@ def predictions(rows: Iterable[AnswerRow]) -> list[Prediction]:
     """Rows as `taro.metrics.scores` takes them; a video is a file's content, so that the bootstrap draws whole
     files."""
     return [Prediction(query_id=f"{row.key}/{row.query_id}", video=row.video_sha256, predicted=row.predicted,
-                       windows=row.windows, duration_s=row.duration_s, answers=row.answers,
+                       windows=row.windows, duration_s=row.duration_s, answers=row.answers, unclipped=row.unclipped,
                        reasoning=written_reasoning(row.text)) for row in rows]
 
 

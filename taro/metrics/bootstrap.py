@@ -6,6 +6,7 @@ Legend: Q queries, V videos, M metrics, R resamples."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -13,11 +14,16 @@ from numpy.typing import NDArray
 
 from taro.core.draws import rng
 
-__all__ = ["RESAMPLES", "percentiles_M", "resampled_means_RM", "video_interval"]
+__all__ = ["RESAMPLES", "means_M", "percentiles_M", "resampled_means_RM", "video_interval"]
 
 RESAMPLES = 1000
 
 Floats = NDArray[np.float64]
+
+
+def means_M(values_QM: Floats) -> list[float]:
+    """The mean of each column, exactly rounded: whatever the order of the queries, it is the same to the last digit."""
+    return [math.fsum(column) / len(column) for column in values_QM.T.tolist()]
 
 
 def resampled_means_RM(values_QM: Floats, videos: Sequence[str], seed: int) -> Floats | None:
@@ -26,7 +32,8 @@ def resampled_means_RM(values_QM: Floats, videos: Sequence[str], seed: int) -> F
     count_V = np.bincount(video_Q).astype(np.float64)
     if len(count_V) < 2:
         return None
-    sums_VM = np.stack([np.bincount(video_Q, weights=column) for column in values_QM.T], axis=1)
+    ordered_Q = np.lexsort((values_QM[:, 0], video_Q))  # so that sums do not depend on the order of the queries
+    sums_VM = np.stack([np.bincount(video_Q[ordered_Q], weights=column) for column in values_QM[ordered_Q].T], axis=1)
     means = []
     for picks_V in _draws(len(count_V), seed):
         times_V = np.bincount(picks_V, minlength=len(count_V))

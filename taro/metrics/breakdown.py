@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from taro.grounding.moment import Moment
 from taro.grounding.protocols import METRICS
+from taro.metrics.bootstrap import means_M
 
 __all__ = ["Breakdown", "breakdown", "breakdown_table", "length_group", "position_group"]
 
@@ -65,7 +66,7 @@ def _means(hits_QM: NDArray[np.float64], groups: list[str], names: Sequence[str]
     for name in names:
         members = np.array([group == name for group in groups])
         if members.any():
-            means = dict(zip(METRICS, map(float, hits_QM[members].mean(axis=0)), strict=True))
+            means = dict(zip(METRICS, means_M(hits_QM[members]), strict=True))
             found[name] = {"queries": float(members.sum()), **means}
     return found
 

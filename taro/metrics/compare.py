@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from taro.core.errors import AnnotationError
 from taro.grounding.protocols import METRICS
-from taro.metrics.bootstrap import RESAMPLES, resampled_means_RM
+from taro.metrics.bootstrap import RESAMPLES, means_M, resampled_means_RM
 from taro.metrics.scores import Prediction, query_hits
 
 __all__ = ["Comparison", "compare_predictions"]
@@ -99,4 +99,4 @@ def compare_predictions(
 
 
 def _named(values_QM: NDArray[np.float64], names: Sequence[str]) -> dict[str, float]:
-    return dict(zip(names, map(float, values_QM.mean(axis=0)), strict=True))
+    return dict(zip(names, means_M(values_QM), strict=True))

@@ -11,8 +11,9 @@ that the file does not answer is a miss, and is listed."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ class Annotations:
 class Response:
     """A line of a predictions file. `name` is what it says it answers: ("id", query id) or ("query", video, query);
     `ranked` and `clip_scores`: of a line in the form of Moment-DETR, None elsewhere; `text`: the whole response;
-    `answers`: all windows that it names, in its order."""
+    `answers`: all windows that it names, in its order. Of a line that `taro eval --out` wrote: `duration_s` of the
+    clip that was answered, `video_sha256` of its file, `unasked`: the query was not asked, for it lies outside of the
+    clip."""
 
     line: int
     name: tuple[str, ...]
@@ -76,6 +79,9 @@ class Response:
     clip_scores: tuple[float, ...] | None = None
     text: str | None = None
     answers: tuple[Moment, ...] = ()
+    duration_s: float | None = None
+    video_sha256: str | None = None
+    unasked: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,8 @@ class FileEvaluation:
     that answer no query of them. `ranked`: mAP and highlights, under moment-detr (an answer alone is a list of one);
     `examples`: every answer with its words; `with_dropped`: the metrics where queries that the linter dropped count as
     misses, as evaluations do that keep windows without length in; None where none was dropped or a split was asked
-    for (a dropped line has none)."""
+    for (a dropped line has none); `outside`: queries that were not asked, for they lie outside of their video, and
+    that count like dropped ones."""
 
     scores: Scores
     lint: LintReport
@@ -92,13 +99,14 @@ class FileEvaluation:
     ranked: RankedScores | None = None
     examples: tuple[Example, ...] = ()
     with_dropped: dict[str, float] | None = None
+    outside: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the scores, `unknown` ids and the counts of the annotations."""
         scores = self.ranked or self.scores
         return scores.as_dict() | {"unknown_ids": list(self.unknown), "annotations": self.lint.counts,
-                                   "with_dropped": self.with_dropped, "dataset": self.lint.dataset,
-                                   "published": self.published}
+                                   "with_dropped": self.with_dropped, "outside": self.outside,
+                                   "dataset": self.lint.dataset, "published": self.published}
 
     @property
     def published(self) -> dict[str, list[float | None]]:
@@ -113,6 +121,8 @@ class FileEvaluation:
         counts = self.lint.counts
         parts = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("kept", "repaired", "dropped"))
         lines = [(self.ranked or self.scores).table(), f"annotations: {counts['lines']:,} lines, {parts}"]
+        if self.outside:
+            lines.append(f"{self.outside:,} queries lie outside of their videos and were not asked")
         if self.with_dropped is not None:
             shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in self.with_dropped.items())
             lines.append(f"with the dropped lines as misses: {shown}")
@@ -157,6 +167,8 @@ def evaluate_file(predictions: str | Path, annotations: Annotations, *, protocol
     protocol_named(protocol)
     lint, rows = annotations.queries()
     responses = read_responses(predictions, protocol=protocol)
+    seen = _as_seen(rows, [responses])
+    rows, outside, responses = seen, len(rows) - len(seen), [one for one in responses if not one.unasked]
     joined, unknown = _joined(responses, rows, predictions, annotations.path)
     ranked = None
     if protocol == "moment-detr":
@@ -164,10 +176,10 @@ def evaluate_file(predictions: str | Path, annotations: Annotations, *, protocol
     scores = evaluate_predictions(joined, protocol=protocol, bootstrap_seed=bootstrap_seed)
     texts = [response.text if response else None for response in _answers(responses, rows)[0]]
     examples = tuple(Example(p, row.query, text) for p, row, text in zip(joined, rows, texts, strict=True))
-    dropped = len(lint.outcomes) - len(lint.rows)
+    dropped = len(lint.outcomes) - len(lint.rows) + outside
     share, counted = len(rows) / (len(rows) + dropped), dropped and annotations.split is None
     with_dropped = {name: value * share for name, value in scores.metrics.items()} if counted else None
-    return FileEvaluation(scores, lint, unknown, ranked, examples, with_dropped)
+    return FileEvaluation(scores, lint, unknown, ranked, examples, with_dropped, outside)
 
 
 def compare_files(a: str | Path, b: str | Path, annotations: Annotations, *, protocol: str = "taro",
@@ -175,8 +187,10 @@ def compare_files(a: str | Path, b: str | Path, annotations: Annotations, *, pro
     """Compares two predictions files on the queries of the annotations, with a paired bootstrap; queries that a file
     does not answer are misses of that file."""
     protocol_named(protocol)
-    lint, rows = annotations.queries()
+    lint, every = annotations.queries()
     responses = [read_responses(path, protocol=protocol) for path in (a, b)]
+    rows = _as_seen(every, responses)
+    responses = [[one for one in said if not one.unasked] for said in responses]
     joined = [_joined(said, rows, path, annotations.path) for said, path in zip(responses, (a, b), strict=True)]
     sides = [found for found, _ in joined]
     ranked = [join_ranked(said, rows) for said in responses] if protocol == "moment-detr" else []
@@ -258,6 +272,27 @@ def _prediction(row: AnnotationRow, response: Response | None) -> Prediction:
                       unclipped=row.unclipped, answers=response.answers if response else ())
 
 
+def _as_seen(rows: Sequence[AnnotationRow], files: Sequence[Sequence[Response]]) -> list[AnnotationRow]:
+    """The rows with the length of the clip and the video that the answers name, those of the first file that names
+    them: the scores of a file that `taro eval --policy --out` wrote are those that it printed. A row that was not
+    asked, since it lies outside of its clip, is left out: the linter would have dropped it, had it known the length."""
+    seen: list[AnnotationRow] = []
+    for row, *found in zip(rows, *(_answers(responses, rows)[0] for responses in files), strict=True):
+        response = next((one for one in found if one is not None and one.duration_s is not None), None)
+        if response is None or response.duration_s is None:
+            seen.append(row)
+            continue
+        annotated = row.unclipped or row.windows
+        windows = tuple(w for w in (w.clip(response.duration_s) for w in row.windows) if w.duration_s > 0)
+        if windows:
+            video = response.video_sha256 if response.name[0] == "id" else None
+            seen.append(replace(row, windows=windows, duration_s=response.duration_s, video=video or row.video,
+                                unclipped=annotated if annotated != windows else None))
+        elif not response.unasked:
+            seen.append(row)
+    return seen
+
+
 def _response(number: int, data: Any, where: str, protocol: str) -> Response:
     if not isinstance(data, dict):
         raise AnnotationError(f"{where}: expected a JSON object, got a {type(data).__name__}")
@@ -270,6 +305,8 @@ def _response(number: int, data: Any, where: str, protocol: str) -> Response:
     elif "predicted" in data:
         answers = _moments(data["predicted"], where)
         predicted = answers[0] if answers else None
+    elif isinstance(data.get("unasked"), str):
+        predicted, answers = None, ()
     elif ranked is not None:
         answers = tuple(window for window, _ in sorted(ranked, key=lambda pair: -pair[1]))
         predicted = answers[0] if answers else None
@@ -282,7 +319,17 @@ def _response(number: int, data: Any, where: str, protocol: str) -> Response:
     scores = data.get("pred_saliency_scores")
     clip_scores = None if scores is None else _clip_scores(scores, where)
     return Response(number, name, predicted, reasoning if isinstance(reasoning, str) else None, ranked, clip_scores,
-                    data["text"] if isinstance(data.get("text"), str) else None, answers)
+                    data["text"] if isinstance(data.get("text"), str) else None, answers,
+                    _duration_s(data.get("duration_s")), _sha256(data.get("video_sha256")),
+                    isinstance(data.get("unasked"), str))
+
+
+def _duration_s(value: Any) -> float | None:
+    return float(value) if _is_number(value) and value > 0 else None
+
+
+def _sha256(value: Any) -> str | None:
+    return value if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else None
 
 
 def _ranked(value: Any, where: str) -> tuple[tuple[Moment, float], ...]:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from taro.annotations.rows import Saliency
 from taro.grounding.moment import Moment, iou
 from taro.grounding.protocols import PROTOCOLS
-from taro.metrics.bootstrap import percentiles_M
+from taro.metrics.bootstrap import means_M, percentiles_M
 from taro.metrics.scores import Prediction, Scores, evaluate_predictions
 
 __all__ = ["HIGHLIGHT_MARKS", "MAP_THRESHOLDS", "RankedPrediction", "RankedScores", "as_written", "average_precisions",
@@ -145,7 +145,8 @@ def comparable_columns(a: Sequence[RankedPrediction],
 
 
 def _mean(values_Q: Floats) -> float:
-    return float(np.nanmean(values_Q)) if not np.isnan(values_Q).all() else 0.0
+    known_Q = values_Q[~np.isnan(values_Q)]
+    return means_M(known_Q[:, None])[0] if len(known_Q) else 0.0
 
 
 def _constant_answers(answers: Sequence[Prediction], top: Scores) -> dict[str, list[tuple[Moment, ...]]]:

@@ -25,7 +25,7 @@ from taro.core.text import one_line
 from taro.grounding.answers import Reasoning, parse_reasoning, reasoning_stats
 from taro.grounding.moment import Moment, best_iou
 from taro.grounding.protocols import METRICS, PROTOCOLS, THRESHOLDS, Protocol, protocol_named
-from taro.metrics.bootstrap import percentiles_M
+from taro.metrics.bootstrap import means_M, percentiles_M
 from taro.metrics.breakdown import Breakdown, breakdown, breakdown_table
 
 __all__ = ["METRICS", "PROTOCOLS", "THRESHOLDS", "Prediction", "Protocol", "Scores", "evaluate_predictions",
@@ -187,7 +187,7 @@ def first_span_hit(reasoning: Reasoning, windows: Sequence[Moment]) -> bool:
 
 
 def _means(hits_QM: Floats) -> dict[str, float]:
-    return dict(zip(METRICS, map(float, hits_QM.mean(axis=0)), strict=True))
+    return dict(zip(METRICS, means_M(hits_QM), strict=True))
 
 
 def _reasoning_shares(predictions: Sequence[Prediction]) -> tuple[float | None, float | None]:
@@ -204,14 +204,14 @@ def _reasoning_shares(predictions: Sequence[Prediction]) -> tuple[float | None, 
 
 def _baselines(predictions: Sequence[Prediction], truths: Sequence[tuple[Moment, ...]],
                rules: Protocol) -> tuple[dict[str, dict[str, float]], tuple[float, float] | None]:
-    """The whole video, and the constant fraction of the duration with the best mIoU on these very queries."""
-    durations = [p.duration_s for p in predictions if p.duration_s is not None]
-    if len(durations) < len(predictions):
+    """The whole video, and the constant fraction of the duration with the best mIoU on these very queries; of a missing
+    video whose duration nobody knows, 0 for both."""
+    if any(p.duration_s is None and not p.missing for p in predictions) or all(p.missing for p in predictions):
         return {}, None
-    duration_Q = np.array(durations)
+    duration_Q = np.array([p.duration_s or 0.0 for p in predictions])
     ends = [(i / GRID, j / GRID) for i in range(GRID) for j in range(i + 1, GRID + 1)]
     ious = [rules.constant_ious(a * duration_Q, b * duration_Q, truths) for a, b in ends]
-    best = int(np.argmax([iou_Q.mean() for iou_Q in ious]))
+    best = int(np.argmax(means_M(np.stack(ious, axis=1))))
     whole = ends.index((0.0, 1.0))
     scores = {"whole video": _means(rules.hits_QM(ious[whole])),
               "best constant window": _means(rules.hits_QM(ious[best]))}

@@ -82,7 +82,8 @@ def test_a_hard_link_is_a_file_like_another(tmp_path: Path) -> None:
 
 
 def rows(count: int, **changes: object) -> list[dict[str, object]]:
-    one: dict[str, object] = {**dict.fromkeys(SKIPPED_COLUMNS, "x"), "line": 1, "transient": False}
+    one: dict[str, object] = {**dict.fromkeys(SKIPPED_COLUMNS, "x"), "line": 1, "transient": False,
+                             "duration_s": 1.5, "difficulty": None}
     return [one | changes] * count
 
 
@@ -91,7 +92,8 @@ def test_tables_that_are_bombs_are_refused(tmp_path: Path) -> None:
     schema = pq.read_schema(_written(tmp_path, rows(1)))
     long = pa.Table.from_pylist(rows(4_000, detail="y" * 1_000_000)[:1], schema=schema)
     texts = {name: pa.DictionaryArray.from_arrays(pa.array([0] * 4_000, pa.int32()), long.column(name).combine_chunks())
-             if pa.types.is_string(schema.field(name).type) else pa.array([long.column(name)[0].as_py()] * 4_000)
+             if pa.types.is_string(schema.field(name).type)
+             else pa.array([long.column(name)[0].as_py()] * 4_000, schema.field(name).type)
              for name in schema.names}  # fmt: skip
     bombs = [
         pa.table(texts),
