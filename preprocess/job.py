@@ -6,19 +6,20 @@ meets an existing folder and is refused with the difference."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from taro.core.config import changed_settings
-from taro.core.errors import AnnotationError, ConfigError
+from taro.core.errors import AnnotationError, ConfigError, TaroError
 from taro.core.files import file_sha256
 from taro.models.features import EncoderFingerprint
 from taro.models.resolve import compute_device, resolve_model
 from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.clip import clip_encoder
 from taro.preprocess.config import PreprocessConfig
-from taro.preprocess.ledger import count_reasons, plan_lock
+from taro.preprocess.ledger import SkippedRow, count_reasons, plan_lock
 from taro.preprocess.listing import check_videos
 from taro.preprocess.plan import STATE, Plan, freeze, load_plan, make_plan
 from taro.shards.format import MANIFEST
@@ -26,7 +27,7 @@ from taro.shards.format import MANIFEST
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Job", "Only", "begin", "open_job"]
+__all__ = ["Job", "Only", "begin", "check_known", "open_job"]
 
 Only = Literal["features", "variants"]
 """what a run can add to a complete set"""
@@ -85,8 +86,8 @@ class Job:
 
 def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool = True) -> Job:
     """Resolves a configuration and makes, or checks, the plan of its folder. Raises ConfigError where the folder was
-    begun with other settings, AnnotationError where no row can become a query; neither claims the folder, nor does a
-    plan of which no slice was begun."""
+    begun with other settings, AnnotationError where no row can become a query, TaroError where too few can; none claims
+    the folder, nor does a plan of which no slice was begun."""
     if only == "variants" and not config.variants.count:
         raise ConfigError("--only variants needs variants.count above 0, such as --set variants.count=4")
     folder, annotations_sha256 = resolve_model(config.policy), _annotations_sha256(config)
@@ -103,7 +104,8 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
                                "clip_encoder": None if clip is None else clip.name,
                                "lengths_sha256": None if config.lengths is None else file_sha256(config.lengths)}
     plan = load_plan(config.out)
-    if plan is not None and (plan.shaping, plan.encoder) != (shaping, encoder) and _unbegun(config.out):
+    if plan is not None and ((plan.shaping, plan.encoder) != (shaping, encoder) or plan.skipped) and _unbegun(
+            config.out):
         plan = None
     if plan is None:
         if only is not None and (config.out / MANIFEST).is_file():
@@ -115,6 +117,7 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
         plan = make_plan(config, shaping, encoder=encoder, clip_encoder=clip, captioner=facts,
                          bytes_per_clip=config.sampling.total_tokens * width * BYTES[dtype])
         _check_rows(config, plan)
+        check_known(config, plan.inputs, plan.skipped)  # before it is frozen: a video that is brought back counts
         if save:
             plan = _first(plan, config.out)
     _check(config, plan, shaping, encoder, only)
@@ -157,6 +160,16 @@ def _check_rows(config: PreprocessConfig, plan: Plan) -> None:
     raise AnnotationError(f"{config.annotations}: none of its {plan.inputs:,} rows became a query ({why}); nothing was "
                           f"written. Check that its format is {config.dataset} and that its videos are in "
                           f"{config.videos}")
+
+
+def check_known(config: PreprocessConfig, inputs: int, skipped: Sequence[SkippedRow]) -> None:
+    """Raises TaroError where the rows that are known to be skipped are more than `max_skipped` allows already: the job
+    would fail after all its work."""
+    if len(skipped) > config.max_skipped * inputs:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in list(count_reasons(skipped).items())[:5])
+        raise TaroError(f"{config.out}: {len(skipped):,} of {inputs:,} rows ({len(skipped) / inputs:.1%}) are skipped "
+                        f"before a video is read, more than max_skipped = {config.max_skipped:.1%}: {why}. Nothing was "
+                        "made; fix the input, or allow it with --max-skipped")
 
 
 def _check(config: PreprocessConfig, plan: Plan, shaping: dict[str, Any], encoder: EncoderFingerprint,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Literal
 
@@ -20,9 +20,10 @@ from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.engines.base import Engine
 from taro.preprocess.engines.registry import ENGINES
-from taro.preprocess.job import Job, Only, open_job
+from taro.preprocess.job import Job, Only, check_known, open_job
 from taro.preprocess.ledger import SkippedRow, count_reasons, read_ledger
 from taro.preprocess.report import PreprocessReport, Progress
+from taro.preprocess.slices import SliceTask
 from taro.preprocess.todo import plan_tasks, withdraw
 from taro.shards.format import MANIFEST, Manifest, Provenance, shard_path, sidecar_path
 from taro.shards.manifest import build_manifest, read_manifest, write_manifest, write_skipped
@@ -47,8 +48,8 @@ def preprocess(config: PreprocessConfig, *, progress: Callable[[Progress], None]
             a complete set; variants: add its frame variants alone. Nothing else is touched.
         engine: runs the slices; None: the one that `config.engine` names.
 
-    Raises TaroError: wrong settings, models or files; and, after all that can be written is written, where more than
-    `config.max_skipped` of the rows were skipped."""
+    Raises TaroError: wrong settings, models or files; and where more than `config.max_skipped` of the rows are skipped:
+    before any work where that is known then, else after all that can be written is written."""
     began = time.monotonic()
     part, parts = partition
     if not 1 <= part <= parts:
@@ -60,6 +61,8 @@ def preprocess(config: PreprocessConfig, *, progress: Callable[[Progress], None]
         for folder in (config.out, job.state, job.state / "ledger"):
             remove_temporary(folder)
         tasks = plan_tasks(job, only, partition=partition, retry=retry == "transient")
+        if tasks:
+            check_known(config, job.plan.inputs, _known_skipped(job, tasks))
         withdraw(job, tasks)
         runner = engine or ENGINES[config.engine]()
         results = runner.run(job, tasks, progress or (lambda _: None)) if tasks else []
@@ -71,6 +74,14 @@ def preprocess(config: PreprocessConfig, *, progress: Callable[[Progress], None]
     if report.complete:
         _check_share(report, config)
     return report
+
+
+def _known_skipped(job: Job, tasks: Sequence[SliceTask]) -> list[SkippedRow]:
+    """Rows that stay skipped whatever becomes of `tasks`: the plan's, and those of slices that are not made again."""
+    again = {task.index for task in tasks if task.makes}
+    ledgers = [read_ledger(job.state, index) for index in range(len(job.plan.slices)) if index not in again]
+    return [*job.plan.skipped, *(row for ledger in ledgers if ledger is not None
+                                 and ledger.plan_sha256 == job.plan.sha256 for row in ledger.skipped)]
 
 
 def _finish(job: Job, made: int, began: float) -> PreprocessReport:

@@ -153,12 +153,37 @@ def test_every_bad_input_is_in_the_ledger_with_its_reason(
 
 
 def test_too_many_skipped_rows_fail_the_job_after_all_is_written(job: Make, rows: list[dict[str, Any]]) -> None:
-    lines = [*rows, {"video": "gone.mp4", "query": "x", "windows": [[0, 1]], "qid": "gone"}]
+    lines = [*rows, {"video": "v0.mp4", "query": "x", "windows": [[90, 91]], "qid": "late"}]
     config = job(lines)
-    with pytest.raises(TaroError, match=r"1 of 13 rows \(7\.7%\).*max_skipped.*1 plan: missing"):
+    with pytest.raises(TaroError, match=r"1 of 13 rows \(7\.7%\).*max_skipped.*1 windows: window outside.*is written"):
         preprocess(config)
     assert verify(config.out).problems == [] and len(list(open_shards(config.out).queries())) == 12
     assert preprocess(job(lines, max_skipped=0.1)).complete  # the same folder; nothing is made again
+
+
+def test_what_is_known_to_be_too_many_skipped_rows_fails_before_any_work(
+    job: Make, rows: list[dict[str, Any]], tmp_path: Path, videos: Path
+) -> None:
+    """No model is loaded, nothing is claimed: the video that was missing is brought back, and the same line passes."""
+    folder = Path(shutil.copytree(videos, tmp_path / "some"))
+    (folder / "v5.mp4").rename(tmp_path / "v5.mp4")
+    said = r"2 of 12 rows \(16\.7%\) are skipped before a video is read.*2 plan: missing.*Nothing was made"
+    begun: list[str] = []
+    with pytest.raises(TaroError, match=said):
+        preprocess(job(videos=folder), progress=lambda at: begun.append(at.stage))
+    with pytest.raises(TaroError, match=said):
+        estimate(job(videos=folder))
+    assert not begun and not (tmp_path / "out").exists()
+    (tmp_path / "v5.mp4").rename(folder / "v5.mp4")
+    assert preprocess(job(videos=folder)).written == 12
+
+
+def test_a_resumed_job_knows_what_its_finished_slices_skipped(job: Make, rows: list[dict[str, Any]]) -> None:
+    lines = [*rows, {"video": "v0.mp4", "query": "x", "windows": [[90, 91]], "qid": "late"}]
+    assert preprocess(job(lines), partition=(1, 3)).slices == (1, 3)
+    with pytest.raises(TaroError, match=r"1 of 13 rows .* are skipped before a video is read"):
+        preprocess(job(lines))
+    assert preprocess(job(lines, max_skipped=0.1)).complete
 
 
 def test_a_set_without_any_query_is_an_error(job: Make) -> None:
