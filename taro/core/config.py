@@ -110,6 +110,7 @@ def _read(source: str | Path, model: type[BaseModel], package: str) -> dict[str,
 
 def _apply(data: dict[str, Any], override: str) -> None:
     key, eq, text = override.partition("=")
+    override = override[:200]  # for messages
     if not eq or not key:
         raise ConfigError(f"--set {override}: expected key=value, such as --set seed=1")
     parts = key.split(".")
