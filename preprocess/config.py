@@ -49,9 +49,11 @@ class SegmentConfig(Config):
     min_s: float = Field(1.0, ge=0)
     """no segment between change points is shorter"""
     max_segments: int = Field(64, ge=1, le=1000)
+    """segments of a clip at most"""
     penalty: float = Field(2.0, gt=0)
     """price of a change point, in units of the frame-to-frame noise times log T; higher means fewer segments"""
     kernel: Literal["cosine", "linear"] = "cosine"
+    """how two frames' CLIP features are compared"""
 
 
 class CaptionConfig(Config):
@@ -68,7 +70,9 @@ class CaptionConfig(Config):
     prompt: str | None = None
     """replaces the template's prompt (for segments, or for the whole clip where segment.method is captioner)"""
     max_new_tokens: int = Field(256, ge=1, le=8192)
+    """longest caption"""
     repetition_penalty: float = Field(1.0, gt=0)
+    """of greedy decoding; 1: none"""
     batch: int = Field(16, ge=1, le=1024)
     """segments (or clips) described at once"""
     sampling: FrameSampling = FrameSampling()
@@ -81,6 +85,7 @@ class PathsConfig(Config):
     count: int = Field(32, ge=0, le=256)
     """subsets a query and tag"""
     seed: int = 0
+    """of the draws"""
 
 
 class VariantsConfig(Config):
@@ -91,23 +96,29 @@ class VariantsConfig(Config):
     dt_s: float = Field(3.0, gt=0, lt=1e6)
     """frames within this many seconds of a boundary are shuffled"""
     seed: int = Field(0, ge=0, lt=2**62)
+    """of the draws"""
 
 
 class Licences(Config):
     """Terms of what goes into the set; the card repeats them."""
 
     videos: str = "unknown"
+    """of the videos"""
     annotations: str = "unknown"
+    """of the annotations"""
     captions: str = "unknown"
+    """of the captions"""
 
 
 class PreprocessConfig(Config):
     """Everything that `taro preprocess` takes."""
 
     name: str = "shards"
+    """of the set, for its card and its manifest"""
     videos: LocalPath
     """folder of the video files"""
     annotations: DataName
+    """the annotation file; a hub id for hf"""
     dataset: str
     """format of the annotations: jsonl, charades-sta, activitynet, ... (docs/annotations.md), or hf with `columns`"""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -115,8 +126,11 @@ class PreprocessConfig(Config):
     split: str = "train"
     """of rows that name none"""
     lengths: LocalPath | None = None
+    """csv of video lengths (id,length), for charades-sta"""
     lint: LintPolicy = "repair"
+    """what becomes of rows that are not fine: repair, drop or fail"""
     out: LocalPath
+    """folder of the shard set"""
     policy: ModelName
     """model folder, sandbox:NAME or hub id, whose vision tower makes the features"""
     sampling: FrameSampling = FrameSampling()

@@ -5,8 +5,9 @@ Left out: anything that a shard set or a model folder already says (sampling, te
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
@@ -16,6 +17,7 @@ from taro.train.algorithms import ALGORITHMS
 from taro.train.algorithms.cloning import OffPolicy
 from taro.train.curriculum import Curriculum
 from taro.train.disruption import Kind
+from taro.train.other_names import OTHER_NAMES
 from taro.train.prefixes import PathSource
 
 __all__ = ["CheckpointConfig", "Control", "DataConfig", "Gate", "Length", "LossConfig", "OptimizerConfig",
@@ -55,7 +57,9 @@ class Length(Config):
     """How long to train."""
 
     unit: Literal["epochs", "steps"] = "epochs"
+    """of `amount`; an epoch draws every selected query once"""
     amount: int = Field(3, ge=1, le=10_000_000)
+    """epochs or steps of the whole run, guided ones counted in"""
 
 
 class DataConfig(Config):
@@ -63,6 +67,7 @@ class DataConfig(Config):
     for itself, see `ShardSource`."""
 
     split: str = "train"
+    """train on queries of this split"""
     encoder: str | None = None
     """features to read; null: the ones that this policy's tower made"""
     difficulty: Range | None = None
@@ -82,16 +87,23 @@ class ShardSource(Config):
     the sets are alike."""
 
     path: SetPlace
+    """the set's folder"""
     name: str | None = Field(None, pattern=NAME)
     """in metrics, rollouts and messages; null: the folder's name"""
     weight: float = Field(1.0, ge=0)
     """share of an epoch's draws, against the other sets' weights; 0: nothing is drawn, for validation alone"""
     split: str | None = None
+    """queries of this split; null: as in data"""
     encoder: str | None = None
+    """features to read; null: as in data"""
     difficulty: Range | None = None
+    """keep queries whose difficulty is in [low, high]; null: as in data"""
     queries: tuple[Word, ...] | None = None
+    """keep these query ids; null: as in data"""
     keys: tuple[Word, ...] | None = None
+    """keep queries of the clips with these keys; null: as in data"""
     text: Regex | None = None
+    """keep queries in whose text this is found; null: as in data"""
 
     @model_validator(mode="before")
     @classmethod
@@ -121,7 +133,9 @@ class RolloutConfig(Config):
     max_new_tokens: int = Field(1024, ge=1, le=32_768)
     """longest response, the guided prefix counted in"""
     temperature: float = Field(1.0, gt=0)
+    """of sampling"""
     top_p: float = Field(1.0, gt=0, le=1)
+    """share of the probability that sampling keeps; 1: all"""
     paths: PathSource = "random"
     """candidate paths of guided rollouts: the paper's, those with the ground truth's captions, or drawn anew"""
     min_free_tokens: int = Field(48, ge=1)
@@ -136,9 +150,11 @@ class RewardConfig(Config):
     alpha: float = Field(0.3, ge=0)
     """size of the temporal-sensitivity bonus; 0 switches it off"""
     tau: float = Field(0.7, ge=0, le=1)
+    """IoU from which an answer may earn the bonus"""
     gate: Gate = ">="
     """IoU gate of the bonus: the released code's ">=" or the paper's ">" (docs/method.md, difference 3)"""
     margin: float = Field(0.0, ge=0)
+    """log-probability by which a drop must exceed its group's mean"""
     dt_s: float = Field(3.0, gt=0)
     """patches within this many seconds of a boundary are disrupted"""
     drop_over: Literal["reasoning", "response"] = "reasoning"
@@ -170,22 +186,32 @@ class LossConfig(Config):
     kind: Annotated[str, AfterValidator(_algorithm)] = "grpo"
     """grpo: advantages over std, token mean; dr_grpo: neither, a constant denominator"""
     off_policy: OffPolicy = "mask"
+    """how tokens of guided prefixes are learned from (docs/method.md)"""
     awr_beta: float = Field(1.0, gt=0)
+    """temperature of the weights of off_policy awr"""
     kl: float = Field(0.01, ge=0)
     """weight of the k3 KL to the start policy; 0 keeps no reference policy at all"""
     clip_low: float = Field(0.2, gt=0, lt=1)
+    """a token's ratio is clipped below 1 - clip_low"""
     clip_high: float = Field(0.2, gt=0)
+    """and above 1 + clip_high"""
     dual_clip: float = Field(3.0, gt=1)
+    """bound of the ratio where the advantage is negative"""
 
 
 class OptimizerConfig(Config):
     """AdamW and how a step's batch is spent."""
 
     lr: float = Field(1e-6, gt=0)
+    """learning rate"""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """decay of AdamW's two moments"""
     eps: float = Field(1e-8, gt=0)
+    """added to AdamW's denominator"""
     weight_decay: float = Field(0.01, ge=0)
+    """of AdamW, decoupled"""
     grad_clip: float = Field(1.0, gt=0)
+    """largest norm of the gradient"""
     warmup_steps: int = Field(0, ge=0)
     """linear from lr / warmup_steps; constant afterwards"""
     mini_batches: int = Field(1, ge=1)
@@ -195,6 +221,7 @@ class OptimizerConfig(Config):
     micro_prompts: int = Field(1, ge=1)
     """prompts in one forward and backward; changes memory and speed, not the gradient"""
     checkpoint_activations: bool = False
+    """compute activations again in the backward pass: less memory, slower"""
     max_nonfinite: int = Field(3, ge=1)
     """consecutive steps with a non-finite loss or gradient after which the run stops"""
 
@@ -211,8 +238,11 @@ class ValidationConfig(Config):
     limit: int = Field(128, ge=1)
     """queries of each set, drawn once by the seed"""
     batch_prompts: int = Field(16, ge=1)
+    """prompts decoded at once"""
     max_new_tokens: int = Field(1024, ge=1, le=32_768)
+    """longest answer"""
     repetition_penalty: float = Field(1.05, gt=0)
+    """of greedy decoding; 1: none"""
 
 
 class CheckpointConfig(Config):
@@ -223,6 +253,7 @@ class CheckpointConfig(Config):
     keep: int = Field(2, ge=1)
     """newest checkpoints kept, besides the best on validation"""
     dump_rollouts: bool = True
+    """write every step's rollouts to OUT/rollouts"""
     export: Literal["last", "best"] = "last"
     """whose weights the export folder holds; best: on validation"""
     export_dtype: Literal["base", "float32"] = "base"
@@ -233,15 +264,20 @@ class CheckpointConfig(Config):
 class TrainConfig(Config):
     """A training run: one policy, one folder, one shard set or several."""
 
+    other_names: ClassVar[Mapping[str, str]] = OTHER_NAMES
+
     policy: ModelName
     """model folder, sandbox:NAME, or hub id with @REVISION"""
     shards: Shards
     """the folder of a shard set; or a list of several, each with its weight and filters"""
     out: LocalPath
+    """folder of the run; it must hold no other"""
     seed: int = Field(0, ge=0)
+    """of every random draw"""
     template: TemplateName | None = None
     """prompt template, by name or file; null: the one that the policy's folder names, else "taro" """
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """of computation, weights stay float32; auto: bfloat16 on cuda, float32 on cpu"""
     length: Length = Length()

@@ -22,6 +22,7 @@ class Curriculum(Config):
     schedule: Literal["hard", "linear", "off"] = "hard"
     """hard: every rollout until `amount` has passed, none after; linear: a falling share; off: never"""
     unit: Literal["epochs", "steps"] = "epochs"
+    """of `amount`"""
     amount: int = Field(1, ge=1, le=10_000_000)
     """guided epochs or steps (hard), or where the probability reaches 0 (linear)"""
 

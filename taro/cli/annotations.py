@@ -5,12 +5,11 @@ Thin: `taro.annotations` reads and lints, this prints. Nothing is written."""
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from taro.cli.options import Columns, Json
+from taro.cli.options import Columns, Dataset, Json, Lengths
 from taro.cli.output import say, say_block, say_json
 from taro.cli.progress import progress
 
@@ -33,9 +32,9 @@ def _annotations() -> None:
 @app.command()
 def lint(
     file: Annotated[str, typer.Argument(help="The annotation file; a hub id for hf.", show_default=False)],
-    dataset: Annotated[str, typer.Option(help="Its format, see docs/annotations.md.", show_default=False)],
+    dataset: Dataset,
     split: Annotated[str, typer.Option(help="The split of rows that name none.")] = "train",
-    lengths: Annotated[Path | None, typer.Option(help="csv of video lengths (id,length), for charades-sta.")] = None,
+    lengths: Lengths = None,
     column: Columns = None,
     mode: Annotated[_Mode, typer.Option("--lint", help="What becomes of rows that are not fine.")] = _Mode.repair,
     show: Annotated[int, typer.Option(min=0, help="How many dropped and repaired lines to print.")] = 10,

@@ -66,6 +66,8 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "taro.cli.train", "train", "Stage 2: train a policy on shards (guided phase, then free); no video is opened.",
         ("taro train taro-7b --set policy=MODEL --set shards=shards --set out=run", "taro train my.yaml --resume")),
+    "config": Command("taro.cli.config", "app", "Show every setting of a stage: meaning, value, where it comes from.",
+                      ("taro config train taro-7b", "taro config preprocess sandbox --json")),
     "eval": Command(
         "taro.cli.eval", "evaluate",
         "Score a checkpoint on shards or on videos, or a file of predictions.",

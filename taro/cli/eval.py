@@ -29,13 +29,13 @@ File = Path | None
 class EvalOptions:
     """What is scored, how it is answered and what is written."""
 
-    policy: Annotated[Text, typer.Option(help="Model folder, hub id or sandbox:NAME.")] = None
+    policy: shared.OptionalPolicy = None
     shards: Annotated[Text, typer.Option(help="Shard set to answer.")] = None
     videos: Annotated[File, typer.Option(help="Folder of videos to answer instead (with --annotations).")] = None
     predictions: Annotated[File, typer.Option(help="Predictions file (JSONL) to score instead of a policy.")] = None
     annotations: Annotated[File, typer.Option(help="Annotations of --videos or --predictions.")] = None
-    dataset: Annotated[str, typer.Option(help="Format of --annotations, see docs/annotations.md.")] = "jsonl"
-    lengths: Annotated[File, typer.Option(help="CSV of video lengths, where the annotations have none.")] = None
+    dataset: shared.Dataset = "jsonl"
+    lengths: shared.Lengths = None
     column: shared.Columns = None
     split: Annotated[Text, typer.Option(help="Only queries of this split.")] = None
     protocol: shared.Protocol = "taro"

@@ -9,24 +9,89 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-__all__ = ["Columns", "Device", "Json", "MaxNewTokens", "NoThink", "Policy", "Protocol",
-           "RepetitionPenalty", "Template", "as_overrides", "takes_options"]
+__all__ = ["Columns", "Dataset", "Device", "Json", "Lengths", "MaxNewTokens", "NoThink", "OptionalPolicy", "Overrides",
+           "Policy", "Protocol", "RepetitionPenalty", "Template", "as_overrides", "preprocess_recipes",
+           "preprocess_settings", "takes_options", "train_recipes", "train_settings"]
 
-Policy = Annotated[str, typer.Option(help="Model folder, hub id or sandbox:NAME.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+def _starting(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def preprocess_recipes(incomplete: str) -> list[str]:
+    """For the shell: recipes of stage 1."""
+    from taro.core.config import recipe_names
+
+    return _starting(recipe_names("taro.preprocess.recipes"), incomplete)
+
+
+def train_recipes(incomplete: str) -> list[str]:
+    """For the shell: recipes of stage 2."""
+    from taro.core.config import recipe_names
+
+    return _starting(recipe_names("taro.train.recipes"), incomplete)
+
+
+def preprocess_settings(incomplete: str) -> list[str]:
+    """For the shell: settings of stage 1, as --set takes them."""
+    from taro.core.settings import settings_of
+    from taro.preprocess.config import PreprocessConfig
+
+    return _starting((f"{setting.path}=" for setting in settings_of(PreprocessConfig)), incomplete)
+
+
+def train_settings(incomplete: str) -> list[str]:
+    """For the shell: settings of stage 2, as --set takes them."""
+    from taro.core.settings import settings_of
+    from taro.train.config import TrainConfig
+
+    return _starting((f"{setting.path}=" for setting in settings_of(TrainConfig)), incomplete)
+
+
+def _formats(incomplete: str) -> list[str]:
+    from taro.annotations import DATASETS
+
+    return _starting(DATASETS, incomplete)
+
+
+def _protocols(incomplete: str) -> list[str]:
+    from taro.grounding.protocols import PROTOCOLS
+
+    return _starting(PROTOCOLS, incomplete)
+
+
+def _models(incomplete: str) -> list[str]:
+    """What ships; folders the shell completes itself."""
+    from taro.models.resolve import SANDBOX, SHIPPED
+
+    return _starting((f"{SANDBOX}{name}" for name in SHIPPED), incomplete)
+
+
+def _devices(incomplete: str) -> list[str]:
+    return _starting(("auto", "cpu", "cuda"), incomplete)
+
+
+Overrides = list[str] | None
+Policy = Annotated[str, typer.Option(help="Model folder, hub id or sandbox:NAME.", autocompletion=_models)]
+OptionalPolicy = Annotated[str | None, typer.Option(help="Model folder, hub id or sandbox:NAME.",
+                                                    autocompletion=_models)]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", autocompletion=_devices)]
+Dataset = Annotated[str, typer.Option(help="Format of the annotations, see docs/annotations.md.",
+                                      autocompletion=_formats)]
+Lengths = Annotated[Path | None, typer.Option(help="CSV of video lengths, where the annotations have none.")]
 Template = Annotated[str | None, typer.Option(help="Prompt template (name or file); default: the policy's own.")]
 NoThink = Annotated[bool | None, typer.Option("--no-think/--think", show_default=False, help="Ask for the answer "
                                               "alone, or for a reasoning; default: as trained.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest response.")]
 RepetitionPenalty = Annotated[float, typer.Option(min=0.1, help="Of greedy decoding.")]
-Protocol = Annotated[str, typer.Option(help="How answers are read and scored, see docs/evaluation.md.")]
+Protocol = Annotated[str, typer.Option(help="How answers are read and scored, see docs/evaluation.md.",
+                                       autocompletion=_protocols)]
 Columns = Annotated[list[str] | None, typer.Option(help="For hf, FIELD=COLUMN, such as query=sentence; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 

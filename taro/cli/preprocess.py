@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from taro.cli.options import Json, as_overrides, takes_options
+from taro.cli.options import Json, Overrides, as_overrides, preprocess_recipes, preprocess_settings, takes_options
 from taro.cli.output import say, say_block, say_json
 from taro.cli.progress import progress
 
@@ -27,16 +27,18 @@ Only = Literal["features", "variants"] | None
 class PreprocessOptions:
     """Which job, which part of it, and settings of the recipe that have an option of their own."""
 
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (sandbox, charades-sta, jsonl) or a .yaml file.")]
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (sandbox, charades-sta, jsonl) or a .yaml file.",
+                                          autocompletion=preprocess_recipes)]
     overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, e.g. segment.method=uniform; repeatable."),
+        Overrides, typer.Option("--set", metavar="KEY=VALUE", autocompletion=preprocess_settings,
+                                help="Replace a setting, e.g. segment.method=uniform; repeatable."),
     ] = None
     partition: Annotated[str, typer.Option(metavar="I/N", help="Make every N-th slice, from the I-th.")] = "1/1"
     retry: Annotated[Retry, typer.Option(help="Make slices again whose skipped rows may pass now.")] = None
     only: Annotated[Only, typer.Option(help="Add this policy's features, or frame variants.")] = None
     policy: Annotated[str | None, typer.Option(help="Model whose tower encodes; as --set policy=.")] = None
     out: Annotated[Path | None, typer.Option(help="Folder of the shard set; as --set out=.")] = None
+    engine: Annotated[str | None, typer.Option(help="Where slices run: local; as --set engine=.")] = None
     max_skipped: Annotated[float | None, typer.Option(min=0, max=1, help="Share of rows that may be skipped.")] = None
     thumbnails: Annotated[bool | None, typer.Option(help="Contact sheets in the set.", show_default=False)] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")] = False
@@ -49,7 +51,8 @@ def preprocess(options: PreprocessOptions) -> None:
     from taro.core.config import load_config
     from taro.preprocess.config import PreprocessConfig
 
-    named = as_overrides({key: getattr(options, key) for key in ("policy", "out", "max_skipped", "thumbnails")})
+    named = as_overrides({key: getattr(options, key)
+                          for key in ("policy", "out", "engine", "max_skipped", "thumbnails")})
     config = load_config(PreprocessConfig, options.recipe, [*(options.overrides or []), *named],
                          package="taro.preprocess.recipes")
     if options.dry_run:

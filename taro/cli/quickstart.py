@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from taro.cli.options import Json
 from taro.cli.output import console, say, say_json
 from taro.cli.progress import Lines, Pace, count_and_time
 from taro.cli.quickstart_run import SAMPLED, STAGES, Quickstart, run_quickstart
@@ -29,7 +30,7 @@ def quickstart(
         "--family", help="Model family of the tiny policy.")] = "qwen2_5_vl",
     control: Annotated[Literal["none", "permute"], typer.Option(
         "--control", help="permute: rewards are permuted inside each group, to see what they are good for.")] = "none",
-    as_json: Annotated[bool, typer.Option("--json", help="Print quickstart.json and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """See the whole method work: videos, shards, guided and free training, a report.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taro.cli.options import Json
+from taro.cli.options import Json, Overrides, train_recipes, train_settings
 from taro.cli.output import say, say_json
 from taro.cli.progress import progress
 
@@ -21,10 +21,10 @@ NO_THINK = ("reward.no_think=true", "reward.drop_over=response", "curriculum.sch
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (taro-7b, taro-8b, sandbox, quickstart) or a .yaml "
-                                          "file.")],
+                                          "file.", autocompletion=train_recipes)],
     overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, e.g. optimizer.lr=2e-6; repeatable."),
+        Overrides, typer.Option("--set", metavar="KEY=VALUE", autocompletion=train_settings,
+                                help="Replace a setting, e.g. optimizer.lr=2e-6; repeatable."),
     ] = None,
     no_think: Annotated[bool, typer.Option("--no-think", help="Train answers without reasoning: reward.no_think, the "
                                            "drop over the response, no guided phase.")] = False,

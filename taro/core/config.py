@@ -5,22 +5,23 @@ by the name of one that ships in a stage's `recipes/` folder. Nothing here knows
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taro.core.errors import ConfigError
 from taro.core.places import paths_from
+from taro.core.settings import settings_of, similar
 from taro.core.text_files import read_text
 from taro.core.yaml_text import Asked, parse_yaml, parse_yaml_tree, typed
 
-__all__ = ["Config", "changed_settings", "digest", "load_config", "parse_yaml", "read_yaml", "recipe_names"]
+__all__ = ["Config", "changed_settings", "digest", "load_config", "missing_of", "parse_yaml", "read_recipe",
+           "read_yaml", "recipe_names"]
 
 MAX_YAML_BYTES = 1 << 17
 SHOWN = 8
@@ -31,6 +32,8 @@ class Config(BaseModel):
     """Base of every configuration model: frozen, unknown keys refused, defaults validated, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    other_names: ClassVar[Mapping[str, str]] = {}
+    """words of other libraries, and what they are here: for messages about unknown keys"""
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -53,16 +56,31 @@ def load_config(model: type[ConfigT], source: str | Path | None, overrides: Sequ
     paths in a recipe file count from its folder, those of `overrides` from where one stands (`taro.core.places`).
 
     Raises ConfigError that names the file, the key, what was expected and what was got."""
-    data = _read(source, model, package) if source is not None else {}
-    if Path(source or "").suffix in RECIPE_ENDS:
-        data = paths_from(data, model, Path(source or "").parent)
+    data = read_recipe(model, source, package=package)
     for override in overrides:
         _apply(data, override)
     data = typed(data, model)
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error, model, str(source or "defaults"))) from None
+        raise ConfigError(_explain(error, model, str(source or "defaults"), data)) from None
+
+
+def read_recipe(model: type[Config], source: str | Path | None, *, package: str) -> dict[str, Any]:
+    """The settings that a recipe names, as `load_config` takes them; {} for None. Raises ConfigError."""
+    data = _read(source, model, package) if source is not None else {}
+    if Path(source or "").suffix in RECIPE_ENDS:
+        data = paths_from(data, model, Path(source or "").parent)
+    return data
+
+
+def missing_of(model: type[Config], source: str | Path | None, overrides: Sequence[str] = (), *,
+               package: str) -> list[str]:
+    """The settings at the top of a model that must be given and are not. Raises ConfigError as `load_config`."""
+    data = read_recipe(model, source, package=package)
+    for override in overrides:
+        _apply(data, override)
+    return [name for name, field in model.model_fields.items() if field.is_required() and name not in data]
 
 
 def digest(config: BaseModel) -> str:
@@ -136,37 +154,47 @@ def _place(at: dict[str, Any] | list[Any], part: str, override: str) -> Any:
     return int(part)
 
 
-def _explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
+def _explain(error: ValidationError, model: type[Config], source: str, data: Any) -> str:
     items = error.errors()
     # An item that cannot be read leaves its list too short as well, which says nothing more.
     around = {item["loc"][:depth] for item in items for depth in range(len(item["loc"]))}
     items = [item for item in items if item["type"] != "too_short" or item["loc"] not in around]
+    # What must be given comes last: a key that is misspelt may be the one that is missed.
+    items.sort(key=lambda item: item["type"] == "missing")
+    meanings = {setting.path: setting.meaning for setting in settings_of(model)}
     lines = []
     for item in items[:SHOWN]:
-        where = ".".join(str(part) for part in item["loc"])
+        where = ".".join(_plain(item["loc"], data))[:200]
         if item["type"] == "extra_forbidden":
-            where = where[:200]
-            near = difflib.get_close_matches(where.rpartition(".")[2], _all_fields(model), n=1)
-            lines.append(f"{where}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+            lines += [_unknown(key, model) for key in _leaves(where, item.get("input"))[:SHOWN]]
+        elif item["type"] == "missing":
+            lines.append(f"{where} must be given: --set {where}=..., or in the recipe"
+                         + (f" ({meanings[where]})" if meanings.get(where) else ""))
         else:
             # A rule between keys has no key of its own: its message names them.
             said = f"{where}: {item['msg']}, got {item.get('input')!r}" if where else str(item["msg"])
             lines.append(said.replace("Value error, ", "")[:500])
-    more = len(items) - len(lines)
+    more = len(items) - len(items[:SHOWN])
     return f"{source}: " + "; ".join(lines) + (f"; and {more:,} more" if more else "")
 
 
-def _all_fields(model: type[BaseModel]) -> list[str]:
-    names: list[str] = []
-    for name, field in model.model_fields.items():
-        names.append(name)
-        for inner in _models(field.annotation):
-            names += _all_fields(inner)
-    return names
+def _unknown(key: str, model: type[Config]) -> str:
+    near = similar(key, model, model.other_names)
+    return f"{key}: unknown key" + (f"; {near}" if near else "")
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a field may hold: itself, in a union or in a tuple."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
+def _leaves(where: str, value: Any) -> list[str]:
+    """The keys that somebody wrote: those inside an unknown group, or the unknown key itself."""
+    inner = [f"{where}.{key}"[:200] for key, _ in _flat(value)] if isinstance(value, Mapping) else []
+    return inner or [where]
+
+
+def _plain(loc: Sequence[Any], data: Any) -> Iterator[str]:
+    """A place in the data as `--set` takes it: without the names that pydantic gives to the kinds of a union."""
+    for part in loc:
+        if isinstance(data, list | tuple) and isinstance(part, int):
+            yield str(part)
+            data = data[part] if part < len(data) else None
+        elif isinstance(data, Mapping):
+            yield str(part)
+            data = data.get(part)

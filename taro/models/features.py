@@ -37,12 +37,15 @@ class FrameSampling(Config):
     sample_fps: float = Field(2.0, gt=0, le=60)
     """frames a second aimed at; the effective rate is (n - 1) / (last time - first time)"""
     min_frames: int = Field(4, ge=2, le=4096)
+    """frames of a clip at least; a shorter one repeats some"""
     max_frames: int = Field(768, ge=2, le=4096)
     """768 in training, 1024 in evaluation"""
     total_tokens: int = Field(3584, ge=4, le=1_000_000)
     """video tokens after merging that a clip may cost; 3584 in training, 4096 in evaluation"""
     min_tokens_per_patch: int = Field(4, ge=1)
+    """tokens of one temporal patch (two frames) at least"""
     max_tokens_per_patch: int = Field(768, ge=1)
+    """and at most"""
 
 
 def sample_frames(frames: int, duration_s: float, sampling: FrameSampling) -> np.ndarray:

@@ -23,16 +23,17 @@ try:
 finally:
     print("LOADED", *(name for name in {HEAVY!r} if name in sys.modules))
 """
+RUN_IN = ["--set", "out=run"]
 VIDEOS = ["--set", "videos=.", "--set", "annotations=a.jsonl", "--set", "out=made"]
 
 
 @pytest.mark.parametrize(("words", "message"), [
     (["train", "tarro-7b"], "tarro-7b: no such recipe"),
     (["train", "sandbox", "--set", "nosuch=1"], "nosuch: unknown key"),
-    (["train", "sandbox", "--set", "shards=nowhere"], "nowhere: no such folder; expected a shard set"),
-    (["train", "sandbox", "--set", "shards=."], "no manifest.json: not a shard set"),
-    (["train", "sandbox", "--set", "shards=set", "--set", "policy=nowhere"], "nowhere: no such model folder"),
-    (["train", "sandbox", "--resume"], "nothing to resume"),
+    (["train", "sandbox", *RUN_IN, "--set", "shards=nowhere"], "nowhere: no such folder; expected a shard set"),
+    (["train", "sandbox", *RUN_IN, "--set", "shards=."], "no manifest.json: not a shard set"),
+    (["train", "sandbox", *RUN_IN, "--set", "shards=set", "--set", "policy=nowhere"], "nowhere: no such model folder"),
+    (["train", "sandbox", *RUN_IN, "--set", "shards=set", "--resume"], "nothing to resume"),
     (["preprocess", "sandbx"], "sandbx: no such recipe"),
     (["preprocess", "sandbox", *VIDEOS, "--set", "nosuch=1"], "nosuch: unknown key"),
     (["preprocess", "sandbox", *VIDEOS, "--policy", "nowhere"], "nowhere: no such model folder"),

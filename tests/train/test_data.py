@@ -174,7 +174,7 @@ def test_what_does_not_fit_names_its_set(make_config: Callable[..., TrainConfig]
     (["shards=[{path: a}, {path: 'b c'}]"], "'b c' does not name one of several"),
     (["shards=[{path: a, weight: 0}]"], "weight 0; expected one at least"),
     (["shards=[]"], "at least 1 item"),
-    (["shards=[{path: a, wight: 2}]"], "shards.sets.0.wight: unknown key; did you mean weight.$"),
+    (["shards=[{path: a, wight: 2}]"], "shards.0.wight: unknown key; did you mean shards.N.weight.$"),
     (["shards=[{path: a, text: '('}]"], "expected a regular expression"),
     (["data.text='*'"], "expected a regular expression"),
     (["data.difficulty=[80, 20]"], r"data.difficulty: expected \[low, high\], low first"),
