@@ -46,7 +46,7 @@ def settings_of(model: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
             yield from settings_of(inner[0], f"{path}.")
             continue
         default = field.default_factory() if field.default_factory is not None else field.default  # type: ignore[call-arg]
-        yield Setting(path, meanings(model).get(name, ""),
+        yield Setting(path, _meanings(model).get(name, ""),
                       None if field.is_required() else json.dumps(default, default=str))
         for one in inner:
             yield from settings_of(one, f"{path}.{ITEM}.")
@@ -60,7 +60,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 @cache
-def meanings(model: type[BaseModel]) -> dict[str, str]:
+def _meanings(model: type[BaseModel]) -> dict[str, str]:
     """The docstrings under the fields of a model, each on one line."""
     found: dict[str, str] = {}
     for base in reversed([one for one in model.__mro__ if issubclass(one, BaseModel) and one is not BaseModel]):

@@ -77,7 +77,7 @@ def test_wrong_use_is_2_and_a_wrong_thing_is_1_with_one_message(
         (["eval", "--policy", policy, "--shards", str(tmp_path)], "manifest.json"),
         (["eval", "--policy", str(tmp_path), "--shards", shards], "no config.json"),
         (["ground", str(tmp_path / "gone.mp4"), "it", "--policy", policy], "no such video file"),
-        (["train", str(recipe(tiny, tmp_path)), "--set", "optimizer.lrr=1"], "did you mean lr"),
+        (["train", str(recipe(tiny, tmp_path)), "--set", "optimizer.lrr=1"], "did you mean optimizer.lr?"),
         (["train", str(recipe(tiny, tmp_path)), "--resume"], "nothing to resume"),
         (["train", "no-such-recipe"], "taro-7b"),
     ]:

@@ -184,11 +184,11 @@ def test_what_does_not_fit_names_its_set(make_config: Callable[..., TrainConfig]
 ])
 def test_settings_that_make_no_sense_are_refused(settings: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        load_config(TrainConfig, "sandbox", settings, package="taro.train.recipes")
+        load_config(TrainConfig, "sandbox", ["out=run", *settings], package="taro.train.recipes")
 
 
 def test_sets_are_settings_like_others() -> None:
-    config = load_config(TrainConfig, "sandbox", [
+    config = load_config(TrainConfig, "sandbox", ["out=run",
         "shards=[{path: a, difficulty: [0.2, 0.8]}, b]", "shards.0.weight=3", "data.split=mine"],
         package="taro.train.recipes")
     first, second = config.sources

@@ -125,5 +125,6 @@ def test_a_template_without_the_mode_is_told_before_the_folder_is_begun(tiny: Ti
 def test_the_flag_is_three_settings() -> None:
     from taro.cli.train import NO_THINK
 
-    config = load_config(TrainConfig, "taro-7b", list(NO_THINK), package="taro.train.recipes")
+    config = load_config(TrainConfig, "taro-7b", ["policy=P", "shards=S", "out=O", *NO_THINK],
+                         package="taro.train.recipes")
     assert (config.reward.no_think, config.reward.drop_over, config.curriculum.schedule) == (True, "response", "off")

@@ -13,7 +13,7 @@ from taro.train.run_dir import check_folder, lock_folder, write_facts
 
 
 def config(*overrides: str) -> TrainConfig:
-    return load_config(TrainConfig, "sandbox", overrides, package="taro.train.recipes")
+    return load_config(TrainConfig, "sandbox", ["shards=shards", "out=run", *overrides], package="taro.train.recipes")
 
 
 @pytest.mark.parametrize(("out", "shards", "policy"), [
