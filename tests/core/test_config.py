@@ -49,7 +49,7 @@ def test_true_is_a_boolean(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
-    with pytest.raises(ConfigError, match=r"inner\.rat: unknown key; did you mean rate\?"):
+    with pytest.raises(ConfigError, match=r"inner\.rat: unknown key; did you mean inner\.rate\?"):
         load(None, "inner.rat=1")
 
 
