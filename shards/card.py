@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from taro.shards.format import Manifest, kind_label, split_kind
+from taro.shards.format import Manifest, kind_label, kind_ok, split_kind
 
 __all__ = ["card_text"]
 
@@ -112,9 +112,14 @@ def _kinds(manifest: Manifest) -> str:
         lines.append(f"- `{kind}`: {sum(e.records for e in of_kind)} records in {len(of_kind)} shards, "
                      f"{sum(e.bytes for e in of_kind):,} bytes")
     for encoder in manifest.encoders:
-        lines.append(f"- encoder `{encoder.name}`: {_line(encoder.model_id)}, tower sha256 "
-                     f"`{_line(encoder.tower_sha256)}`, {_line(encoder.dtype)}")
+        lines.append(f"- encoder {_code(encoder.name)}: {_line(encoder.model_id)}, tower sha256 "
+                     f"{_code(encoder.tower_sha256)}, {_line(encoder.dtype)}")
     return "\n".join(lines)
+
+
+def _code(name: str) -> str:
+    """A name as code; one that is not of the format's grammar as text, since nothing can be escaped within code."""
+    return f"`{name}`" if kind_ok(f"features/{name}") else _line(name)
 
 
 def _line(text: str) -> str:

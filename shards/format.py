@@ -21,7 +21,8 @@ from taro.grounding.moment import Moment
 from taro.models.features import EncoderFingerprint
 
 __all__ = [
-    "BLOCK", "CARD", "FORMAT_VERSION", "KEY_LENGTH", "MANIFEST", "MAX_BYTES", "MAX_DIM", "MAX_HEADER_BYTES",
+    "BLOCK", "CARD", "FORMAT_VERSION", "KEY_LENGTH", "MANIFEST", "MAX_BYTES", "MAX_DIM", "MAX_ELEMENTS",
+    "MAX_HEADER_BYTES", "MAX_KINDS", "MAX_SHARDS",
     "MAX_JPEG_BYTES", "MAX_JSON_BYTES", "MAX_MANIFEST_BYTES", "MAX_MEMBER_BYTES", "MAX_RANK", "MAX_RECORDS",
     "MAX_TENSORS", "MEMBERS", "SIDECAR_VERSION", "SKIPPED", "TENSORS_EXT", "ClipEncoder", "Counts", "Manifest",
     "Member", "Provenance", "ShardEntry", "Sidecar", "SidecarRecord", "check_version", "clip_key", "key_ok",
@@ -50,7 +51,12 @@ MAX_TENSORS = 64
 MAX_RANK = 4
 MAX_DIM = 2**24
 MAX_MANIFEST_BYTES = 256 * 2**20
-MAX_RECORDS = 1_000_000
+MAX_RECORDS = 100_000
+"""of one shard"""
+MAX_SHARDS = 100_000
+MAX_KINDS = 100
+MAX_ELEMENTS = {MANIFEST: 2_000_000, "sidecar": 2_000_000, "clip": 2_000_000}
+"""values in the JSON of a file, counted before it is parsed: `[],` is 3 bytes of a file and 64 of memory"""
 
 MEMBERS: dict[str, tuple[str, ...]] = {
     "paths": ("jpg", "json"), "features": (TENSORS_EXT,), "clip": (TENSORS_EXT,), "variants": (TENSORS_EXT,)}
@@ -150,7 +156,7 @@ class SidecarRecord(_Part):
 
     key: Annotated[str, Field(pattern=rf"^[A-Za-z0-9_-]{{1,{KEY_LENGTH}}}$")]
     queries: Count
-    members: Annotated[list[Member], Field(min_length=1, max_length=2)]
+    members: Annotated[list[Member], Field(min_length=1, max_length=2, fail_fast=True)]
 
 
 class Sidecar(_Part):
@@ -161,7 +167,7 @@ class Sidecar(_Part):
     index: Annotated[int, Field(ge=0, le=999_999)]
     bytes: Count
     sha256: Sha256
-    records: Annotated[list[SidecarRecord], Field(max_length=MAX_RECORDS)]
+    records: Annotated[list[SidecarRecord], Field(max_length=MAX_RECORDS, fail_fast=True)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Sidecar:
@@ -264,9 +270,9 @@ class Manifest(_Part):
     name: Text = "shards"
     taro_version: Text = ""
     counts: Counts = Counts()
-    shards: Annotated[list[ShardEntry], Field(max_length=MAX_RECORDS)] = []
-    encoders: Annotated[list[EncoderFingerprint], Field(max_length=100)] = []
-    clip_encoders: Annotated[list[ClipEncoder], Field(max_length=100)] = []
+    shards: Annotated[list[ShardEntry], Field(max_length=MAX_SHARDS, fail_fast=True)] = []
+    encoders: Annotated[list[EncoderFingerprint], Field(max_length=MAX_KINDS, fail_fast=True)] = []
+    clip_encoders: Annotated[list[ClipEncoder], Field(max_length=MAX_KINDS, fail_fast=True)] = []
     provenance: Provenance = Provenance()
     captioner: dict[str, Any] = {}
     """method, fingerprint, prompt and its sha256; {} where there are no captions"""
@@ -283,6 +289,12 @@ class Manifest(_Part):
         places = [(entry.kind, entry.index) for entry in self.shards]
         if places != sorted(set(places)):
             raise ValueError("shards are not listed in order of (kind, index), each once")
+        for prefix, named in (("features", self.encoders), ("clip", self.clip_encoders)):
+            wrong = [one.name for one in named if not kind_ok(f"{prefix}/{one.name}")]
+            if wrong:
+                raise ValueError(f"encoder {wrong[0][:80]!r}: expected letters, digits, _, - and single dots inside")
+        if len(self.kinds) > MAX_KINDS:
+            raise ValueError(f"{len(self.kinds):,} kinds, at most {MAX_KINDS} are read")
         return self
 
     @property

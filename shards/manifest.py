@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from taro.core.errors import ShardError
 from taro.core.files import write_atomically
-from taro.core.json import canonical_json, parse_json, parse_model
+from taro.core.json import canonical_json, check_model, parse_json, parse_model
 from taro.shards.card import card_text
 from taro.shards.format import (
     CARD,
     MANIFEST,
+    MAX_ELEMENTS,
     MAX_MANIFEST_BYTES,
     SKIPPED,
     Counts,
@@ -56,12 +57,12 @@ def read_manifest(store: Store) -> Manifest:
     except MissingFileError as error:
         raise ShardError(f"{store.place}: no {MANIFEST}: not a shard set, or one whose `taro preprocess` has not "
                          "finished (run it again, it resumes)") from error
-    parsed = parse_json(data, where, limit_bytes=MAX_MANIFEST_BYTES)
+    parsed = parse_json(data, where, limit_bytes=MAX_MANIFEST_BYTES, limit_elements=MAX_ELEMENTS[MANIFEST])
     version = parsed.get("format_version") if isinstance(parsed, dict) else None
     warning = check_version(version if isinstance(version, str) else "", where)
     if warning:
         warnings.warn(warning, stacklevel=3)
-    return parse_model(Manifest, data, where, limit_bytes=MAX_MANIFEST_BYTES)
+    return check_model(Manifest, parsed, where)
 
 
 def read_sidecar(store: Store, entry: ShardEntry) -> Sidecar:
@@ -71,7 +72,7 @@ def read_sidecar(store: Store, entry: ShardEntry) -> Sidecar:
     data = store.read(name, limit_bytes=MAX_MANIFEST_BYTES)
     if hashlib.sha256(data).hexdigest() != entry.sidecar_sha256:
         raise ShardError(f"{where}: its sha256 is not the manifest's; the sidecar is damaged or from another set")
-    sidecar = parse_model(Sidecar, data, where, limit_bytes=MAX_MANIFEST_BYTES)
+    sidecar = _sidecar(data, where)
     found = (sidecar.kind, sidecar.index, sidecar.bytes, len(sidecar.records), sidecar.queries, sidecar.sha256)
     if found != (entry.kind, entry.index, entry.bytes, entry.records, entry.queries, entry.sha256):
         raise ShardError(f"{where}: says {found[:5]} (kind, index, bytes, records, queries), the manifest says "
@@ -79,12 +80,16 @@ def read_sidecar(store: Store, entry: ShardEntry) -> Sidecar:
     return sidecar
 
 
+def _sidecar(data: bytes, where: str) -> Sidecar:
+    return parse_model(Sidecar, data, where, limit_bytes=MAX_MANIFEST_BYTES, limit_elements=MAX_ELEMENTS["sidecar"])
+
+
 def stored_sidecar(store: Store, kind: str, index: int) -> tuple[Sidecar, ShardEntry]:
     """The sidecar of a shard as it lies in the store, whatever a manifest says of it, and the entry that would list it.
     ShardError where it is missing, damaged or of another shard."""
     name = sidecar_path(kind, index)
     data = store.read(name, limit_bytes=MAX_MANIFEST_BYTES)
-    sidecar = parse_model(Sidecar, data, store.describe(name), limit_bytes=MAX_MANIFEST_BYTES)
+    sidecar = _sidecar(data, store.describe(name))
     if (sidecar.kind, sidecar.index) != (kind, index):
         raise ShardError(f"{store.describe(name)}: says it is {sidecar.kind} {sidecar.index}; the file was moved or "
                          "renamed")

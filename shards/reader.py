@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taro.core.errors import ShardError
+from taro.core.errors import ConfigError, ShardError
 from taro.core.json import parse_model
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.models.features import EncoderFingerprint, VideoFeatures, patch_times_s
-from taro.shards.format import BLOCK, MANIFEST, MAX_JSON_BYTES, Member, ShardEntry, SidecarRecord, shard_path
+from taro.shards.format import (
+    BLOCK,
+    MANIFEST,
+    MAX_ELEMENTS,
+    MAX_JSON_BYTES,
+    Member,
+    ShardEntry,
+    SidecarRecord,
+    shard_path,
+)
 from taro.shards.manifest import read_manifest, read_sidecar
 from taro.shards.places import open_store
 from taro.shards.store import Store
@@ -30,18 +39,24 @@ from taro.shards.tensors import unpack_features, unpack_frames
 from taro.shards.variants import FrameVariants, VariantSettings, check_variants, patch_facts, unpack_variants
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
 __all__ = ["QueryRef", "Sample", "ShardSet", "check_encoder", "check_times", "encoder_numbers", "open_shards",
            "parse_clip"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class QueryRef:
     """A query and the key of its clip."""
 
     key: str
     query: QueryRecord
+
+    def __repr__(self) -> str:
+        text, one = self.query.text, self.query
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        return f"QueryRef({self.key}/{one.id}, {one.split}: {shown!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +76,7 @@ class Sample:
 
 def parse_clip(data: bytes, where: str) -> ClipRecord:
     """KEY.json from its bytes; ShardError that opens with `where`."""
-    return parse_model(ClipRecord, data, where, limit_bytes=MAX_JSON_BYTES)
+    return parse_model(ClipRecord, data, where, limit_bytes=MAX_JSON_BYTES, limit_elements=MAX_ELEMENTS["clip"])
 
 
 def check_times(record: ClipRecord, features: VideoFeatures, where: str) -> None:
@@ -105,6 +120,33 @@ class ShardSet:
         counts = self.manifest.counts
         return (f"ShardSet({self.place!r}: {counts.clips} clips, {counts.queries} queries, features of "
                 f"{', '.join(self.encoders) or 'no encoder'})")
+
+    def __len__(self) -> int:
+        """How many clips it holds."""
+        return len(self._records["paths"])
+
+    def __iter__(self) -> Iterator[ClipRecord]:
+        """The clips, in order of their keys, each read when it is asked for."""
+        return (self.clip(key) for key in self.keys)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether it holds a clip of that key."""
+        return key in self._records["paths"]
+
+    def __bool__(self) -> bool:
+        return True
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A table of the queries, one row each: key, query_id, query, split, windows_s, difficulty, video, duration_s,
+        captions (how many). Raises ConfigError without pandas."""
+        try:
+            import pandas as pd
+        except ImportError:
+            raise ConfigError("to_pandas needs pandas, which is not installed; pip install pandas") from None
+        columns = ["key", "query_id", "query", "split", "windows_s", "difficulty", "video", "duration_s", "captions"]
+        return pd.DataFrame([(clip.key, query.id, query.text, query.split, query.windows_s, query.difficulty,
+                              clip.video.path_hint, clip.duration_s, len(clip.captions))
+                             for clip in self for query in clip.queries], columns=columns)
 
     @property
     def place(self) -> str:

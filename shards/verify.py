@@ -28,6 +28,9 @@ from taro.shards.variants import VariantSettings, check_variants, patch_facts, u
 
 __all__ = ["VerifyReport", "verify"]
 
+MAX_PROBLEMS = 1000
+"""listed before kinds that lack shards are not told one by one any more"""
+
 
 @dataclass
 class VerifyReport:
@@ -175,6 +178,9 @@ def _same_keys(store: Store, keys: dict[tuple[str, int], list[str]], seen: _Seen
     for kind in kinds:
         for index in indices:
             paths = set(keys.get(("paths", index), ()))
+            if len(report.problems) >= MAX_PROBLEMS:
+                report.problems.append(f"{store.place}: more kinds lack shards or records than are listed here")
+                return
             if (kind, index) not in keys:
                 report.problems.append(f"{store.place}: slice {index} has no {kind} shard")
                 continue

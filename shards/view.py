@@ -15,6 +15,7 @@ from taro.core.errors import ShardError
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.pages.cards import (
     AGREEMENT_NOTE,
+    MAX_SPAN_TEXT,
     MAX_TEXT,
     Card,
     Fold,
@@ -31,9 +32,28 @@ from taro.shards.reader import ShardSet, open_shards
 __all__ = ["Rollouts", "view"]
 
 MAX_PATHS = 8
+MAX_PATH_SPANS = 20_000
+"""captions in the lanes of candidate paths of one page; beyond, paths are counted and not drawn"""
 
 Rollouts = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
 """the group of rollouts of a query, by (clip key, query id), rows as in a run's rollout dump"""
+
+
+@dataclass
+class _Room:
+    """How many spans of paths a page still takes."""
+
+    spans: int
+
+    def fitting(self, paths: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+        """The first of `paths`, as many as fit."""
+        kept: list[Sequence[int]] = []
+        for path in paths:
+            if len(path) > self.spans:
+                break
+            self.spans -= len(path)
+            kept.append(path)
+        return kept
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,8 @@ def view(root: str | Path, out: str | Path, *, rollouts: Rollouts | None = None,
                          f"{', '.join(shard_set.keys[:3])}")
     seen = {key for key, _ in rollouts}
     chosen = list(keys) or sorted(shard_set.keys, key=lambda key: (key not in seen, key))[:limit]
-    clips = [_clip(shard_set, key, rollouts) for key in counted(chosen, progress)]
+    room = _Room(MAX_PATH_SPANS)
+    clips = [_clip(shard_set, key, rollouts, room) for key in counted(chosen, progress)]
     scored = any(lane.label == "CLIP agreement" for clip in clips for lane in clip.timeline.lanes)
     text = render("shards.html", title=shard_set.manifest.name, rows=_facts(shard_set, len(chosen)), clips=clips,
                   agreement=AGREEMENT_NOTE if scored else "")
@@ -76,25 +97,26 @@ def _facts(shard_set: ShardSet, shown: int) -> list[tuple[str, str]]:
                          f"{source.licence_captions}")]
 
 
-def _clip(shard_set: ShardSet, key: str, rollouts: Rollouts) -> _Clip:
+def _clip(shard_set: ShardSet, key: str, rollouts: Rollouts, room: _Room) -> _Clip:
     clip = shard_set.clip(key)
     of = clip.video
     facts = (f"{of.path_hint}, {clip.clip.start_s:g}s to {clip.clip.end_s:g}s of {round(of.duration_s, 3):g}s, "
              f"{of.width} x {of.height} at {of.fps:.3g} fps, {len(clip.times_s)} frames sampled, "
              f"decoded by {of.decoder}" + (f", {of.corrupt_frames} corrupt" if of.corrupt_frames else ""))
-    truth = Lane("ground truth", [Span(w.start_s, w.end_s, query.text[:MAX_TEXT], "truth")
+    truth = Lane("ground truth", [Span(w.start_s, w.end_s, query.text[:MAX_SPAN_TEXT], "truth")
                                   for query in clip.queries for w in query.windows])
     return _Clip(key, facts, timeline(clip.duration_s, [truth, *caption_lanes(clip)], shard_set.thumbnail(key)),
                  captions_fold(clip) if clip.captions else None,
-                 [_query(clip, query, rollouts.get((key, query.id), ())) for query in clip.queries])
+                 [_query(clip, query, rollouts.get((key, query.id), ()), room) for query in clip.queries])
 
 
-def _query(clip: ClipRecord, query: QueryRecord, rows: Sequence[Mapping[str, Any]]) -> Card:
+def _query(clip: ClipRecord, query: QueryRecord, rows: Sequence[Mapping[str, Any]], room: _Room) -> Card:
     facts = f"{query.id}, split {query.split}"
     facts += "" if query.difficulty is None else f", difficulty {query.difficulty:g}"
     kinds = (("random path", query.paths.random), ("overlap path", query.paths.overlap))
-    lanes = [lane for label, paths in kinds for lane in path_lanes(clip, label, paths[:MAX_PATHS])]
-    more = sum(max(len(paths) - MAX_PATHS, 0) for _, paths in kinds)
+    drawn = [(label, room.fitting(paths[:MAX_PATHS])) for label, paths in kinds]
+    lanes = [lane for label, paths in drawn for lane in path_lanes(clip, label, paths)]
+    more = sum(len(paths) for _, paths in kinds) - len(lanes)
     folds = [Fold("candidate paths", note=f"{more} more candidate paths." if more else "", timeline=timeline(
         clip.duration_s, [window_lane("ground truth", query.windows, "truth"), *lanes]))] if lanes else []
     title = query.text[:MAX_TEXT]

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from taro.core.errors import ShardError
 from taro.core.files import file_sha256, fsync, make_folders, remove_temporary, write_atomically
-from taro.core.json import canonical_json
+from taro.core.json import canonical_json, elements
 from taro.grounding.records import ClipRecord
 from taro.models.features import VideoFeatures
 from taro.shards.format import (
+    MAX_ELEMENTS,
     MAX_JPEG_BYTES,
     MAX_JSON_BYTES,
     SIDECAR_VERSION,
@@ -143,6 +144,9 @@ class SliceWriter:
             text = canonical_json(record)
             parts["paths"] = [("jpg", thumbnail_jpeg)] if thumbnail_jpeg is not None else []
             parts["paths"].append(("json", text))
+            if (count := elements(text)) > MAX_ELEMENTS["clip"]:
+                raise ShardError(f"record {record.key}: {count:,} values in its JSON, at most "
+                                 f"{MAX_ELEMENTS['clip']:,}; make fewer paths, or split its queries over clips")
             if len(text) > MAX_JSON_BYTES or len(thumbnail_jpeg or b"") > MAX_JPEG_BYTES:
                 raise ShardError(f"record {record.key}: {len(text):,} bytes of JSON (at most {MAX_JSON_BYTES:,}), "
                                  f"{len(thumbnail_jpeg or b''):,} of JPEG (at most {MAX_JPEG_BYTES:,})")

@@ -26,7 +26,7 @@ from taro.core.files import explain_disk_errors, fsync, locked, make_folders
 from taro.core.json import canonical_json
 from taro.core.version import __version__
 from taro.grounding.records import ClipRecord, QueryRecord
-from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES, Manifest
+from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES, MAX_RECORDS, Manifest
 from taro.shards.manifest import (
     build_manifest,
     read_skipped,
@@ -149,19 +149,19 @@ def write_derived(root: Path, pieces: Iterable[Piece], kinds: Collection[str], s
     """Writes a whole set into `root` from pieces in ascending order of key; `fields`: of the manifest.
 
     `kinds`: every piece's source holds them. A set without a clip is refused."""
-    captions = clips = queries = size = index = 0
+    captions = clips = queries = size = records = index = 0
     writer: SliceWriter | None = None
     with contextlib.ExitStack() as stack:
         for piece in pieces:
             more = _bytes(piece, kinds)
-            if writer is not None and size + more > slice_bytes:
+            if writer is not None and (size + more > slice_bytes or records == MAX_RECORDS):
                 writer.commit()
                 stack.close()
-                writer, size, index = None, 0, index + 1
+                writer, size, records, index = None, 0, 0, index + 1
             if writer is None:
                 writer = stack.enter_context(SliceWriter(root, index, kinds=sorted(kinds)))
             writer.copy_clip(piece.record, piece.source)
-            size += more
+            size, records = size + more, records + 1
             clips, queries = clips + 1, queries + len(piece.record.queries)
             captions += len(piece.record.captions)
         if writer is None:

@@ -19,7 +19,8 @@ from pydantic import BaseModel, ValidationError
 from taro.core.errors import ModelError, ShardError, TaroError
 from taro.core.files import open_regular
 
-__all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_JSON_BYTES", "canonical_json", "parse_json", "parse_model", "read_json",
+__all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_JSON_BYTES", "canonical_json", "check_model", "elements", "parse_json",
+           "parse_model", "read_json",
            "strict_json", "strict_json_values"]
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -38,6 +39,16 @@ def canonical_json(model: BaseModel) -> bytes:
     """The one way a model is written: keys sorted, no blanks, UTF-8, no NaN."""
     return json.dumps(model.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False,
                       allow_nan=False).encode()
+
+
+def elements(data: bytes) -> int:
+    """How many values some JSON holds, at least: lists, objects and commas outside of its strings.
+
+    >>> elements(b'{"a,[": [1, 2]}')
+    3
+    """
+    plain = _STRING.sub(b"", data)
+    return sum(plain.count(one) for one in (b"[", b"{", b","))
 
 
 def strict_json(data: bytes, *, any_value: bool = False) -> Any:
@@ -86,10 +97,14 @@ def _decoder(any_value: bool) -> json.JSONDecoder:
                             parse_float=float if any_value else _finite)
 
 
-def parse_json(data: bytes, where: str, *, limit_bytes: int, error: type[TaroError] = ShardError) -> Any:
-    """`strict_json` of at most `limit_bytes`; what is wrong is an `error` that opens with `where`."""
+def parse_json(data: bytes, where: str, *, limit_bytes: int, limit_elements: int | None = None,
+               error: type[TaroError] = ShardError) -> Any:
+    """`strict_json` of at most `limit_bytes` and `limit_elements`, counted before anything is built; what is wrong is
+    an `error` that opens with `where`."""
     if len(data) > limit_bytes:
         raise error(f"{where}: {len(data):,} bytes of JSON, at most {limit_bytes:,} are read")
+    if limit_elements is not None and len(data) > limit_elements and (found := elements(data)) > limit_elements:
+        raise error(f"{where}: {found:,} values in the JSON, at most {limit_elements:,} are read")
     try:
         return strict_json(data)
     except ValueError as problem:
@@ -97,10 +112,15 @@ def parse_json(data: bytes, where: str, *, limit_bytes: int, error: type[TaroErr
                     "again") from None
 
 
-def parse_model(model: type[ModelT], data: bytes, where: str, *, limit_bytes: int,
+def parse_model(model: type[ModelT], data: bytes, where: str, *, limit_bytes: int, limit_elements: int | None = None,
                 error: type[TaroError] = ShardError) -> ModelT:
     """`parse_json`, then validation against `model`."""
-    parsed = parse_json(data, where, limit_bytes=limit_bytes, error=error)
+    parsed = parse_json(data, where, limit_bytes=limit_bytes, limit_elements=limit_elements, error=error)
+    return check_model(model, parsed, where, error=error)
+
+
+def check_model(model: type[ModelT], parsed: Any, where: str, *, error: type[TaroError] = ShardError) -> ModelT:
+    """Parsed JSON as a `model`; an `error` that opens with `where` and tells the first problem where it is none."""
     try:
         return model.model_validate(parsed)
     except ValidationError as problem:

@@ -5,9 +5,17 @@ format version. Times are seconds from the start of the clip."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from taro.grounding.moment import Moment
 
@@ -16,6 +24,8 @@ __all__ = ["CandidatePaths", "ClipRecord", "ClipSpan", "DenseCaption", "QueryRec
 Seconds = Annotated[float, Field(ge=-1.0, le=1e6, allow_inf_nan=False)]
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,160}$")]
 Window = tuple[Seconds, Seconds]
+Path = Annotated[list[int], Field(max_length=10_000, fail_fast=True)]
+Paths = Annotated[list[Path], Field(max_length=256, fail_fast=True)]
 
 
 class Record(BaseModel):
@@ -41,8 +51,8 @@ class DenseCaption(Record):
 class CandidatePaths(Record):
     """Seeded subsets of the clip's captions (indices, ascending) that open guided rollouts."""
 
-    random: Annotated[list[list[int]], Field(max_length=256)] = []
-    overlap: Annotated[list[list[int]], Field(max_length=256)] = []
+    random: Paths = []
+    overlap: Paths = []
 
 
 class QueryRecord(Record):
@@ -53,10 +63,10 @@ class QueryRecord(Record):
     id: Annotated[str, Field(max_length=500)]
     text: Annotated[str, Field(max_length=20_000)]
     split: Annotated[str, Field(max_length=100)] = "train"
-    windows_s: Annotated[list[Window], Field(max_length=200)]
+    windows_s: Annotated[list[Window], Field(max_length=200, fail_fast=True)]
     difficulty: Annotated[float, Field(allow_inf_nan=False)] | None = None
     paths: CandidatePaths = CandidatePaths()
-    unclipped_s: Annotated[list[Window], Field(max_length=200)] | None = None
+    unclipped_s: Annotated[list[Window], Field(max_length=200, fail_fast=True)] | None = None
 
     @model_serializer(mode="wrap")
     def _without_unclipped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -104,9 +114,9 @@ class ClipRecord(Record):
     key: Key
     video: VideoFacts
     clip: ClipSpan
-    times_s: Annotated[list[Seconds], Field(min_length=1, max_length=4096)]
-    captions: Annotated[list[DenseCaption], Field(max_length=10_000)] = []
-    queries: Annotated[list[QueryRecord], Field(max_length=10_000)] = []
+    times_s: Annotated[list[Seconds], Field(min_length=1, max_length=4096, fail_fast=True)]
+    captions: Annotated[list[DenseCaption], Field(max_length=10_000, fail_fast=True)] = []
+    queries: Annotated[list[QueryRecord], Field(max_length=10_000, fail_fast=True)] = []
 
     @property
     def duration_s(self) -> float:
@@ -119,4 +129,6 @@ class ClipRecord(Record):
             for path in (*query.paths.random, *query.paths.overlap):
                 if any(not 0 <= index < len(self.captions) for index in path):
                     raise ValueError(f"query {query.id}: a path names a caption outside 0..{len(self.captions) - 1}")
+                if any(one >= other for one, other in itertools.pairwise(path)):
+                    raise ValueError(f"query {query.id}: a path's captions are not ascending and distinct")
         return self

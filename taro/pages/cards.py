@@ -19,10 +19,13 @@ from taro.grounding.records import ClipRecord, DenseCaption
 from taro.pages.render import number, windows_text
 from taro.pages.timeline import Lane, Span, Timeline, timeline
 
-__all__ = ["AGREEMENT_NOTE", "MAX_TEXT", "Card", "Clips", "Fold", "Response", "Table", "caption_lanes", "captions_fold",
+__all__ = ["AGREEMENT_NOTE", "MAX_SPAN_TEXT", "MAX_TEXT", "Card", "Clips", "Fold", "Response", "Table",
+           "caption_lanes", "captions_fold",
            "find_clip", "group_card", "path_lanes", "window_lane"]
 
 MAX_TEXT = 4000
+MAX_SPAN_TEXT = 200
+"""where a text is repeated, once a window or a path"""
 """characters of a text that a page shows"""
 
 AGREEMENT_SCALE = 0.1
@@ -124,8 +127,8 @@ def captions_fold(clip: ClipRecord) -> Fold:
 
 
 def path_lanes(clip: ClipRecord, label: str, paths: Sequence[Sequence[int]]) -> list[Lane]:
-    """A lane for each candidate path: the captions that it is made of."""
-    return [Lane(f"{label} {number}", [Span(c.start_s, c.end_s, c.text[:MAX_TEXT], "path", 0.55)
+    """A lane for each candidate path: the captions that it is made of, whose texts stand in full in another lane."""
+    return [Lane(f"{label} {number}", [Span(c.start_s, c.end_s, c.text[:MAX_SPAN_TEXT], "path", 0.55)
                                        for c in (clip.captions[index] for index in path)])
             for number, path in enumerate(paths)]
 
