@@ -130,5 +130,6 @@ def lock_folder(config: TrainConfig, *, resume: bool) -> contextlib.ExitStack:
 def write_facts(config: TrainConfig, data: dict[str, Any]) -> None:
     """Writes config.yaml, a recipe whose relative paths count from the run folder, and data.json."""
     settings = yaml.safe_dump(paths_for(config.model_dump(mode="json"), TrainConfig, config.out), sort_keys=False)
-    write_atomically(config.out / "config.yaml", settings.encode())
+    # config.yaml comes last: it says that a run was begun, and what data.json has of it is not found out again.
     write_atomically(config.out / "data.json", (json.dumps(data, indent=1) + "\n").encode())
+    write_atomically(config.out / "config.yaml", settings.encode())
