@@ -76,4 +76,5 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor, on the CPU, row by row."""
     import torch
 
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    data: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(data)
