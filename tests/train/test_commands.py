@@ -118,7 +118,7 @@ def test_raw_videos_are_answered_and_missing_ones_are_misses(
     assert answer["query"] == 'a {b} "c"\nd' and answer["duration_s"] == 8.0
     assert answer["text"] and answer["seconds"]["encode"] > 0
     code, out, err = run(capsys, "ground", str(folder / "bad.mp4"), "ab", *policy)
-    assert code == 1 and "bad.mp4: not a video" in err and "Traceback" not in err and not out
+    assert code == 1 and "bad.mp4: truncated" in err and "Traceback" not in err and not out
 
 
 def test_ground_looks_at_no_other_file(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
