@@ -66,7 +66,7 @@ def test_wrong_use_is_2_and_a_wrong_thing_is_1_with_one_message(
         assert run(capsys, *words)[0] == 2, words
     for words, message in [
         (["eval", "--policy", policy, "--shards", shards, "--split", "nope"], "the set has train, val"),
-        (["eval", "--policy", policy, "--shards", shards, "--protocol", "nope"], "expected one of: taro, time-r1"),
+        (["eval", "--policy", policy, "--shards", shards, "--protocol", "nope"], "expected one of: taro, clock"),
         (["eval", "--policy", policy, "--videos", "nope", "--annotations", "nope", "--protocol", "nope"],
          "nope: no such evaluation protocol"),
         (["eval", "--policy", policy, "--shards", shards, "--out", str(tmp_path)], "cannot be written (Is a dir"),
