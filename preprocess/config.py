@@ -32,7 +32,7 @@ class DecodeConfig(Config):
     """How frames are read from files."""
 
     decoder: Decoder = "auto"
-    """auto and pyav: PyAV for every file; decord: where it is known to be right, PyAV for the rest"""
+    """auto and pyav: PyAV for every file; decord (an extra): where it is known to be right, PyAV for the rest"""
     deadline_s: float = Field(300.0, gt=0)
     """seconds after which a clip's decoding process is killed; the clip is skipped as transient"""
 

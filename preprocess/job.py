@@ -22,6 +22,7 @@ from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.ledger import SkippedRow, count_reasons, plan_lock
 from taro.preprocess.listing import check_videos
 from taro.preprocess.plan import STATE, Plan, freeze, load_plan, make_plan
+from taro.preprocess.video.decord import check_installed
 from taro.shards.format import MANIFEST
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
     the folder, nor does a plan of which no slice was begun."""
     if only == "variants" and not config.variants.count:
         raise ConfigError("--only variants needs variants.count above 0, such as --set variants.count=4")
+    if config.decode.decoder == "decord":
+        check_installed()
     folder, annotations_sha256 = resolve_model(config.policy), _annotations_sha256(config)
     check_videos(config.videos)
     device = compute_device(config.device)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taro.core.errors import ConfigError, ShardError
+from taro.core.errors import MissingPackageError, ShardError
 from taro.core.json import parse_model
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.models.features import EncoderFingerprint, VideoFeatures, patch_times_s
@@ -138,11 +138,12 @@ class ShardSet:
 
     def to_pandas(self) -> pd.DataFrame:
         """A table of the queries, one row each: key, query_id, query, split, windows_s, difficulty, video, duration_s,
-        captions (how many). Raises ConfigError without pandas."""
+        captions (how many). Raises MissingPackageError without pandas."""
         try:
             import pandas as pd
         except ImportError:
-            raise ConfigError("to_pandas needs pandas, which is not installed; pip install pandas") from None
+            raise MissingPackageError("to_pandas needs pandas, which is not installed; pip install 'taro-vtg[pandas]'"
+                                      ) from None
         columns = ["key", "query_id", "query", "split", "windows_s", "difficulty", "video", "duration_s", "captions"]
         return pd.DataFrame([(clip.key, query.id, query.text, query.split, query.windows_s, query.difficulty,
                               clip.video.path_hint, clip.duration_s, len(clip.captions))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taro.core.errors import ShardError
+from taro.core.errors import MissingPackageError, ShardError
 from taro.shards.format import shard_path
 from taro.shards.reader import ShardSet, check_times, open_shards, parse_clip
 from taro.shards.store import Store
@@ -26,9 +26,12 @@ __all__ = ["stream"]
 
 def stream(place: str | Path | Store, encoder: str | None = None) -> webdataset.DataPipeline:
     """Samples `{"__key__", "__url__", "clip": ClipRecord, "jpg": bytes | None, "features": VideoFeatures}`, in order of
-    the shards and of their keys."""
-    import webdataset as wds
-
+    the shards and of their keys. Raises MissingPackageError without webdataset, ShardError for a wrong set."""
+    try:
+        import webdataset as wds
+    except ImportError:
+        raise MissingPackageError("taro.shards.stream needs webdataset, which is not installed; pip install "
+                                  "'taro-vtg[webdataset]'. taro.open_shards reads the same set without it") from None
     shard_set = open_shards(place, encoder)
     indices = [entry.index for entry in shard_set.manifest.shards if entry.kind == "paths"]
     urls = [f"{shard_set.place}/{shard_path('paths', index)}" for index in indices]

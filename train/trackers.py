@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from taro.core.errors import ConfigError
+from taro.core.errors import ConfigError, MissingPackageError
 from taro.core.files import write_atomically
 from taro.core.jsonl import read_jsonl
 
@@ -78,11 +78,12 @@ class _Hosted:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises ConfigError where one is not installed."""
+    """Raises MissingPackageError where one is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"trackers names {name}, which is not installed; pip install {name}, or leave it out "
-                              "(metrics.jsonl is always written)")
+            install = "'taro-vtg[train]'" if name == "tensorboard" else name
+            raise MissingPackageError(f"trackers names {name}, which is not installed; pip install {install}, or leave "
+                                      "it out (metrics.jsonl is always written)")
 
 
 def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any], *, resumed_at: int) -> list[Tracker]:

@@ -16,19 +16,29 @@ What is left is damage inside a packet: decord returns such frames as if they we
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from taro.core.errors import MissingPackageError
 from taro.preprocess.video.contents import is_plain_mp4, opened_file
 from taro.preprocess.video.inspect import Inspection, opened
 
-__all__ = ["is_right", "read"]
+__all__ = ["check_installed", "is_right", "read"]
 
 CHUNK_BYTES = 4 * 2**20
 """of frames that decord hands out at once, or one frame"""
 IDR, LAST_SLICE = 5, 5
 """H.264 NAL unit types (ITU-T H.264, table 7-1): 1 to 5 are slices of a picture, 5 those of an IDR picture"""
+
+
+def check_installed() -> None:
+    """Raises MissingPackageError where decord is asked for and is not there: before a job, not clip by clip."""
+    if importlib.util.find_spec("decord") is None:
+        raise MissingPackageError("decode.decoder=decord needs decord, which is not installed; pip install "
+                                  "'taro-vtg[decord]' (it has wheels for Linux on x86_64 alone), or leave "
+                                  "decode.decoder=auto: PyAV reads every file")
 
 
 def is_right(video: Inspection) -> bool:
@@ -39,7 +49,7 @@ def is_right(video: Inspection) -> bool:
 
 
 def read(video: Inspection, unique: np.ndarray, add: Callable[[np.ndarray], None]) -> bool:
-    """Hands the shown frames `unique` (ascending places) to `add`. False where decord is not installed, fails, or
+    """Hands the shown frames `unique` (ascending places) to `add`. False where decord cannot be imported, fails, or
     counts or times frames otherwise than the demuxer does; what was added until then is to be forgotten."""
     try:
         import decord

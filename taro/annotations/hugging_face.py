@@ -26,7 +26,7 @@ from taro.annotations.lint import RawRow
 from taro.annotations.reading import MAX_LINE_BYTES
 from taro.annotations.rows import Dropped
 from taro.annotations.tables import ENDS, Table, open_table
-from taro.core.errors import AnnotationError
+from taro.core.errors import AnnotationError, MissingPackageError
 from taro.core.json import strict_json
 from taro.core.numbers import read_number
 
@@ -99,7 +99,9 @@ class HuggingFaceReader:
         try:
             import datasets
         except ImportError:
-            raise AnnotationError("hub ids need the package datasets; pip install datasets") from None
+            raise MissingPackageError(f"{self.source}: a data set on the hub is read by the package datasets, which is "
+                                      "not installed; pip install 'taro-vtg[hf]'. A local file does without"
+                                      ) from None
         datasets.disable_progress_bars()
         match = HUB_ID.fullmatch(self.source)
         assert match is not None

@@ -6,7 +6,8 @@ an assert, never one of these."""
 
 from __future__ import annotations
 
-__all__ = ["AnnotationError", "ConfigError", "ModelError", "ShardError", "TaroError", "VideoError", "full_memory"]
+__all__ = ["AnnotationError", "ConfigError", "MissingPackageError", "ModelError", "ShardError", "TaroError",
+           "VideoError", "full_memory"]
 
 
 class TaroError(Exception):
@@ -15,6 +16,10 @@ class TaroError(Exception):
 
 class ConfigError(TaroError):
     """A recipe, a `--set` or a command-line value does not fit."""
+
+
+class MissingPackageError(ConfigError):
+    """What was asked for needs a package that is not installed; the message names the extra of taro that brings it."""
 
 
 class AnnotationError(TaroError):

@@ -53,7 +53,6 @@ def test_lint_asks_for_lengths_where_they_are_read(tmp_path: Path, capsys: pytes
 
 
 def test_lint_maps_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("datasets")
     path = tmp_path / "a.csv"
     path.write_text("video,sentence,start,end\nv,a dog,1,2\n")
     code, out, _ = run(capsys, path, "--dataset", "hf", "--column", "query=sentence")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from taro.annotations import Dropped, LintReport, import_annotations
-from taro.core.errors import AnnotationError
+from taro.core.errors import AnnotationError, MissingPackageError
 from taro.grounding.moment import Moment
 
 ROWS: list[dict[str, Any]] = [
@@ -102,7 +102,7 @@ def test_wrong_use_is_one_message(tmp_path: Path) -> None:
 def test_without_datasets_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hub sets alone need it."""
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(AnnotationError, match="pip install datasets"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'taro-vtg\[hf\]'"):
         import_annotations("owner/name", dataset="hf", columns=COLUMNS)
     for kind in ("json", "parquet"):
         path = written(tmp_path, kind)

@@ -159,7 +159,6 @@ def test_dropped_lines_as_misses(tmp_path: Path) -> None:
 
 
 def test_annotations_of_any_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("datasets")
     (tmp_path / "a.csv").write_text("video,sentence,start,end,duration,qid\nv,a dog,0,5,10,a\n")
     answers = written(tmp_path / "p.jsonl", {"qid": "a", "predicted": [0, 10]})
     with pytest.raises(SystemExit) as ended:

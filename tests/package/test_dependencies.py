@@ -38,9 +38,10 @@ def project() -> dict[str, Any]:
 
 
 def declared(*extras: str) -> set[str]:
-    """Distributions of the dependencies, or of the extras that are named."""
+    """Distributions of the dependencies, or of the extras that are named; taro's own name, by which an extra takes
+    others in, left out."""
     lists = [project()["optional-dependencies"][extra] for extra in extras] or [project()["dependencies"]]
-    return {normal(Requirement(line).name) for lines in lists for line in lines}
+    return {normal(Requirement(line).name) for lines in lists for line in lines} - {project()["name"]}
 
 
 def imported(folders: tuple[str, ...]) -> dict[str, str]:
@@ -79,7 +80,17 @@ def test_what_tests_and_benchmarks_need_is_in_dev_and_the_other_way_round() -> N
     assert sorted(declared("dev") - set(used) - TOOLS) == []
 
 
-@pytest.mark.parametrize("line", project()["dependencies"])
+def test_dev_takes_every_extra_in_but_train_which_the_makefile_adds() -> None:
+    """So that the tests of what an extra brings are run."""
+    own = next(Requirement(line) for line in project()["optional-dependencies"]["dev"] if line.startswith("taro-vtg"))
+    assert own.extras | {"train", "dev"} == set(project()["optional-dependencies"])
+    assert "'.[train,dev]'" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+OPTIONAL = [line for extra, lines in project()["optional-dependencies"].items() if extra != "dev" for line in lines]
+
+
+@pytest.mark.parametrize("line", [*project()["dependencies"], *OPTIONAL])
 def test_every_minimum_is_one_that_is_tested(line: str) -> None:
     """`.ci/run` installs the oldest release of each minimum that is written here: `name>=X.Y` alone can be read so."""
     assert re.fullmatch(r"[A-Za-z0-9_-]+>=\d+\.\d+(; .+)?", line)

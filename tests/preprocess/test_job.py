@@ -44,7 +44,6 @@ def test_of_two_jobs_that_differ_one_goes_on(job: Make) -> None:
 
 def test_a_parquet_with_columns_of_its_own_becomes_a_set(job: Make, tmp_path: Path) -> None:
     """`dataset: hf` in a recipe, as for a hub id: nested values, one window a row, captions under another name."""
-    pytest.importorskip("datasets")
     from pyarrow import Table, parquet
 
     captions = [{"start_s": 0.0, "end_s": 1.0, "text": "part 0"}, {"start_s": 2.0, "end_s": 1.0, "text": "turned"}]

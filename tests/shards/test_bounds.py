@@ -102,5 +102,5 @@ def test_a_set_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     table = found.to_pandas()
     assert len(table) == 6 and table["query_id"].tolist() == [ref.query.id for ref in found.queries()]
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ConfigError, match="pip install pandas"):
+    with pytest.raises(ConfigError, match=r"pip install 'taro-vtg\[pandas\]'"):
         found.to_pandas()

@@ -275,7 +275,6 @@ def test_rows_of_format_1_0_are_misses_of_the_split_that_the_set_was_made_with(
 
 
 def test_columns_reach_the_videos_of_an_evaluation(world: World, tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
     (tmp_path / "table.csv").write_text("file,sentence,from,to\nv0.mp4,ab a,0.5,2\nv1.mp4,ab d,0,1\n")
     words = ["--annotations", str(tmp_path / "table.csv"), "--dataset", "hf", "--column", "video=file", "--column",
              "query=sentence", "--column", "start=from", "--column", "end=to", "--json"]
