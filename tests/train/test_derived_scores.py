@@ -102,12 +102,12 @@ def world(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(root, tiny.policy, answers)
 
 
-def with_text(row: AnswerRow, text: str) -> AnswerRow:
+def with_text(row: AnswerRow, text: str, protocol: str = "taro") -> AnswerRow:
     from dataclasses import replace
 
     from taro.grounding.answers import parse_answer
 
-    return replace(row, text=text, predicted=parse_answer(text))
+    return replace(row, text=text, predicted=parse_answer(text, protocol=protocol))
 
 
 def command(words: list[str]) -> str:
@@ -248,8 +248,9 @@ def test_answers_made_right_score_alike_too(world: World, tmp_path: Path) -> Non
     from taro.train.evaluate import unasked_rows
 
     write_answers(world.answers.values(), tmp_path / "a.jsonl", unasked=unasked_rows(world.whole, None))
-    for protocol in ("taro", "time-r1"):
-        told = score_rows(list(world.answers.values()), protocol=protocol,
+    for protocol in ("taro", "timelens"):
+        rows = [with_text(row, row.text, protocol) for row in world.answers.values()]
+        told = score_rows(rows, protocol=protocol,
                           missing=missing_predictions(world.whole, None))
         found = evaluate_file(tmp_path / "a.jsonl", Annotations(world.root / "annotations.jsonl", "jsonl"),
                               protocol=protocol).scores
