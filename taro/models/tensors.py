@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,21 +122,23 @@ def places(folder: Path, family: Family) -> dict[str, tuple[str, str]]:
 
 @contextmanager
 def opened(file: Path) -> Iterator[Any]:
-    """A safetensors file as the library's `safe_open` gives it. Raises ModelError: it is damaged, no file, denied."""
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would wait for its writer
-            raise ModelError(f"{file}: expected a file of weights, got something else (a folder, a pipe)")
-        with file.open("rb") as start:
-            head = start.read(64)
-        with safe_open(file, framework="pt") as handle:
-            yield handle
-    except SafetensorError as error:
-        for sign, what in NOT_WEIGHTS.items():
-            if head.lstrip().startswith(sign):
-                raise ModelError(f"{file}: expected weights, got {what}") from None
-        raise ModelError(f"{file}: damaged weights ({error!s:.300}); copy the file again") from None
-    except OSError as error:
-        raise ModelError(f"{file}: cannot be read: {error.strerror or error}; check its permissions") from None
+    """A safetensors file as the library's `safe_open` gives it. Raises ModelError: it is damaged, no file, denied.
+    Disk errors of what is done with it pass."""
+    with ExitStack() as stack:
+        try:
+            if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would wait for its writer
+                raise ModelError(f"{file}: expected a file of weights, got something else (a folder, a pipe)")
+            with file.open("rb") as start:
+                head = start.read(64)
+            handle = stack.enter_context(safe_open(file, framework="pt"))
+        except SafetensorError as error:
+            for sign, what in NOT_WEIGHTS.items():
+                if head.lstrip().startswith(sign):
+                    raise ModelError(f"{file}: expected weights, got {what}") from None
+            raise ModelError(f"{file}: damaged weights ({error!s:.300}); copy the file again") from None
+        except OSError as error:
+            raise ModelError(f"{file}: cannot be read: {error.strerror or error}; check its permissions") from None
+        yield handle
 
 
 def tower_sha256(folder: Path, family: Family) -> str:

@@ -140,7 +140,7 @@ def test_a_ledger_that_is_lost_is_no_set_without_misses(tiny: Tiny, tmp_path: Pa
     manifest["counts"] |= {"skipped": 1, "inputs": manifest["counts"]["inputs"] + 1}
     (root / "manifest.json").write_text(json.dumps(manifest))
     shard_set = open_encoded_shards(root, tiny.policy)
-    with pytest.raises(ShardError, match=r"skipped\.parquet holds 0 rows, the manifest counts 1"):
+    with pytest.raises(ShardError, match=r"0 rows in skipped\.parquet, the manifest counts 1"):
         missing_predictions(shard_set, None)
 
 
