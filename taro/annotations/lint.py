@@ -41,7 +41,6 @@ WINDOW_LEFT_OUT = "window left out"
 STRIPPED = "query stripped of blanks"
 NO_DURATION = "unusable duration left out"
 DURATION_OF_CLIP = "duration set to the clip's length"
-NO_CLIP = "unusable clip left out"
 NO_DIFFICULTY = "unusable difficulty left out"
 CAPTIONS_LEFT_OUT = "unusable captions left out"
 SALIENCY_LEFT_OUT = "unusable saliency left out"
@@ -97,7 +96,7 @@ def lint(raw: RawRow) -> Outcome:
         video = _name(raw.video, "video")
         split = _name(raw.split, "split")
         query = _query(raw.query, found)
-        clip = _clip(raw.clip, found)
+        clip = _clip(raw.clip)
         duration_s = _duration_s(raw.duration_s, clip, found)
         unclipped = _windows(raw.windows, duration_s, found)
         windows = tuple(w.clip(duration_s if duration_s is not None else math.inf) for w in unclipped)
@@ -190,13 +189,13 @@ def _query(value: Any, found: _Findings) -> str:
     return query
 
 
-def _clip(value: Any, found: _Findings) -> Moment | None:
+def _clip(value: Any) -> Moment | None:
+    """The windows count from the clip's start: without it they would be those of other moments."""
     if value is None or (isinstance(value, list | tuple) and list(value) == [None, None]):
         return None
     clip = _pair(value)
     if clip is None or not clip.is_finite() or not 0 <= clip.start_s < clip.end_s <= MAX_TIME_S:
-        found.note(NO_CLIP)
-        return None
+        raise _UnusableError(f"unusable clip: expected [start, end] in seconds of the file, got {_shown(value)}")
     return clip
 
 

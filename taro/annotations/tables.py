@@ -79,10 +79,8 @@ def read_csv(path: Path, *, sep: str = ",", kind: str = "an annotation file") ->
     """The table in a csv. Raises AnnotationError where it has no header, and while rows are read."""
     reader = LineReader(path, kind=kind)
     csv.field_size_limit(MAX_LINE_BYTES)
-    first = next((line.text for line in reader if line.problem != BLANK), "")
-    # ", " between the names is a style, and then quotes follow the blank.
-    spaced = len(parts := first.split(sep)) > 1 and all(part.startswith(" ") for part in parts[1:])
-    rows = _csv_rows(reader, csv.reader(_texts(reader), delimiter=sep, strict=True, skipinitialspace=spaced))
+    # Where ", " parts fields, a quotation mark behind the blank opens one, or it would end in the text.
+    rows = _csv_rows(reader, csv.reader(_texts(reader), delimiter=sep, strict=True, skipinitialspace=True))
     names = [name.strip() for name in next(rows, (0, []))[1]]
     other = next((mark for mark in ",;\t" if len(names) == 1 and mark in names[0]), None)
     if other is not None:

@@ -54,7 +54,6 @@ def test_a_fine_row_is_kept_as_it_is() -> None:
         (raw(duration_s="9"), "unusable duration left out", [(2, 5)]),
         (raw(duration_s=float("nan")), "unusable duration left out", [(2, 5)]),
         (raw(clip=[30, 40], duration_s=80), "duration set to the clip's length", [(2, 5)]),
-        (raw(clip=[40, 30]), "unusable clip left out", [(2, 5)]),
         (raw(difficulty="hard"), "unusable difficulty left out", [(2, 5)]),
         (raw(captions="a dog runs"), "unusable captions left out", [(2, 5)]),
         (raw(row_id="q" * 501), "id shortened", [(2, 5)]),
@@ -93,6 +92,9 @@ def test_a_repair_has_a_name(given_row: RawRow, repair: str, windows: list[tuple
         (raw(video=""), "unusable video: expected a printable name, got ''"),
         (raw(video="a\x00b"), "unusable video: expected a printable name, got 'a\\x00b'"),
         (raw(video=7.5), "no video: expected a string, got float"),
+        *((raw(clip=clip), f"unusable clip: expected [start, end] in seconds of the file, got {shown}") for clip, shown in (
+            ([40, 30], "[40, 30]"), ([30, None], "[30, NoneType]"), ([-1, 5], "[-1, 5]"), ("30 to 40", "'30 to 40'"),
+            ([30, float("inf")], "[30, inf]"), ({"start": 30, "end": 40}, "dict"))),
     ],
 )
 def test_a_drop_has_a_reason(given_row: RawRow, reason: str) -> None:

@@ -51,6 +51,7 @@ def reasons(report: LintReport) -> list[str]:
         'video, query, start, end\na.mp4, "the circle grows", 4, 7\n',
         "\ufeff video ,query,start,end ,\r\n\r\na.mp4,the circle grows,4,7,\r\n,,,,\r\n",
         'query,end,video,start\n"the circle grows",7,a.mp4,4.0',
+        'video,query,start,end\na.mp4, "the circle grows", 4, 7\n',  # only the rows have blanks
     ],
 )  # fmt: skip
 def test_a_csv_is_read_whatever_its_style(tmp_path: Path, table: str) -> None:
