@@ -159,7 +159,7 @@ def _unbegun(out: Path) -> bool:
 def _check_rows(config: PreprocessConfig, plan: Plan) -> None:
     if plan.rows:
         return
-    why = ", ".join(f"{count:,} {reason}" for reason, count in list(count_reasons(plan.skipped).items())[:5])
+    why = _reasons(plan.skipped)
     raise AnnotationError(f"{config.annotations}: none of its {plan.inputs:,} rows became a query ({why}); nothing was "
                           f"written. Check that its format is {config.dataset} and that its videos are in "
                           f"{config.videos}")
@@ -169,10 +169,22 @@ def check_known(config: PreprocessConfig, inputs: int, skipped: Sequence[Skipped
     """Raises TaroError where the rows that are known to be skipped are more than `max_skipped` allows already: the job
     would fail after all its work."""
     if len(skipped) > config.max_skipped * inputs:
-        why = ", ".join(f"{count:,} {reason}" for reason, count in list(count_reasons(skipped).items())[:5])
+        why = _reasons(skipped)
         raise TaroError(f"{config.out}: {len(skipped):,} of {inputs:,} rows ({len(skipped) / inputs:.1%}) are skipped "
                         f"before a video is read, more than max_skipped = {config.max_skipped:.1%}: {why}. Nothing was "
                         "made; fix the input, or allow it with --max-skipped")
+
+
+def _reasons(skipped: Sequence[SkippedRow]) -> str:
+    """How many rows are skipped why, and the first of each: no file of the job says more at this time."""
+    first = {f"{row.stage}: {row.reason}": row for row in reversed(skipped)}
+    said = [f"{count:,} {reason} (line {first[reason].line}{_detail(first[reason])})"
+            for reason, count in list(count_reasons(skipped).items())[:5]]
+    return ", ".join(said)
+
+
+def _detail(row: SkippedRow) -> str:
+    return f" {row.video!a:.100}: {row.detail.removeprefix(row.video + ': ')[:200]}" if row.stage == "plan" else ""
 
 
 def _check(config: PreprocessConfig, plan: Plan, shaping: dict[str, Any], encoder: EncoderFingerprint,

@@ -2,15 +2,17 @@
 
 A clip is a file, or a cut of one. Clips are ordered by their key and cut into slices whose features stay near
 `slice_bytes`; a slice is the unit of work, of retry, of checksum and of sharing. Rows that already cannot become
-queries (dropped by the linter, no such video) are in the plan as skipped, with their reason. The plan is written once,
-with the settings that shape the output; another run on the same folder must bring the same settings, or is refused
-with the difference. File sizes are part of it: a video that changed since is skipped, not silently mixed in."""
+queries (dropped by the linter, no such video, a file whose first bytes are those of no video) are in the plan as
+skipped, with their reason. The plan is written once, with the settings that shape the output; another run on the same
+folder must bring the same settings, or is refused with the difference. File sizes are part of it: a video that changed
+since is skipped, not silently mixed in."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from taro.models.features import EncoderFingerprint
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.ledger import SkippedRow
 from taro.preprocess.listing import Finder, list_videos
+from taro.preprocess.video.contents import check_contents
 from taro.shards.format import ClipEncoder, clip_key
 
 __all__ = ["STATE", "Plan", "PlannedClip", "PlannedRow", "freeze", "load_plan", "make_plan"]
@@ -33,6 +36,8 @@ __all__ = ["STATE", "Plan", "PlannedClip", "PlannedRow", "freeze", "load_plan", 
 STATE = ".preprocess"
 """folder of the job's own state inside the set: plan, locks, journal, ledgers; never shared"""
 PLAN_VERSION = 1
+LOOKS_AT_ONCE = 16
+"""files that are looked at side by side"""
 
 
 class PlannedRow(Config):
@@ -126,7 +131,7 @@ class Plan(Config):
 
 def make_plan(config: PreprocessConfig, shaping: dict[str, Any], *, encoder: EncoderFingerprint,
               clip_encoder: ClipEncoder | None, captioner: dict[str, Any], bytes_per_clip: int) -> Plan:
-    """Reads annotations and lists videos; decodes nothing.
+    """Reads annotations, lists videos and looks at the first bytes of each; decodes nothing.
 
     Args:
         shaping: settings and fingerprints that decide the bytes.
@@ -175,10 +180,12 @@ def _group(report: LintReport, finder: Finder, folder: Path) -> tuple[list[Plann
         raise ConfigError(f"videos {folder}: {', '.join(unread[:3])}{' and more' if len(unread) > 3 else ''} cannot be "
                           f"listed, and the videos of {unsure:,} rows may lie there; restore the mount or its rights "
                           "and run again")
+    refused = _refused({path for path in found.values() if isinstance(path, str)}, folder)
     rows: dict[str, list[tuple[str, AnnotationRow]]] = {}
     skipped: list[SkippedRow] = []
     for row in report.rows:
         path = found[row.video]
+        path = path if isinstance(path, VideoError) else refused.get(path, path)
         if isinstance(path, VideoError):
             skipped.append(SkippedRow(row_id=row.row_id, line=row.line, video=row.video, stage="plan",
                                       reason=path.reason, detail=str(path), split=row.split, query=row.query,
@@ -187,6 +194,20 @@ def _group(report: LintReport, finder: Finder, folder: Path) -> tuple[list[Plann
         else:  # cuts that differ by less than a millisecond are one clip
             rows.setdefault(clip_key(path, row.clip), []).append((path, row))
     return [_clip(key, here[0][0], [row for _, row in here], finder) for key, here in sorted(rows.items())], skipped
+
+
+def _refused(paths: Iterable[str], folder: Path) -> dict[str, VideoError]:
+    """Files that are no videos by their contents. What may pass later is left to decoding, which may come later."""
+
+    def look(path: str) -> tuple[str, VideoError | None]:
+        try:
+            check_contents(folder / path)
+        except VideoError as error:
+            return path, None if error.transient else error
+        return path, None
+
+    with ThreadPoolExecutor(LOOKS_AT_ONCE) as threads:  # each waits for the disk, or for the network
+        return {path: error for path, error in threads.map(look, sorted(paths)) if error is not None}
 
 
 def _pairs(windows: Sequence[Moment]) -> list[tuple[float, float]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from taro.core.errors import VideoError
 
-__all__ = ["HEAD_BYTES", "demuxer_of", "is_plain_mp4", "opened_file", "what_it_is"]
+__all__ = ["HEAD_BYTES", "check_contents", "demuxer_of", "is_plain_mp4", "opened_file", "what_it_is"]
 
 HEAD_BYTES = 4096
 """bytes that are looked at"""
@@ -106,6 +106,12 @@ def demuxer_of(descriptor: int, name: str) -> str:
         raise VideoError(f"{name}: cannot be opened ({error.strerror}); check the mount and its rights",
                          reason="unreadable", transient=True) from None
     return demuxer
+
+
+def check_contents(path: Path) -> None:
+    """Raises VideoError where a file is no video by what `demuxer_of` looks at: a few bytes, before any is decoded."""
+    with opened_file(path) as descriptor:
+        demuxer_of(descriptor, path.name)
 
 
 def is_plain_mp4(descriptor: int) -> bool:

@@ -18,6 +18,7 @@ Legend: T sampled frames, H, W pixels, C = 3 (RGB)."""
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from taro.models.features import FrameSampling, resized_hw, sample_by_time, time
 from taro.preprocess.video import decord as decord_reader
 from taro.preprocess.video.inspect import Inspection, cause, inspect_video, opened
 
-__all__ = ["MAX_FRAME_BYTES", "DecodeJob", "Decoder", "Frames", "decode_clip"]
+__all__ = ["MAX_FRAME_BYTES", "MAX_VIEW_PIXELS", "DecodeJob", "Decoder", "Frames", "decode_clip", "most_frame_bytes"]
 
 Decoder = Literal["auto", "pyav", "decord"]
 
@@ -41,6 +42,8 @@ MAX_FRAME_BYTES = 128 * 2**20
 """bytes of frames that a clip may hold at their own size"""
 VIEW_PX = 224
 """shorter side of the frames that CLIP and contact sheets see of a clip over the bound"""
+MAX_VIEW_PIXELS = 16 * VIEW_PX**2
+"""of such a frame: a long, thin one is no larger"""
 SEEK_MARGIN_S = 10.0
 """how far before a late clip decoding starts, so that no frame leans on one that was not decoded"""
 
@@ -105,6 +108,17 @@ def decode_clip(job: DecodeJob) -> Frames:
         return _decode(job, inspect_video(job.path, count=True))
 
 
+def most_frame_bytes(job: DecodeJob, frames: int) -> int:
+    """Most that the frames of a clip, or its views, can take: what fits the bound, else what is resized."""
+    sampling = job.sampling
+    if frames > max(sampling.max_frames, sampling.min_frames) + 1:
+        return 0
+    budget = max(min(sampling.max_tokens_per_patch, sampling.total_tokens // max(frames // 2, 1)),
+                 sampling.min_tokens_per_patch)
+    # the longer side of a view is rounded up by half a pixel at most, the shorter is at least one
+    return max(job.max_frame_bytes, frames * 3 * max(budget * job.factor**2, 2 * MAX_VIEW_PIXELS))
+
+
 class _UnexpectedError(Exception):
     """Decoding shows other frames than the packets did."""
 
@@ -162,7 +176,7 @@ class _Sink:
         hw = video.height, video.width
         self._views: np.ndarray | None = None
         if count * hw[0] * hw[1] * 3 > job.max_frame_bytes:
-            scale = min(1.0, VIEW_PX / min(hw))
+            scale = min(1.0, VIEW_PX / min(hw), math.sqrt(MAX_VIEW_PIXELS / (hw[0] * hw[1])))
             self._views = np.empty((unique, max(1, round(hw[0] * scale)), max(1, round(hw[1] * scale)), 3), np.uint8)
             hw = resized_hw(*hw, count // 2, job.sampling, factor=job.factor)
         self._frames = np.empty((unique, *hw, 3), dtype=np.uint8)

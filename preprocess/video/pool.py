@@ -12,6 +12,7 @@ import ctypes
 import itertools
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -26,8 +27,9 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from taro.core.errors import VideoError
+from taro.core.json import strict_json
 from taro.grounding.records import ClipSpan, VideoFacts
-from taro.preprocess.video.decode import DecodeJob, Frames, decode_clip
+from taro.preprocess.video.decode import DecodeJob, Frames, decode_clip, most_frame_bytes
 
 __all__ = ["DecodePool", "serve"]
 
@@ -39,6 +41,9 @@ BOOT = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from taro.preprocess.video.pool import serve
 serve(int(sys.argv[2]))"""
+READY = b"ready"
+MAX_HEAD_BYTES = 1 << 20
+"""of an answer before its pixels: facts, and a time for each of at most 4,096 frames"""
 PR_SET_PDEATHSIG = 1
 """of prctl(2): the signal that a process gets when the thread that started it ends"""
 EXPECTED = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError)
@@ -51,7 +56,7 @@ def serve(descriptor: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     connection = Connection(descriptor)  # closed already where the parent died before: nothing is begun
-    connection.send_bytes(b"ready")
+    connection.send_bytes(READY)
     while True:
         try:
             job: DecodeJob = connection.recv()
@@ -82,16 +87,32 @@ def _refuse(connection: Connection, message: str, reason: str, *, transient: boo
     connection.send_bytes(json.dumps({"error": message, "reason": reason, "transient": transient}).encode())
 
 
-def _receive(connection: Connection) -> Frames:
-    head = json.loads(connection.recv_bytes())
-    if "error" in head:
-        raise VideoError(head["error"], reason=head["reason"], transient=head["transient"])
-    arrays = [np.empty(shape, dtype=np.uint8) for shape in head["shapes"]]
-    for array in arrays:
-        connection.recv_bytes_into(array.reshape(-1).data)
-    times_s = np.asarray(head["times_s"], dtype=np.float64)
-    facts, clip = VideoFacts(**head["facts"]), ClipSpan(**head["clip"])
-    return Frames(arrays[0], times_s, facts, clip, arrays[1] if len(arrays) > 1 else None)
+def _receive(connection: Connection, job: DecodeJob) -> Frames:
+    """The child's answer. Raises ValueError where it is none, OSError where a message is longer than it may be: what
+    decodes untrusted files is not trusted itself, and nothing is allocated or read on its word."""
+    head = strict_json(connection.recv_bytes(MAX_HEAD_BYTES))
+    try:
+        if "error" in head:
+            raise VideoError(str(head["error"]), reason=str(head["reason"]), transient=head["transient"] is True)
+        times_s = np.asarray(head["times_s"], dtype=np.float64)
+        facts, clip = VideoFacts.model_validate(head["facts"]), ClipSpan.model_validate(head["clip"])
+        shapes = [tuple(map(int, shape)) for shape in head["shapes"]]
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"an answer without {error}") from None
+    if times_s.ndim != 1 or not 1 <= len(shapes) <= 2:
+        raise ValueError("an answer of other shapes")
+    for shape in shapes:
+        if len(shape) != 4 or min(shape) < 1 or shape[0] != len(times_s) or shape[3] != 3:
+            raise ValueError(f"frames of the shape {shape}, {len(times_s)} times")
+        if math.prod(shape) > most_frame_bytes(job, shape[0]):
+            raise ValueError(f"{math.prod(shape):,} bytes of frames")
+    frames = [_pixels(connection, shape) for shape in shapes]
+    return Frames(frames[0], times_s, facts, clip, frames[1] if len(frames) > 1 else None)
+
+
+def _pixels(connection: Connection, shape: tuple[int, ...]) -> np.ndarray:
+    flat = np.frombuffer(connection.recv_bytes(math.prod(shape)), dtype=np.uint8)
+    return flat.reshape(shape).copy()
 
 
 class _Child:
@@ -112,13 +133,13 @@ class _Child:
             timer.start()
             try:
                 connection.send(job)
-                return _receive(connection)
+                return _receive(connection, job)
             finally:
                 timer.cancel()
                 timer.join()
                 if late.is_set():
                     self.stop()
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError):
             code = self.stop()
             if late.is_set():
                 raise VideoError(f"{job.path.name}: no answer within {deadline_s:g} s; raise deadline_s or try again",
@@ -163,7 +184,7 @@ class _Child:
             return
         if not connection.poll(START_S):
             raise EOFError
-        connection.recv_bytes()
+        connection.recv_bytes(len(READY))
         self._ready = True
 
 

@@ -29,6 +29,7 @@ from taro.cli.output import say, say_block, say_json
 from taro.cli.progress import Shown, progress
 
 if TYPE_CHECKING:
+    from taro.core.errors import VideoError
     from taro.grounding.moment import Moment
     from taro.grounding.prompts import Asking
 
@@ -62,6 +63,7 @@ def ground(options: GroundOptions) -> None:
 
     if not options.video.is_file():
         raise VideoError(f"{options.video}: no such video file; give the path of a file")
+    _look(options.video)
     if not normalise_query(options.query):
         raise typer.BadParameter("the query is empty; say what should be found", param_hint="QUERY")
     protocol_named(options.protocol)
@@ -79,6 +81,25 @@ def ground(options: GroundOptions) -> None:
         raise typer.Exit(1)
 
 
+def _look(video: Path) -> None:
+    """Raises VideoError where the file is no video, before a model is looked for."""
+    from taro.core.errors import VideoError
+    from taro.preprocess.video.contents import check_contents
+
+    try:
+        check_contents(video)
+    except VideoError as error:
+        detail = str(error).removeprefix(f"{video.name}: ")
+        raise _refusal(video, error.reason, detail, transient=error.transient) from None
+
+
+def _refusal(video: Path, reason: str, detail: str, *, transient: bool) -> VideoError:
+    from taro.core.errors import VideoError
+
+    message = detail if detail.startswith(reason) else f"{reason}: {detail}"
+    return VideoError(f"{video}: {message}", reason=reason, transient=transient)
+
+
 def _inside(row: Any) -> list[Moment]:
     """The windows of the answer that reach into the video, limited to it."""
     inside = [one for one in row.answers if one.start_s <= one.end_s and one.start_s < row.duration_s and one.end_s > 0]
@@ -88,7 +109,7 @@ def _inside(row: Any) -> list[Moment]:
 def _encode(options: GroundOptions, folder: Path, shown: Shown) -> Path:
     from taro.annotations import Dropped, import_annotations
     from taro.cli.temporary import RawVideos, temporary_shards
-    from taro.core.errors import TaroError, VideoError
+    from taro.core.errors import TaroError
     from taro.shards.manifest import read_skipped
 
     video = options.video
@@ -112,9 +133,8 @@ def _encode(options: GroundOptions, folder: Path, shown: Shown) -> Path:
         if not (shards.is_dir() and read_skipped(shards)):  # else the ledger says better what is wrong
             raise
     for row in read_skipped(shards):
-        reason, detail = str(row["reason"]), str(row["detail"]).removeprefix(f"{name}: ")
-        message = detail if detail.startswith(reason) else f"{reason}: {detail}"
-        raise VideoError(f"{video}: {message}", reason=reason, transient=bool(row["transient"]))
+        raise _refusal(video, str(row["reason"]), str(row["detail"]).removeprefix(f"{name}: "),
+                       transient=bool(row["transient"]))
     return shards
 
 

@@ -92,7 +92,8 @@ def test_a_repair_has_a_name(given_row: RawRow, repair: str, windows: list[tuple
         (raw(video=""), "unusable video: expected a printable name, got ''"),
         (raw(video="a\x00b"), "unusable video: expected a printable name, got 'a\\x00b'"),
         (raw(video=7.5), "no video: expected a string, got float"),
-        *((raw(clip=clip), f"unusable clip: expected [start, end] in seconds of the file, got {shown}") for clip, shown in (
+        *((raw(clip=clip), f"unusable clip: expected [start, end] in seconds of the file, got {shown}")
+          for clip, shown in (
             ([40, 30], "[40, 30]"), ([30, None], "[30, NoneType]"), ([-1, 5], "[-1, 5]"), ("30 to 40", "'30 to 40'"),
             ([30, float("inf")], "[30, inf]"), ({"start": 30, "end": 40}, "dict"))),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tracemalloc
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from taro.core.errors import VideoError
 from taro.grounding.moment import Moment
 from taro.models.families.pixels import resize_frames
 from taro.models.features import FrameSampling, sample_frames
-from taro.preprocess.video.decode import DecodeJob, Decoder, decode_clip
+from taro.preprocess.video.decode import MAX_VIEW_PIXELS, DecodeJob, Decoder, decode_clip, most_frame_bytes
 from taro.preprocess.video.inspect import inspect_video
 from tests.helpers_plain_decode import decode_from_start
 from tests.helpers_video import numbered_frame, read_number, rotate_clockwise, write_audio, write_video
@@ -112,6 +113,18 @@ def test_a_large_clip_is_resized_as_the_encoder_would(tmp_path: Path) -> None:
     assert np.array_equal(bounded.frames_THWC, resize_frames(whole.frames_THWC, (hw[0], hw[1])))
     assert bounded.facts == whole.facts  # the digest is of the frames at their own size
     assert bounded.views.shape[1:3] == (120, 160)
+
+
+@pytest.mark.parametrize("size", [(16, 60_000), (240, 16_000), (8, 500)])
+def test_a_long_thin_clip_keeps_its_bound(tmp_path: Path, size: tuple[int, int]) -> None:
+    """By the shorter side alone its views would stay at full size."""
+    images = [np.full((*size, 3), 9 * i, np.uint8) for i in range(4)]
+    path = write_video(tmp_path / "v.mkv", images, codec="ffv1", fps=2)
+    job = DecodeJob(path, FrameSampling(total_tokens=64), max_frame_bytes=1)
+    frames = decode_clip(job)
+    assert 0.9 * min(MAX_VIEW_PIXELS, math.prod(size)) < math.prod(frames.views.shape[1:3]) <= 1.1 * MAX_VIEW_PIXELS
+    for array in (frames.frames_THWC, frames.views):
+        assert array.nbytes <= most_frame_bytes(job, len(frames.times_s))
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,8 @@ import pytest
 
 from taro.core.errors import VideoError
 from taro.models.features import FrameSampling
-from taro.preprocess.video.decode import DecodeJob, Frames
-from taro.preprocess.video.pool import DecodePool
+from taro.preprocess.video.decode import DecodeJob, Frames, decode_clip
+from taro.preprocess.video.pool import DecodePool, _receive
 from tests.helpers_video import read_number, write_video
 
 SAMPLING = FrameSampling()
@@ -69,6 +73,46 @@ def test_a_crash_is_a_transient_failure_of_one_clip(tmp_path: Path) -> None:
         assert isinstance(dead, VideoError)
         assert dead.reason == "decoder died" and dead.transient
         assert isinstance(after, Frames)
+
+
+ANSWERS: dict[str, list[bytes]] = {
+    "shapes": [b'{"shapes": [[4, 1000000, 1000000, 3]], "times_s": [0, 1, 2, 3]', b"x"],
+    "frames": [b'{"shapes": [[4000000000, 1, 1, 3]], "times_s": [0, 1, 2, 3]', b"x"],
+    "colours": [b'{"shapes": [[4, 2, 2, 9]], "times_s": [0, 1, 2, 3]', b"x" * 144],
+    "no pixels": [b'{"shapes": [], "times_s": []', b"x"],
+    "pixels": [b'{"shapes": [[4, 2, 2, 3]], "times_s": [0, 1, 2, 3]', b"x" * 10**6],
+    "few pixels": [b'{"shapes": [[4, 2, 2, 3]], "times_s": [0, 1, 2, 3]', b"x"],
+    "head": [b"x" * 10**7],
+    "no JSON": [b"nonsense"],
+    "no object": [b"[]"],
+}  # fmt: skip
+"""what a decoder says that something has taken over: a header (facts are put behind it), pixels"""
+
+
+@pytest.mark.parametrize("kind", sorted(ANSWERS))
+def test_what_a_decoder_says_is_bounded_and_costs_one_clip(tmp_path: Path, kind: str) -> None:
+    job = DecodeJob(write_video(tmp_path / "v.mp4", 9), SAMPLING)
+    facts = decode_clip(job)
+    tail = json.dumps({"facts": facts.facts.model_dump(), "clip": facts.clip.model_dump()})[1:]
+    head, *pixels = ANSWERS[kind]
+    ours, theirs = multiprocessing.Pipe()
+
+    def say() -> None:
+        with contextlib.suppress(OSError):
+            for message in (head + b", " + tail.encode() if pixels else head, *pixels):
+                theirs.send_bytes(message)
+
+    thread = threading.Thread(target=say)
+    thread.start()
+    tracemalloc.start()
+    try:
+        with pytest.raises((ValueError, OSError)):
+            _receive(ours, job)
+        assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    finally:
+        tracemalloc.stop()
+        ours.close()
+        thread.join()
 
 
 def test_no_more_is_decoded_ahead_than_asked(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -175,6 +176,31 @@ def test_what_is_known_to_be_too_many_skipped_rows_fails_before_any_work(
         estimate(job(videos=folder))
     assert not begun and not (tmp_path / "out").exists()
     (tmp_path / "v5.mp4").rename(folder / "v5.mp4")
+    assert preprocess(job(videos=folder)).written == 12
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "not a video (line 11 'v5.mp4': a Git LFS"),
+    (b"<!DOCTYPE html><html>", "not a video (line 11 'v5.mp4': an HTML page, not a video"),
+    (b"", "empty (line 11 'v5.mp4': 0 bytes"),
+    (None, "truncated (line 11 'v5.mp4': an mp4 without its index"),
+])  # fmt: skip
+def test_what_the_first_bytes_show_fails_before_any_work(
+    job: Make, tmp_path: Path, videos: Path, data: bytes | None, said: str
+) -> None:
+    """And where it is allowed, it is skipped by the plan; with the real file in its place the same line passes."""
+    folder = Path(shutil.copytree(videos, tmp_path / "some"))
+    whole = (folder / "v5.mp4").read_bytes()
+    (folder / "v5.mp4").write_bytes(whole[:-300] if data is None else data)
+    begun: list[str] = []
+    for action in (lambda: preprocess(job(videos=folder), progress=lambda at: begun.append(at.stage)),
+                   lambda: estimate(job(videos=folder))):  # fmt: skip
+        with pytest.raises(TaroError, match=re.escape(f"2 plan: {said}")):
+            action()
+    assert not begun and not (tmp_path / "out").exists()
+    allowed = preprocess(job(videos=folder, out=tmp_path / "allowed", max_skipped=0.5))
+    assert allowed.reasons == {f"plan: {said.partition(' (')[0]}": 2} and allowed.written == 10
+    (folder / "v5.mp4").write_bytes(whole)
     assert preprocess(job(videos=folder)).written == 12
 
 

@@ -14,9 +14,9 @@ from taro.cli.app import app
 @pytest.mark.parametrize(
     ("lines", "dataset", "told"),
     [
-        (["not json"], "jsonl", "annotations.jsonl: none of its 1 rows became a query (1 annotations: not JSON)"),
+        (["not json"], "jsonl", "annotations.jsonl: none of its 1 rows became a query (1 annotations: not JSON (li"),
         ([{"video": "v0", "query": "q", "windows": [[0, 1]]}], "charades-sta", "its format is charades-sta"),
-        ([{"video": "gone", "query": "q", "windows": [[0, 1]]}], "jsonl", "(1 plan: missing)"),
+        ([{"video": "gone", "query": "q", "windows": [[0, 1]]}], "jsonl", "(1 plan: missing (line 1 'gone': no such"),
         ([{"video": "v0", "query": "q", "windows": [[99, 100]]}], "jsonl", "none of 1 rows became a query (1 wind"),
     ],
 )
