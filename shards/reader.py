@@ -8,33 +8,23 @@ The bytes come from a `Store`, so a set reads alike wherever it lies."""
 from __future__ import annotations
 
 import copy
-import hashlib
+import importlib.util
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taro.core.errors import MissingPackageError, ShardError
-from taro.core.json import parse_model
+from taro.core.errors import ConfigError, MissingPackageError, ShardError
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.models.features import EncoderFingerprint, VideoFeatures, patch_times_s
-from taro.shards.format import (
-    BLOCK,
-    MANIFEST,
-    MAX_ELEMENTS,
-    MAX_JSON_BYTES,
-    Member,
-    ShardEntry,
-    SidecarRecord,
-    shard_path,
-)
+from taro.shards.format import BLOCK, MANIFEST, ShardEntry, SidecarRecord, shard_path
 from taro.shards.manifest import read_manifest, read_sidecar
+from taro.shards.members import checked, clip_of, member_of, parse_clip, read_clips
 from taro.shards.places import open_store
+from taro.shards.skipped import missed_rows
 from taro.shards.store import Store
-from taro.shards.tar import read_header
 from taro.shards.tensors import unpack_features, unpack_frames
 from taro.shards.variants import FrameVariants, VariantSettings, check_variants, patch_facts, unpack_variants
 
@@ -74,9 +64,13 @@ class Sample:
     repeat: int = 0
 
 
-def parse_clip(data: bytes, where: str) -> ClipRecord:
-    """KEY.json from its bytes; ShardError that opens with `where`."""
-    return parse_model(ClipRecord, data, where, limit_bytes=MAX_JSON_BYTES, limit_elements=MAX_ELEMENTS["clip"])
+@dataclass(slots=True)
+class _Labels:
+    """What one pass over every KEY.json keeps, shared by all that read the same open set."""
+
+    refs: list[QueryRef] = field(default_factory=list)
+    captioned: set[str] = field(default_factory=set)
+    read: bool = False
 
 
 def check_times(record: ClipRecord, features: VideoFeatures, where: str) -> None:
@@ -103,6 +97,7 @@ class ShardSet:
             raise ShardError(f"{store.place}: the set has no paths shards; the manifest lists {self.manifest.kinds}")
         self._encoder = None if encoder is None else self._named(encoder)
         self._with_variants = False
+        self._shared = _Labels()
 
     def _load(self, entry: ShardEntry) -> None:
         """Adds the records of one shard, by its sidecar, to those of its kind."""
@@ -178,7 +173,7 @@ class ShardSet:
 
     def reading(self, encoder: str, *, variants: bool = False) -> ShardSet:
         """The same open set, its features those of `encoder`, its samples with frame variants where asked for; nothing
-        is read again."""
+        is read again, the queries neither."""
         other = copy.copy(self)
         other._encoder, other._with_variants = self._named(encoder), variants
         return other
@@ -215,13 +210,7 @@ class ShardSet:
 
     def clip(self, key: str) -> ClipRecord:
         """KEY.json."""
-        data, where = self._member("paths", key, "json")
-        record = parse_clip(data, where)
-        expected = self._find("paths", key)[1].queries
-        if record.key != key or len(record.queries) != expected:
-            raise ShardError(f"{where}: holds {record.key} with {len(record.queries)} queries, the sidecar says {key} "
-                             f"with {expected}")
-        return record
+        return clip_of(self._find("paths", key)[1], *self._member("paths", key, "json"))
 
     def features(self, key: str) -> VideoFeatures:
         """The features of a clip from `encoder`."""
@@ -253,16 +242,48 @@ class ShardSet:
     def queries(self, split: str | None = None, ids: Collection[str] | None = None,
                 difficulty: tuple[float, float] | None = None) -> list[QueryRef]:
         """Queries in order of (key, place in the clip), filtered: of a split, with one of the ids, with a difficulty in
-        `[low, high]` (a query without difficulty is left out then). The first call reads every KEY.json."""
+        `[low, high]` (a query without difficulty is left out then). The first call reads every KEY.json. Raises
+        ConfigError with the splits that exist where no query, and no miss, is of that split."""
+        if split is not None and split not in self.splits and not _has_misses(self, split):
+            raise ConfigError(f"{self.place}: no query of split {split[:120]!r}; the set has {self.splits_text}")
         wanted = None if ids is None else set(ids)
-        return [ref for ref in self._queries if (split is None or ref.query.split == split)
+        return [ref for ref in self._labels.refs if (split is None or ref.query.split == split)
                 and (wanted is None or ref.query.id in wanted)
                 and (difficulty is None or (ref.query.difficulty is not None
                                             and difficulty[0] <= ref.query.difficulty <= difficulty[1]))]
 
-    @cached_property
-    def _queries(self) -> list[QueryRef]:
-        return [QueryRef(key, query) for key in self.keys for query in self.clip(key).queries]
+    @property
+    def splits(self) -> list[str]:
+        """The splits that queries name, ascending."""
+        return sorted({ref.query.split for ref in self._labels.refs})
+
+    @property
+    def splits_text(self) -> str:
+        """The same for a message, the first ten."""
+        found = self.splits
+        return (", ".join(name[:120] for name in found[:10]) + (f" and {len(found) - 10:,} more" * (len(found) > 10))
+                or "no query at all")
+
+    @property
+    def captioned(self) -> frozenset[str]:
+        """Keys of the clips that have captions; read with the queries, once."""
+        return frozenset(self._labels.captioned)
+
+    @property
+    def _labels(self) -> _Labels:
+        """Every KEY.json, parsed once: each paths shard is opened once and read from its beginning to its end, without
+        its contact sheets."""
+        if not self._shared.read:
+            found, shards = _Labels(), dict[int, list[SidecarRecord]]()
+            for index, record in self._records["paths"].values():
+                shards.setdefault(index, []).append(record)
+            for index, records in shards.items():
+                for clip in read_clips(self.store, shard_path("paths", index), records):
+                    found.refs += [QueryRef(clip.key, query) for query in clip.queries]
+                    found.captioned |= {clip.key} if clip.captions else set()
+            found.refs.sort(key=lambda ref: ref.key)  # stable: queries keep their places
+            self._shared.refs, self._shared.captioned, self._shared.read = found.refs, found.captioned, True
+        return self._shared
 
     def sample(self, ref: QueryRef) -> Sample:
         """Clip and features of a query, checked against each other."""
@@ -297,26 +318,14 @@ class ShardSet:
         """The bytes of a member, checked, and how to name it in a message."""
         index, record = self._find(kind, key)
         name = shard_path(kind, index)
-        member = next((member for member in record.members if member.ext == ext), None)
-        if member is None:
-            raise ShardError(f"{self.store.describe(name)}: record {key} has no .{ext}")
-        return _read_member(self.store, name, key, member)
+        member = member_of(record, ext, self.store.describe(name))
+        data = self.store.read_range(name, member.offset - BLOCK, BLOCK + member.size)
+        return checked(data, self.store.describe(name), key, member)
 
 
-def _read_member(store: Store, name: str, key: str, member: Member) -> tuple[bytes, str]:
-    """One ranged read of a member with its header, both checked."""
-    where = f"{store.describe(name)}: record {key} at byte {member.offset:,}"
-    data = store.read_range(name, member.offset - BLOCK, BLOCK + member.size)
-    if len(data) != BLOCK + member.size:
-        raise ShardError(f"{where}: {member.size:,} bytes expected, the shard ends before; it is truncated")
-    if read_header(data[:BLOCK], where) != (key, member.ext, member.size):
-        raise ShardError(f"{where}: the header there does not name {key}.{member.ext} of {member.size:,} bytes; shard "
-                         "and sidecar do not belong together")
-    data = data[BLOCK:]
-    if hashlib.sha256(data).hexdigest() != member.sha256:
-        raise ShardError(f"{where}: sha256 of {key}.{member.ext} is not the sidecar's; the shard is damaged, fetch it "
-                         "again or make it again (`taro shards verify` lists all damage)")
-    return data, where
+def _has_misses(shard_set: ShardSet, split: str) -> bool:
+    """Whether a split is one of queries whose clips could not be made; False where that cannot be read."""
+    return importlib.util.find_spec("pyarrow") is not None and bool(missed_rows(shard_set, split))
 
 
 def open_shards(place: str | Path | Store, encoder: str | None = None) -> ShardSet:

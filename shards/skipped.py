@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from taro.core.errors import ShardError
 from taro.core.json import parse_json
 from taro.grounding.moment import Moment
 from taro.grounding.records import QueryRecord
-from taro.shards.format import SKIPPED
+from taro.shards.format import SKIPPED, Manifest
 from taro.shards.manifest import SKIPPED_COLUMNS, read_skipped
+from taro.shards.store import Store
 
-if TYPE_CHECKING:
-    from taro.shards.reader import ShardSet
-
-__all__ = ["NOT_MISSED", "Row", "is_miss", "miss_name", "missed_query", "missed_rows", "row_windows", "skipped_rows"]
+__all__ = ["NOT_MISSED", "OpenSet", "Row", "is_miss", "miss_name", "missed_query", "missed_rows", "row_windows",
+           "skipped_rows"]
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,18 @@ _TYPES: dict[str, tuple[type, ...]] = {"line": (int,), "transient": (bool,), "du
                                        "difficulty": (float, type(None))}
 
 
-def skipped_rows(shard_set: ShardSet) -> list[Row]:
+class OpenSet(Protocol):
+    """What is needed of an open set (`taro.shards.reader.ShardSet`) to read its skipped rows."""
+
+    manifest: Manifest
+    store: Store
+
+    @property
+    def place(self) -> str:
+        """How its user names it."""
+
+
+def skipped_rows(shard_set: OpenSet) -> list[Row]:
     """Rows of a set's skipped.parquet, checked against its manifest and the format's types."""
     root, counted = shard_set.place, shard_set.manifest.counts.skipped
     try:
@@ -64,7 +74,7 @@ def is_miss(row: Mapping[str, Any]) -> bool:
     return row["stage"] not in NOT_MISSED
 
 
-def missed_rows(shard_set: ShardSet, split: str | None = None) -> list[Row]:
+def missed_rows(shard_set: OpenSet, split: str | None = None) -> list[Row]:
     """The misses of a set, or of one of its splits. Nothing is read where the set skipped no row."""
     if not shard_set.manifest.counts.skipped:
         return []

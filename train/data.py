@@ -128,7 +128,7 @@ class TrainingData:
                     f"{draws or found} of {found} queries, a step takes rollout.prompts={self._prompts}; "
                     "raise data.draws, choose other queries or fewer prompts")
         source = self.sets[0].source
-        wanted = f"split {source.split!r}"
+        wanted = f"split {source.split!r}{_splits_there(self.sets[0])}"
         wanted += "" if source.difficulty is None else f" and difficulty {list(source.difficulty)}"
         wanted += "".join(f" and the filter {name}" for name in ("queries", "keys", "text")
                           if getattr(source, name) is not None)
@@ -139,11 +139,12 @@ class TrainingData:
         if knobs is None or knobs.split is None:
             return ()
         asked = [one for one in self.sets if knobs.sets is None or one.name in knobs.sets]
-        found = tuple(one for one in asked if one.shard_set.queries(split=knobs.split))
+        found = tuple(one for one in asked if knobs.split in one.shard_set.splits)
         if not found or (knobs.sets is not None and len(found) < len(asked)):
-            lost = ", ".join(str(one.source.path) for one in asked if one not in found)
-            raise ConfigError(f"{lost}: no query has the split {knobs.split!r} of validation.split; name one that "
-                              "exists, or null")
+            lost = [one for one in asked if one not in found]
+            held = "; ".join(dict.fromkeys(one.shard_set.splits_text for one in lost))
+            raise ConfigError(f"{', '.join(str(one.source.path) for one in lost)}: no query has the split "
+                              f"{knobs.split!r} of validation.split; the set has {held}; name one that exists, or null")
         return found
 
     @property
@@ -197,7 +198,8 @@ class TrainingData:
         for one in self.drawn:
             refs = one.refs
             if source == "online":
-                bare = len(refs) - sum(bool(one.shard_set.clip(ref.key).captions) for ref in refs)
+                captioned = one.shard_set.captioned
+                bare = sum(ref.key not in captioned for ref in refs)
             else:
                 bare = sum(not any(getattr(ref.query.paths, source)) for ref in refs)
             if bare:
@@ -231,4 +233,11 @@ def _names(shard_set: ShardSet, field: str) -> set[str]:
 
 
 def _left_out_text(one: TrainingSet) -> str:
-    return ", ".join(f"{name}: {count:,}" for name, count in one.left_out.items()) or "it holds none"
+    counts = ", ".join(f"{name}: {count:,}" for name, count in one.left_out.items()) or "it holds none"
+    return f"{counts}{_splits_there(one)}"
+
+
+def _splits_there(one: TrainingSet) -> str:
+    """For a message: the splits of a set, where the one that is asked for is none of them."""
+    split = one.source.split
+    return "" if split is None or split in one.shard_set.splits else f" (the set has {one.shard_set.splits_text})"

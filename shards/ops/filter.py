@@ -106,8 +106,7 @@ def filter_set(source: ShardSet, out: str | Path, selection: Selection, *, slice
                           "(a plain copy is `cp -r`)")
     _known("key", selection.keys, source.keys, source)
     if selection.queries is not None:
-        _known("query", selection.queries,
-               {query.id for key in source.keys for query in source.clip(key).queries}, source)
+        _known("query", selection.queries, {ref.query.id for ref in source.queries()}, source)
     part = selection.part(source, {"by": "filter", **selection.as_dict()}, "filter")
     made = derive(out, [source], lambda root, write: write_part(root, source, part, write, slice_bytes=slice_bytes,
                                                                 progress=progress))

@@ -31,7 +31,7 @@ PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 def split_by_split(source: ShardSet, out: str | Path, *, slice_bytes: int = SLICE_BYTES,
                    progress: OnProgress | None = None) -> dict[str, Derived]:
     """One set `out/NAME` for each split that queries name."""
-    names = sorted({query.split for key in source.keys for query in source.clip(key).queries})
+    names = sorted({ref.query.split for ref in source.queries()})
     if not names:
         raise ShardError(f"{source.place}: no query, so no split to cut it by")
     parts = {}
@@ -51,7 +51,8 @@ def split_by_fraction(source: ShardSet, out: str | Path, fractions: Mapping[str,
             sum(fractions.values()), 1, abs_tol=1e-6):
         raise ConfigError(f"fractions {dict(fractions)}: expected two or more, each over 0, that add up to 1, such as "
                           "train=0.9,val=0.1")
-    videos = sorted({source.clip(key).video.sha256 for key in source.keys})
+    digests = {clip.key: clip.video.sha256 for clip in source}
+    videos = sorted(set(digests.values()))
     order = [videos[index] for index in rng("shards-split", seed).permutation(len(videos))]
     owner: dict[str, str] = {}
     done = 0.0
@@ -62,7 +63,7 @@ def split_by_fraction(source: ShardSet, out: str | Path, fractions: Mapping[str,
     if lost:
         raise ConfigError(f"fractions {dict(fractions)}: of {len(videos)} videos none is left for {', '.join(lost)}; "
                           "make that fraction larger")
-    where: dict[str, str] = {key: owner[source.clip(key).video.sha256] for key in source.keys}
+    where: dict[str, str] = {key: owner[sha256] for key, sha256 in digests.items()}
     parts = {}
     for name in fractions:
         def mine(key: str, _: QueryRecord | None = None, name: str = name) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+import taro.shards.members as members
 from taro.core.config import load_config
 from taro.core.errors import ConfigError, ModelError, ShardError
 from taro.core.jsonl import read_jsonl
@@ -152,6 +153,22 @@ def test_names_that_no_set_holds_are_told(make_config: Callable[..., TrainConfig
     assert f"{tiny.shards}: no clip named clip-0[U+202E]; the filter keys" in told[1]
 
 
+def test_a_run_begins_with_one_pass_over_its_labels(make_config: Callable[..., TrainConfig], tiny: Tiny, few: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filters, names, validation, digests and the warning of missing captions ask the same queries."""
+    parsed: list[str] = []
+    real = members.clip_of
+    def counted(record: Any, data: bytes, where: str) -> Any:
+        parsed.append(where)
+        return real(record, data, where)
+
+    monkeypatch.setattr(members, "clip_of", counted)
+    run = open_run(make_config(shards=two(tiny, few), rollout={"paths": "online"}, validation={"split": "val"}),
+                   resume=False)
+    run.close()
+    assert parsed and max(map(parsed.count, parsed)) == 1
+
+
 def test_what_does_not_fit_names_its_set(make_config: Callable[..., TrainConfig], tiny: Tiny, few: Path,
                                          tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"few \(few\): its filters leave none of its 4 queries \(text: 2, split: 2"):
@@ -162,6 +179,12 @@ def test_what_does_not_fit_names_its_set(make_config: Callable[..., TrainConfig]
         open_run(make_config(shards=two(tiny, few), data={"draws": 1}), resume=False)
     with pytest.raises(ConfigError, match=r"few: no query has the split 'other'"):
         open_run(make_config(shards=two(tiny, few), validation={"split": "other", "sets": ["few"]}), resume=False)
+    with pytest.raises(ConfigError, match=r"split 'trian' \(the set has train, val\) has 0 queries, a step takes"):
+        open_run(make_config(data={"split": "trian"}), resume=False)
+    with pytest.raises(ConfigError, match=r"few .*leave none of its 4 queries \(split: 4 \(the set has train, val\)\)"):
+        open_run(make_config(shards=two(tiny, few, split="trian")), resume=False)
+    with pytest.raises(ConfigError, match=r"the split 'trian' of validation.split; the set has train, val; name"):
+        open_run(make_config(validation={"split": "trian"}), resume=False)
     other = load_policy(tiny_qwen2_5_vl(tmp_path / "other", width=WIDTH, seed=9))
     foreign = tiny_shards(tmp_path / "foreign", other)
     with pytest.raises(ShardError, match=r"foreign: the features were not made by this policy's vision tower(?s:.*)"

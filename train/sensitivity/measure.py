@@ -121,9 +121,8 @@ def measure_sensitivity(policy: Policy, shard_set: ShardSet, asking: Asking, ask
     questions, rollout = questions or Questions(), rollout or RolloutConfig()
     refs, bf16 = questions.of(shard_set), policy.device.type == "cuda"
     if not refs:
-        splits = ", ".join(sorted({ref.query.split for ref in shard_set.queries()}))
-        raise ConfigError(f"{shard_set.place}: no query of split {questions.split!r}; the set has "
-                          f"{splits or 'no query'}")
+        raise ConfigError(f"{shard_set.place}: no query of split {questions.split!r} has a clip; the set has "
+                          f"{shard_set.splits_text}")
     rollouts: list[MeasuredRollout] = []
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start in range(0, len(refs), rollout.batch_prompts):

@@ -1,0 +1,62 @@
+"""The members of a shard, as its sidecar lists them: read, compared with what the sidecar says, and parsed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from taro.core.errors import ShardError
+from taro.core.json import parse_model
+from taro.grounding.records import ClipRecord
+from taro.shards.format import BLOCK, MAX_ELEMENTS, MAX_JSON_BYTES, Member, SidecarRecord
+from taro.shards.store import Store
+from taro.shards.tar import read_header
+
+__all__ = ["checked", "clip_of", "member_of", "parse_clip", "read_clips"]
+
+
+def parse_clip(data: bytes, where: str) -> ClipRecord:
+    """KEY.json from its bytes; ShardError that opens with `where`."""
+    return parse_model(ClipRecord, data, where, limit_bytes=MAX_JSON_BYTES, limit_elements=MAX_ELEMENTS["clip"])
+
+
+def member_of(record: SidecarRecord, ext: str, shard: str) -> Member:
+    """What the sidecar says of one member of a record; `shard`: its name for a message."""
+    member = next((member for member in record.members if member.ext == ext), None)
+    if member is None:
+        raise ShardError(f"{shard}: record {record.key} has no .{ext}")
+    return member
+
+
+def read_clips(store: Store, name: str, records: list[SidecarRecord]) -> Iterator[ClipRecord]:
+    """The clips of a paths shard, in the order of its sidecar, which is that of their bytes."""
+    shard = store.describe(name)
+    with store.open(name) as file:
+        for record in records:
+            member = member_of(record, "json", shard)
+            file.seek(member.offset - BLOCK)
+            yield clip_of(record, *checked(file.read(BLOCK + member.size), shard, record.key, member))
+
+
+def clip_of(record: SidecarRecord, data: bytes, where: str) -> ClipRecord:
+    """KEY.json, parsed and compared with what the sidecar says of it."""
+    clip = parse_clip(data, where)
+    if clip.key != record.key or len(clip.queries) != record.queries:
+        raise ShardError(f"{where}: holds {clip.key} with {len(clip.queries)} queries, the sidecar says {record.key} "
+                         f"with {record.queries}")
+    return clip
+
+
+def checked(data: bytes, shard: str, key: str, member: Member) -> tuple[bytes, str]:
+    """The data of a member that was read with its header, both checked, and how to name it in a message."""
+    where = f"{shard}: record {key} at byte {member.offset:,}"
+    if len(data) != BLOCK + member.size:
+        raise ShardError(f"{where}: {member.size:,} bytes expected, the shard ends before; it is truncated")
+    if read_header(data[:BLOCK], where) != (key, member.ext, member.size):
+        raise ShardError(f"{where}: the header there does not name {key}.{member.ext} of {member.size:,} bytes; shard "
+                         "and sidecar do not belong together")
+    data = data[BLOCK:]
+    if hashlib.sha256(data).hexdigest() != member.sha256:
+        raise ShardError(f"{where}: sha256 of {key}.{member.ext} is not the sidecar's; the shard is damaged, fetch it "
+                         "again or make it again (`taro shards verify` lists all damage)")
+    return data, where
