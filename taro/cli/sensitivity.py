@@ -114,8 +114,10 @@ def _words(text: str) -> list[str]:
 
 def _seconds(text: str) -> list[float]:
     from taro.core.errors import ConfigError
+    from taro.core.numbers import read_number
 
-    try:
-        return [float(word) for word in _words(text)]
-    except ValueError:
-        raise ConfigError(f"--radius {text}: expected seconds, comma-separated, such as 1,3,5") from None
+    found = [read_number(word) for word in _words(text)]
+    seconds = [number for number in found if number is not None]
+    if len(seconds) != len(found):
+        raise ConfigError(f"--radius {text}: expected seconds, comma-separated, such as 1,3,5")
+    return seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -243,17 +244,15 @@ def _counts(derived: Derived) -> dict[str, Any]:
 
 def _range(text: str | None) -> tuple[float, float] | None:
     from taro.core.errors import ConfigError
+    from taro.core.numbers import read_number
 
     if text is None:
         return None
     low, colon, high = text.partition(":")
-    try:
-        found = float(low or "-inf"), float(high or "inf")
-    except ValueError:
-        colon = ""
-    if not colon or not found[0] <= found[1]:
+    ends = read_number(low) if low else -math.inf, read_number(high) if high else math.inf
+    if not colon or ends[0] is None or ends[1] is None or ends[0] > ends[1]:
         raise ConfigError(f"--difficulty {text!r}: expected LOW:HIGH, such as 20:80, 20: or :80")
-    return found
+    return ends[0], ends[1]
 
 
 def _names(given: Names) -> frozenset[str] | None:
@@ -274,12 +273,11 @@ def _regex(text: str | None) -> str | None:
 
 def _shares(text: str) -> dict[str, float]:
     from taro.core.errors import ConfigError
+    from taro.core.numbers import read_number
 
-    try:
-        pairs = [(name, float(share)) for name, _, share in (part.partition("=") for part in text.split(","))]
-    except ValueError:
-        pairs = []
-    if not pairs or len(dict(pairs)) != len(pairs):
+    pairs = [(name, read_number(share)) for name, _, share in (part.partition("=") for part in text.split(","))]
+    found = {name: share for name, share in pairs if share is not None}
+    if len(found) != len(pairs):
         raise ConfigError(f"--fractions {text!r}: expected NAME=SHARE,NAME=SHARE, such as train=0.9,val=0.1, no name "
                           "twice")
-    return dict(pairs)
+    return found

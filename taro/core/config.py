@@ -110,7 +110,7 @@ def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def _read(source: str | Path, model: type[BaseModel], package: str) -> dict[str, Any]:
     path = Path(source)
     if path.suffix in RECIPE_ENDS:
-        if not path.is_file():
+        if not path.exists():
             raise ConfigError(f"{path}: no such recipe file; shipped recipes: {', '.join(recipe_names(package))}")
         data = read_yaml(path, model)
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -134,9 +135,11 @@ def check_model(model: type[ModelT], parsed: Any, where: str, *, error: type[Tar
 
 
 def read_json(path: Path, *, error: type[TaroError] = ModelError) -> dict[str, Any]:
-    """The JSON object in a file of at most 64 MiB; {} where the file does not exist. Raises `error`."""
-    if not path.is_file():
+    """The JSON object in a file of at most 64 MiB; {} where there is nothing of that name. Raises `error`."""
+    if not os.path.lexists(path):
         return {}
+    if not path.is_file():
+        raise error(f"{path}: expected a JSON file, found a folder, a pipe or a link to nothing")
     try:
         with open_regular(path) as file:
             data = file.read(MAX_JSON_BYTES + 1)

@@ -40,7 +40,10 @@ MAX_PREFIX = 4
 
 
 def described(folder: Path) -> str:
-    """": it holds ..." for a folder without usable weights or config; "" where nothing is known of it."""
+    """": it holds ..." for a folder without usable weights or config; "" where nothing is known of it, or where only
+    its config is missing."""
+    if any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return ""
     return next((f": it holds {what}" for pattern, what in FILES if any(folder.glob(pattern))), "")
 
 
@@ -59,10 +62,10 @@ def refuse_quantised(folder: Path, config: Any) -> None:
             raise quantised(folder, f"config.json: {str(method or 'quantization_config')[:60]}")
 
 
-def misfit(folder: Path, names: Iterable[str], missing: set[tuple[str, str]],
+def misfit(folder: Path, names: Iterable[str], missing: Callable[[tuple[str, str]], bool],
            split_name: Callable[[str], tuple[str, str] | None]) -> ModelError | None:
     """The error of tensors that are there under names that are not the model's; None where that explains nothing.
-    `missing`: places (part, name inside it) without a tensor."""
+    `missing`: whether a place (part, name inside it) is without a tensor."""
     names = sorted(names)
     for name in names:
         if name.endswith(QUANTISED):
@@ -71,7 +74,8 @@ def misfit(folder: Path, names: Iterable[str], missing: set[tuple[str, str]],
         bare = [part for part in name.split(".") if part not in WRAPPERS]
         for start in range(min(MAX_PREFIX, len(bare))):
             known = ".".join(bare[start:])
-            if known != name and split_name(known) in missing:
+            place = split_name(known)
+            if known != name and place is not None and missing(place):
                 who = next((WRAPPERS[part] for part in name.split(".") if part in WRAPPERS), None)
                 why = f"as {who} names them; save the inner model" if who else "which transformers does not load"
                 return ModelError(f"{folder}: expected tensors such as {known[:200]}, got {name[:200]}, {why}, or "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from taro.core.errors import ModelError
 from taro.core.json import read_json
 from taro.models.families.base import Family
-from taro.models.kinds import described, quantised
+from taro.models.kinds import described, misfit, quantised
 
-__all__ = ["INDEX", "is_index", "opened", "places", "tensor_files", "tensors", "tower_sha256", "weight_files",
-           "weights_name"]
+__all__ = ["INDEX", "check_floats", "is_index", "opened", "places", "tensor_files", "tensors", "tower_sha256",
+           "weight_files", "weights_name"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DISTRIBUTED = "shard-*-model-*-of-*.safetensors"
@@ -98,10 +98,23 @@ def tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> 
     for file in sorted(by_file):
         with opened(file) as handle:
             for name in sorted(by_file[file]):
-                dtype = handle.get_slice(name).get_dtype()
-                if dtype not in FLOATS:
-                    raise quantised(folder, f"{name[:200]} is {dtype}")
+                _check_float(folder, name, handle)
                 yield name, handle.get_tensor(name)
+
+
+def check_floats(folder: Path, names: Collection[str]) -> None:
+    """Raises ModelError where one of these tensors is not of floats; no tensor is read."""
+    files = tensor_files(folder)
+    for file in sorted({files[name] for name in names}):
+        with opened(file) as handle:
+            for name in sorted(name for name in names if files[name] == file):
+                _check_float(folder, name, handle)
+
+
+def _check_float(folder: Path, name: str, handle: Any) -> None:
+    dtype = handle.get_slice(name).get_dtype()
+    if dtype not in FLOATS:
+        raise quantised(folder, f"{name[:200]} is {dtype}")
 
 
 def places(folder: Path, family: Family) -> dict[str, tuple[str, str]]:
@@ -150,5 +163,6 @@ def tower_sha256(folder: Path, family: Family) -> str:
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
         parts[inner[name]] = digest.digest()
     if not parts:
-        raise ModelError(f"{folder}: holds no vision tower tensors; expected a full {family.name} checkpoint")
+        known = misfit(folder, tensor_files(folder), lambda place: place[0] == "tower", family.split_name)
+        raise known or ModelError(f"{folder}: holds no vision tower tensors; expected a full {family.name} checkpoint")
     return hashlib.sha256(b"".join(parts[name] for name in sorted(parts))).hexdigest()

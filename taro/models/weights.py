@@ -15,7 +15,7 @@ import torch
 from taro.core.errors import ModelError
 from taro.models.families.base import Family
 from taro.models.kinds import misfit
-from taro.models.tensors import places, tensor_files, tensors
+from taro.models.tensors import check_floats, places, tensor_files, tensors
 
 __all__ = ["EMBEDDINGS", "HEAD", "build", "fill"]
 
@@ -40,7 +40,10 @@ def fill(modules: Mapping[str, Any], folder: Path, family: Family, *, device: to
     they are one where they are equal in `dtype`, else two, as transformers loads them. Raises ModelError: a missing or
     damaged file, a number that is not finite, no head where it is not tied, tensors that do not fit the config."""
     found: dict[tuple[str, str], torch.Tensor] = {}
-    wanted = {name: where for name, where in places(folder, family).items() if where[0] in modules}
+    of_model = places(folder, family)
+    if "lm" in modules:
+        check_floats(folder, of_model)  # of the tower too: an export has it
+    wanted = {name: where for name, where in of_model.items() if where[0] in modules}
     for name, tensor in tensors(folder, wanted.__contains__):
         found[wanted[name]] = tensor.to(device=device, dtype=dtype)
         if not _finite(found[wanted[name]]):
@@ -80,7 +83,7 @@ def _check(modules: Mapping[str, Any], found: Mapping[tuple[str, str], torch.Ten
     missing = {(part, name) for part, module in modules.items() for name in module.state_dict()} - found.keys()
     if not missing:
         return
-    known = misfit(folder, tensor_files(folder), missing, family.split_name)
+    known = misfit(folder, tensor_files(folder), missing.__contains__, family.split_name)
     if known is not None:
         raise known
     if missing == {HEAD}:

@@ -274,3 +274,19 @@ def test_a_folder_without_config_or_weights_is_named_as_what_it_is(tmp_path: Pat
     (tmp_path / file).write_bytes(b"")
     with pytest.raises(ModelError, match=rf"no config\.json: it holds {message}"):
         load_policy(tmp_path)
+
+
+def test_weights_without_a_config_are_not_called_weights_of_other_names(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"no config\.json; expected a Hugging Face model folder"):
+        load_policy(copy)
+
+
+@pytest.mark.parametrize("kind", ["folder", "link to nothing"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "taro.json"])
+def test_what_is_no_file_in_the_place_of_one_is_not_passed_over(copy: Path, name: str, kind: str) -> None:
+    """Of a pruned download cache links to nothing are left: without its taro.json a model gets another prompt."""
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).mkdir() if kind == "folder" else (copy / name).symlink_to("blobs/0")
+    with pytest.raises(ModelError, match=rf"{name}: expected a JSON file, found a folder"):
+        template_name(copy) if name == "taro.json" else load_policy(copy)

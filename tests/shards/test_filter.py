@@ -161,7 +161,10 @@ def test_the_commands(source: Path, tmp_path: Path) -> None:
     assert named.exit_code == 0 and not diff(open_shards(tmp_path / "n" / "val"), open_shards(source)).clips_only_b
     step = open_shards(tmp_path / "f").manifest.config["derived"][0]
     assert (step["by"], step["difficulty"], step["queries"]) == ("filter", [20.0, None], 3)
-    for words in (["filter", str(source), str(tmp_path / "x"), "--difficulty", "high"],
+    for words in (*(["filter", str(source), str(tmp_path / "x"), "--difficulty", wrong] for wrong in (
+                      "high", "1_0:20", "nan:", ":1e999", "30:20", "\uff11:20", "20")),
+                  *(["split", str(source), str(tmp_path / "x"), "--by", "fraction", "--fractions", wrong] for wrong in (
+                      "train=0.5,val=0.5,train=0.5", "train=0_5,val=0.5", "train=nan,val=1")),
                   ["split", str(source), str(tmp_path / "x"), "--by", "fraction", "--fractions", "train:1"]):
         wrong = CliRunner().invoke(app, ["shards", *words])
         assert wrong.exit_code == 1 and "expected" in wrong.output, wrong.output

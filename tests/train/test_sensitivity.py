@@ -166,7 +166,8 @@ def test_wrong_use_is_one_message(tiny: Tiny, capsys: pytest.CaptureFixture[str]
     where = ("sensitivity", "--policy", str(tiny.policy), "--shards", str(tiny.shards))
     for words, message in ((("--kinds", "shuffle"), "some of: patch, reverse, elsewhere, noise, frame"),
                            (("--kinds", "frame"), "--only variants --set variants.count=4"),
-                           (("--radius", "x"), "such as 1,3,5"), (("--over", "x"), "reasoning or response"),
+                           (("--radius", "x"), "such as 1,3,5"), (("--radius", "1,1_0"), "such as 1,3,5"),
+                           (("--over", "x"), "reasoning or response"),
                            (("--split", "nope"), "the set has train, val")):
         code, out, err = run(capsys, *where, *words)
         assert code == 1 and message in " ".join(err.split()) and "Traceback" not in err and not out, err
