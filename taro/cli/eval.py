@@ -117,16 +117,17 @@ def _check_before(options: EvalOptions) -> None:
 def _score_videos(options: EvalOptions) -> None:
     """Preprocesses into a temporary set and answers that."""
     from taro.cli.annotations import column_mapping
-    from taro.cli.temporary import RawVideos, temporary_shards
+    from taro.cli.temporary import RawVideos, temporary_shards, warn_of_times
 
     assert options.videos is not None and options.annotations is not None and options.policy is not None
     videos = RawVideos(options.videos, options.annotations, options.dataset, options.split or "test", options.lengths,
                        column_mapping(options.column or []))
     with tempfile.TemporaryDirectory(prefix="taro-eval-") as folder:
         with progress("planning", quiet=options.as_json) as shown:
-            root = temporary_shards(videos, Path(folder), policy=options.policy, device=options.device,
-                                    progress=lambda at: shown.update(at.done, at.total, at.label))
-        _score_policy(options, root)
+            report = temporary_shards(videos, Path(folder), policy=options.policy, device=options.device,
+                                      progress=lambda at: shown.update(at.done, at.total, at.label))
+        warn_of_times(report)
+        _score_policy(options, report.out)
 
 
 def _score_file(options: EvalOptions, predictions: Path) -> Any:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from taro.core.errors import VideoError
     from taro.grounding.moment import Moment
     from taro.grounding.prompts import Asking
+    from taro.preprocess.report import PreprocessReport
 
 __all__ = ["GroundOptions", "ground"]
 
@@ -55,6 +56,7 @@ class GroundOptions:
 @takes_options
 def ground(options: GroundOptions) -> None:
     """Ask one video when something happens; exit code 1 where the response holds no moment."""
+    from taro.cli.temporary import warn_of_times
     from taro.core.errors import VideoError
     from taro.grounding.prompts import normalise_query
     from taro.grounding.protocols import protocol_named
@@ -72,9 +74,10 @@ def ground(options: GroundOptions) -> None:
     started = time.monotonic()
     with (tempfile.TemporaryDirectory(prefix="taro-ground-") as folder,
           progress("loading", quiet=options.as_json) as shown):
-        shards = _encode(options, Path(folder), shown)
+        report = _encode(options, Path(folder), shown)
         encoded = time.monotonic()
-        row = _answer(options, shards, asking, shown)
+        row = _answer(options, report.out, asking, shown)
+    warn_of_times(report)
     kept = _inside(row)
     _show(options, row, kept, encode_s=encoded - started, answer_s=time.monotonic() - encoded)
     if not kept:
@@ -106,7 +109,7 @@ def _inside(row: Any) -> list[Moment]:
     return [one.clip(row.duration_s) for one in inside]
 
 
-def _encode(options: GroundOptions, folder: Path, shown: Shown) -> Path:
+def _encode(options: GroundOptions, folder: Path, shown: Shown) -> PreprocessReport:
     from taro.annotations import Dropped, import_annotations
     from taro.cli.temporary import RawVideos, temporary_shards
     from taro.core.errors import TaroError
@@ -114,8 +117,9 @@ def _encode(options: GroundOptions, folder: Path, shown: Shown) -> Path:
 
     video = options.video
     # Alone in a folder of its own: the folder that it is in may hold a whole disk. A hidden file would not be listed,
-    # and a name with a newline is no name to the linter.
-    name = video.name if video.name.isprintable() and not video.name.startswith(".") else f"video{video.suffix}"
+    # and a name with a newline, or with a blank at an end, is no name to the linter.
+    usable = video.name.isprintable() and not video.name.startswith(".") and video.name == video.name.strip()
+    name = video.name if usable else "video"
     (folder / "videos").mkdir()
     (folder / "videos" / name).symlink_to(video.resolve())
     annotations = folder / "query.jsonl"
@@ -127,15 +131,16 @@ def _encode(options: GroundOptions, folder: Path, shown: Shown) -> Path:
         raise typer.BadParameter(f"it cannot be used: {refused[0]}", param_hint="QUERY")
     shards = folder / "shards"
     try:
-        temporary_shards(RawVideos(folder / "videos", annotations), shards, policy=options.policy,
-                         device=options.device, progress=lambda at: shown.update(at.done, at.total, at.label))
+        report = temporary_shards(RawVideos(folder / "videos", annotations), shards, policy=options.policy,
+                                  device=options.device,
+                                  progress=lambda at: shown.update(at.done, at.total, at.label))
     except TaroError:
         if not (shards.is_dir() and read_skipped(shards)):  # else the ledger says better what is wrong
             raise
     for row in read_skipped(shards):
         raise _refusal(video, str(row["reason"]), str(row["detail"]).removeprefix(f"{name}: "),
                        transient=bool(row["transient"]))
-    return shards
+    return report
 
 
 def _answer(options: GroundOptions, shards: Path, asking: Asking, shown: Shown) -> Any:

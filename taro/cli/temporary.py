@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["EVALUATION_SAMPLING", "RawVideos", "temporary_shards"]
+from taro.cli.output import say
+
+if TYPE_CHECKING:
+    from taro.preprocess.report import PreprocessReport
+
+__all__ = ["EVALUATION_SAMPLING", "RawVideos", "temporary_shards", "warn_of_times"]
 
 EVALUATION_SAMPLING = {"max_frames": 1024, "total_tokens": 4096}
 """more frames and tokens than in training (TaRO, implementation details)"""
@@ -31,7 +36,7 @@ class RawVideos:
 
 
 def temporary_shards(raw: RawVideos, out: Path, *, policy: str, device: str = "auto",
-                     progress: Callable[..., Any] | None = None) -> Path:
+                     progress: Callable[..., Any] | None = None) -> PreprocessReport:
     """Preprocesses videos for one evaluation into the folder `out`; videos that cannot be read stay in its ledger."""
     from taro.core.errors import TaroError
     from taro.preprocess.config import PreprocessConfig
@@ -42,10 +47,17 @@ def temporary_shards(raw: RawVideos, out: Path, *, policy: str, device: str = "a
         "device": device, "segment": {"method": "uniform"}, "caption": {"method": "none"}, "paths": {"count": 0},
         "clip_model": None, "thumbnails": False, "max_skipped": 1.0})
     try:
-        preprocess(config, progress=progress)
+        return preprocess(config, progress=progress)
     except TaroError as error:
         message, empty, _ = str(error).partition("; the set is empty")
         if not empty:
             raise
         raise TaroError(message.replace(str(out), str(raw.videos)) + "; give videos that can be read") from None
-    return out
+
+
+def warn_of_times(report: PreprocessReport) -> None:
+    """Says on stderr where frames lie far from the times that positions tell: answers there are in those times."""
+    if report.off_clips:
+        say(f"warning: {report.off_clips:,} clips of variable rate: frames up to {report.off_s:.1f} s from the times "
+            "that positions tell, and the answers with them; taro preprocess --set "
+            "sampling.policy=uniform-2fps-time makes shards without that", err=True)
