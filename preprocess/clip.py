@@ -10,22 +10,26 @@ Legend: T frames, D width, C captions."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from taro.core.errors import ModelError, full_memory
+from taro.core.errors import MissingPackageError, ModelError, full_memory
 from taro.core.places import expand_home
 from taro.grounding.moment import Moment
 from taro.models.resolve import SANDBOX, folder_sha256, resolve_model
 from taro.models.tokenizer_files import check_files, check_tokenizer_files
 from taro.shards.format import ClipEncoder
 
-__all__ = ["ClipModel", "alignment", "clip_encoder"]
+__all__ = ["ClipModel", "alignment", "check_clip", "clip_encoder"]
 
 FRAMES_AT_ONCE = 64
+HUB_TIMEOUT_S = 10
+WITHOUT = "do without CLIP: clip_model=null segment.method=uniform (sandbox:clip knows the sandbox's videos alone)"
 
 
 class ClipModel:
@@ -33,8 +37,10 @@ class ClipModel:
     open_clip lists them."""
 
     def __init__(self, name: str, device: Any) -> None:
-        import open_clip
         import torch
+
+        check_clip(name)
+        import open_clip
 
         self._torch, self._device = torch, device
         self.encoder, source, pretrained = _source(name)
@@ -91,6 +97,54 @@ def clip_encoder(name: str) -> ClipEncoder:
     """What a `clip_model` setting means, without loading it: name of its shards, model, digest of its folder (of
     MODEL/PRETRAINED, the name stands for the weights)."""
     return _source(name)[0]
+
+
+def check_clip(name: str) -> None:
+    """Raises TaroError where the model cannot be loaded here, at once and without loading it: open_clip is not
+    installed or has no weights of that name, or they are not in the hub's cache and the hub cannot be reached."""
+    if importlib.util.find_spec("open_clip") is None:
+        raise MissingPackageError(f"clip_model {name} is loaded by open_clip, which is not installed; pip install "
+                                  f"open_clip_torch, or {WITHOUT}")
+    _, model, pretrained = _source(name)
+    if pretrained is None:
+        return
+    import open_clip
+
+    weights = open_clip.get_pretrained_cfg(model, pretrained)
+    if not weights:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        known = tags or difflib.get_close_matches(model, open_clip.list_models()) or ["ViT-B-32"]
+        raise ModelError(f"clip_model {name}: open_clip has no {'PRETRAINED' if tags else 'MODEL'} of that name; near "
+                         f"it: {', '.join(known[:8])}")
+    repository, _, file = weights["hf_hub"].rpartition("/")
+    text = (open_clip.get_model_config(model) or {}).get("text_cfg", {})
+    file = file or "open_clip_pytorch_model.bin"
+    safe = [f"{file.rpartition('.')[0]}.safetensors", "open_clip_model.safetensors"]
+    _check_hub(name, repository, repository, [file, *safe])
+    for kind, files in (("hf_tokenizer_name", ["tokenizer_config.json", "tokenizer.json"]),
+                        ("hf_model_name", ["config.json"])):
+        if text.get(kind):
+            _check_hub(name, repository, text[kind], files)
+
+
+def _check_hub(name: str, weights: str, repository: str, files: Sequence[str]) -> None:
+    """Raises ModelError where none of `files` is in the hub's cache and the hub cannot be asked for them now: with one
+    question, where open_clip asks for a minute. `weights`: the repository that holds the model as a folder."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, files[0]), timeout=HUB_TIMEOUT_S)
+    except EntryNotFoundError:
+        return  # the hub answers: open_clip looks under other names too
+    except Exception as error:  # noqa: BLE001  what a broken connection raises differs between versions 1 and 2
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else reason
+        raise ModelError(f"clip_model {name}: {repository} is not in the hub's cache, and the hub does not give it "
+                         f"({reason}). Fetch it on a machine with a network, `hf download {weights} --local-dir DIR`, "
+                         f"copy DIR and set clip_model=DIR; or {WITHOUT}") from None
 
 
 def _source(name: str) -> tuple[ClipEncoder, str, str | None]:

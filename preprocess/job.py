@@ -17,7 +17,7 @@ from taro.core.files import file_sha256
 from taro.models.features import EncoderFingerprint
 from taro.models.resolve import compute_device, resolve_model
 from taro.preprocess.captioners.registry import METHODS
-from taro.preprocess.clip import clip_encoder
+from taro.preprocess.clip import check_clip, clip_encoder
 from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.ledger import SkippedRow, count_reasons, plan_lock
 from taro.preprocess.listing import check_videos
@@ -103,6 +103,8 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
     encoder, width = encoder_fingerprint(folder, config.sampling, dtype), token_width(folder)
     facts = METHODS[config.caption.method].facts(config.caption, config.segment.method == "captioner", dtype)
     clip = None if config.clip_model is None else clip_encoder(config.clip_model)
+    if config.clip_model is not None and only is None and not (config.out / MANIFEST).is_file():
+        check_clip(config.clip_model)  # a set that is complete needs it no more
     shaping: dict[str, Any] = {**config.shaping(), "annotations_sha256": annotations_sha256, "captioner": facts,
                                "clip_encoder": None if clip is None else clip.name,
                                "lengths_sha256": None if config.lengths is None else file_sha256(config.lengths)}

@@ -22,8 +22,10 @@ def test_a_wrong_first_try_does_not_claim_the_folder(job: Make, tmp_path: Path) 
     with pytest.raises(AnnotationError, match=r"none of its 12 rows became a query .*its format is charades-sta"):
         preprocess(job(dataset="charades-sta"))
     assert not (tmp_path / "out").exists()
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip/open_clip_config.json").write_text("{}")
     with pytest.raises(ModelError, match="open_clip cannot load"):
-        preprocess(job(clip_model="ViT-B-32/no-such-weights"))
+        preprocess(job(clip_model=str(tmp_path / "clip")))
     assert (tmp_path / "out" / STATE / "plan.json").is_file()
     report = preprocess(job())
     assert report.complete and report.written == 12
