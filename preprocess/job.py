@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +52,11 @@ class Job:
     width: int
     """numbers that a video token takes in a shard, deepstack levels included"""
     factor: int
+
+    @cached_property
+    def plan_sha256(self) -> str:
+        """The plan's digest, taken once: it is over every clip, and each slice needs it."""
+        return self.plan.sha256
 
     @property
     def state(self) -> Path:
@@ -135,7 +141,7 @@ def begin(job: Job) -> None:
     ConfigError where another job has replaced it since."""
     with plan_lock(job.state):
         there = load_plan(job.config.out)
-        if there is None or there.sha256 != job.plan.sha256:
+        if there is None or there.sha256 != job.plan_sha256:
             raise ConfigError(f"out {job.config.out}: another job began here with other settings a moment ago; run "
                               "this one again with those settings, or with another out folder")
         (job.state / BEGUN).touch()

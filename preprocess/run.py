@@ -81,14 +81,14 @@ def _known_skipped(job: Job, tasks: Sequence[SliceTask]) -> list[SkippedRow]:
     again = {task.index for task in tasks if task.makes}
     ledgers = [read_ledger(job.state, index) for index in range(len(job.plan.slices)) if index not in again]
     return [*job.plan.skipped, *(row for ledger in ledgers if ledger is not None
-                                 and ledger.plan_sha256 == job.plan.sha256 for row in ledger.skipped)]
+                                 and ledger.plan_sha256 == job.plan_sha256 for row in ledger.skipped)]
 
 
 def _finish(job: Job, made: int, began: float) -> PreprocessReport:
     """Adds the ledgers up and, where no slice is missing, writes skipped.parquet, card and manifest."""
     ledgers = [read_ledger(job.state, index) for index in range(len(job.plan.slices))]
     done = [ledger for index, ledger in enumerate(ledgers)
-            if ledger is not None and ledger.plan_sha256 == job.plan.sha256 and _committed(job, index)]
+            if ledger is not None and ledger.plan_sha256 == job.plan_sha256 and _committed(job, index)]
     skipped = [*job.plan.skipped, *(row for ledger in done for row in ledger.skipped)]
     complete = len(done) == len(ledgers)
     captions = sum(ledger.captions for ledger in done)
@@ -122,7 +122,7 @@ def _write_set(job: Job, skipped: list[SkippedRow], captions: int) -> None:
     manifest: Manifest = build_manifest(
         out, inputs=plan.inputs, skipped=len(skipped), captions=captions, name=config.name, taro_version=__version__,
         encoders=_encoders(job), clip_encoders=[] if plan.clip_encoder is None else [plan.clip_encoder],
-        captioner=plan.captioner, versions=_versions(), plan_sha256=plan.sha256,
+        captioner=plan.captioner, versions=_versions(), plan_sha256=job.plan_sha256,
         config={**plan.shaping, "lint_counts": plan.lint},
         provenance=Provenance(dataset=config.dataset, split=config.split, annotations_file=plan.annotations_file,
                               annotations_sha256=plan.annotations_sha256, licence_videos=config.licences.videos,

@@ -124,7 +124,7 @@ class _NewSlice:
     def commit(self, writer: SliceWriter) -> None:
         """Makes the shards real, the ledger before their sidecars."""
         count, job, index = self._count, self._job, self._task.index
-        ledger = SliceLedger(plan_sha256=job.plan.sha256, written=count["written"], clips=count["clips"],
+        ledger = SliceLedger(plan_sha256=job.plan_sha256, written=count["written"], clips=count["clips"],
                              captions=count["captions"], uncaptioned=count["uncaptioned"],
                              clipped_windows=count["clipped"], skipped=self._skipped, time_error_s=self._off,
                              given=dict(self._given),

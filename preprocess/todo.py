@@ -66,7 +66,7 @@ def withdraw(job: Job, tasks: Sequence[SliceTask]) -> None:
 def _needed(job: Job, index: int, *, retry: bool) -> bool:
     """Whether a slice is not made, or with `retry` holds rows that may pass now."""
     ledger = read_ledger(job.state, index)
-    if ledger is None or ledger.plan_sha256 != job.plan.sha256 or not slice_done(job.config.out, index, job.kinds):
+    if ledger is None or ledger.plan_sha256 != job.plan_sha256 or not slice_done(job.config.out, index, job.kinds):
         return True
     return retry and any(row.transient for row in ledger.skipped)
 

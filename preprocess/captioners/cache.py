@@ -3,7 +3,8 @@
 A line is one answer: the question (digest of video, stretch, captioner and prompt), the text, and a check over both.
 Lines are forced to the disk before they are used. A line that was torn by a killed job or damaged by the disk is
 ignored, so its question is asked again. One cache serves a whole job: it reads each file once, and before each slice
-what was appended since, by other jobs too. Jobs that share a folder take turns to write.
+what another job appended to the file of that slice since. Files of other slices are not looked at again: what a slice
+costs does not grow with the number of slices. Jobs that share a folder take turns to write.
 
 Requests that the cache does not know are asked in batches of consecutive ones. Failures are handed on and not kept."""
 
@@ -49,10 +50,13 @@ class CaptionCache:
         """The answer to a question, None where none is known."""
         return self._answers.get(asked)
 
-    def refresh(self) -> None:
-        """Reads what was appended to the folder since the last time."""
-        for path in sorted(self._folder.glob("captions-*.jsonl")):
-            known, size = self._known_bytes.get(path, 0), path.stat().st_size
+    def refresh(self, index: int | None = None) -> None:
+        """Reads what was appended since the last time to the file of slice `index`; None: to every file."""
+        for path in sorted(self._folder.glob("captions-*.jsonl")) if index is None else [self._file(index)]:
+            try:
+                known, size = self._known_bytes.get(path, 0), path.stat().st_size
+            except FileNotFoundError:
+                continue
             if size == known:
                 continue
             with path.open("rb") as file:
@@ -62,13 +66,16 @@ class CaptionCache:
                     at += len(line) if line.endswith(b"\n") else 0  # a torn one may have got its end by the next time
             self._known_bytes[path] = at
 
+    def _file(self, index: int) -> Path:
+        return self._folder / f"captions-{index:06d}.jsonl"
+
     def add(self, index: int, answers: Iterable[tuple[str, str]]) -> None:
         """Appends (question, answer) pairs to the file of slice `index`, forced to the disk before it returns."""
         lines = [json.dumps({"question": asked, "text": text, "check": _check(asked, text)}).encode() + b"\n"
                  for asked, text in answers]
         if not lines:
             return
-        path = self._folder / f"captions-{index:06d}.jsonl"
+        path = self._file(index)
         with path.open("a+b") as file, locked(file.fileno(), wait=True):
             end = file.seek(0, os.SEEK_END)
             file.seek(max(end - 1, 0))
@@ -113,7 +120,7 @@ class CachedCaptioner:
         """Captions of every request, times in seconds of the clip; new answers go to the cache's file of slice
         `index`."""
         if index != self._index:
-            self._cache.refresh()
+            self._cache.refresh(index)
             self._index = index
         asked = [self._question(request) for request in requests]
         # Two segments are never the same question, but one clip may be in a slice under two names.
