@@ -221,6 +221,8 @@ def total(tallies: dict[str, Tally]) -> Tally:
 
 def main() -> None:
     """The command line."""
+    from benchmarks.fuzz_answers import answer_targets
+    from benchmarks.fuzz_models import model_targets
     from benchmarks.fuzz_others import other_targets
     from benchmarks.fuzz_runs import run_targets
     from benchmarks.fuzz_shards import shard_targets
@@ -234,7 +236,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"), help="failures are written here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="taro-fuzz-seeds-") as seeds:
-        targets = (makes(Path(seeds)) for makes in (shard_targets, other_targets, table_targets, run_targets))
+        makers = (shard_targets, other_targets, table_targets, answer_targets, model_targets, run_targets)
+        targets = (makes(Path(seeds)) for makes in makers)
         known = {target.name: target for several in targets for target in several}
         names = list(known) if args.what == "all" else args.what.split(",")
         if unknown := sorted({*names} - {*known}):

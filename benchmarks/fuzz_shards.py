@@ -25,7 +25,17 @@ from taro.core.errors import TaroError
 from taro.core.json import canonical_json, parse_json, parse_model
 from taro.grounding.records import ClipRecord
 from taro.shards.card import card_text
-from taro.shards.format import MAX_JSON_BYTES, MAX_MANIFEST_BYTES, SKIPPED, Manifest, Sidecar, check_version
+from taro.shards.format import (
+    MANIFEST,
+    MAX_ELEMENTS,
+    MAX_JSON_BYTES,
+    MAX_KINDS,
+    MAX_MANIFEST_BYTES,
+    SKIPPED,
+    Manifest,
+    Sidecar,
+    check_version,
+)
 from taro.shards.manifest import read_skipped
 from taro.shards.ops.diff import diff
 from taro.shards.ops.filter import Selection, filter_set
@@ -67,6 +77,8 @@ def shard_targets(seeds: Path) -> list[Target]:
         _json_target("sidecar", sidecars, lambda data: _round_trip(Sidecar, data, MAX_MANIFEST_BYTES)),
         _json_target("manifest", manifests, _read_manifest),
         Target("skipped", lambda rng: {SKIPPED: _table(rng, tables)}, _read_skipped, 3),
+        Target("bombs", lambda rng: _bomb(rng, records[1], manifests[0], sidecars[0]), lambda files,
+               _: _read_bomb(files), 0.5),
         Target("set", lambda rng: _changed_set(rng, rng.choice(sets)), lambda files, at: _use_set(files, at, seeds)),
     ]
 
@@ -74,6 +86,43 @@ def shard_targets(seeds: Path) -> list[Target]:
 def _json_target(name: str, seeds: list[bytes], read: Callable[[bytes], Any]) -> Target:
     return Target(name, lambda rng: {"a.json": change.json_file(rng, rng.choice(seeds), seeds)},
                   lambda files, _: read(files["a.json"]), 10)  # fmt: skip
+
+
+def _bomb(rng: random.Random, record_json: bytes, manifest: bytes, sidecar: bytes) -> Files:
+    """A file that is small and stands for much: paths that repeat captions, lists of nothing, thousands of kinds."""
+    many = rng.choice((0, 1, 3, 99, 101, 257, 4_000, 20_000))
+    kind = rng.choice(("record", "record", "manifest", "sidecar"))
+    root = json.loads({"record": record_json, "manifest": manifest, "sidecar": sidecar}[kind])
+    if kind == "record":
+        query, captions = root["queries"][0], len(root["captions"])
+        path = rng.choice((list(range(captions)), [0] * many, [0, 1] * many, list(range(many)), [1, 0],
+                           [captions - 1], []))
+        query["paths"][rng.choice(("random", "overlap"))] = [path] * rng.choice((1, 1, 3, 256, 257))
+    elif kind == "manifest":
+        entry = next(one for one in root["shards"] if one["kind"].startswith("features"))
+        root["shards"] += [entry | {"kind": f"features/{rng.choice(('a', 'a.b', '<b>', '..'))}{n}"}
+                           for n in range(many)]
+        root["encoders"] = root["encoders"] * rng.choice((1, 1, 2, 101))
+    else:
+        root["records"] = root["records"] * many
+    if rng.random() < 0.3:
+        key = rng.choice(list(root))
+        root[key] = rng.choice(([[]], [{}], [None], [0], [""])) * rng.choice((9, 10_000, 2_000_000))
+    return {f"{kind}.json": change.dumped(root)}
+
+
+def _read_bomb(files: Files) -> None:
+    (name, data), = files.items()
+    if name == "record.json":
+        read = parse_model(ClipRecord, data, name, limit_bytes=MAX_JSON_BYTES, limit_elements=MAX_ELEMENTS["clip"])
+        for query in read.queries:
+            for path in (*query.paths.random, *query.paths.overlap):
+                assert path == sorted({*path}) and all(0 <= one < len(read.captions) for one in path)
+    elif name == "manifest.json":
+        limits = {"limit_bytes": MAX_MANIFEST_BYTES, "limit_elements": MAX_ELEMENTS[MANIFEST]}
+        assert len(parse_model(Manifest, data, name, **limits).kinds) <= MAX_KINDS
+    else:
+        parse_model(Sidecar, data, name, limit_bytes=MAX_MANIFEST_BYTES, limit_elements=MAX_ELEMENTS["sidecar"])
 
 
 def _files(root: Path) -> Files:

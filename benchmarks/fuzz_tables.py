@@ -4,6 +4,7 @@ encodings and forms, captions, lengths, lists of names, names of videos, and wor
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -17,8 +18,10 @@ from benchmarks import fuzz_mutations as change
 from benchmarks.fuzz_targets import Files, Target
 from taro.annotations import import_annotations
 from taro.annotations.charades_sta import read_lengths
+from taro.cli import config as config_command
 from taro.core.config import digest, load_config, read_yaml
 from taro.core.errors import ConfigError, TaroError
+from taro.core.settings import settings_of
 from taro.core.text_files import read_text
 from taro.metrics.predictions import read_responses
 from taro.preprocess.captioners.imported import captions_file
@@ -44,7 +47,7 @@ def table_targets(seeds: Path) -> list[Target]:
             _forms("jsonl-forms", [ROW, ROW], lambda path: _import(path, "jsonl")),
             _forms("tvgbench-forms", [{"path": "a", "question": "q", "answer": "1-2"}] * 2,
                    lambda path: _import(path, "tvgbench")),
-            _lengths(), _names(), _words()]  # fmt: skip
+            _lengths(), _names(), _words(), _keys()]  # fmt: skip
 
 
 def _import(path: Path, dataset: str) -> None:
@@ -189,3 +192,39 @@ def _words() -> Target:
                     assert 0 < len(str(error)) < 20_000
 
     return Target("set-words", make, run, 1)
+
+
+def _keys() -> Target:
+    """Keys that exist, nearly exist, are other libraries' words or nothing, as `taro config` answers them."""
+    stages = {"preprocess": PreprocessConfig, "train": TrainConfig}
+    settings = {stage: list(settings_of(model)) for stage, model in stages.items()}
+    known = {stage: [*(setting.path for setting in settings[stage]), *model.other_names]
+             for stage, model in stages.items()}  # fmt: skip
+
+    def make(rng: random.Random) -> Files:
+        stage = rng.choice(list(stages))
+        if rng.random() < 0.3:
+            chosen = rng.choice([one for one in settings[stage] if one.default and ".N" not in one.path])
+            return {"a": json.dumps([stage, rng.choice((None, "sandbox")),
+                                     [f"{chosen.path}={chosen.default}"]]).encode()}
+        sets = []
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            key = rng.choice(known[stage]).replace(".N", rng.choice((".0", ".9", ".N", "")))
+            kind = rng.random()
+            if kind < 0.4:
+                key = change.blob(rng, key.encode()).decode("utf-8", "surrogateescape")
+            elif kind < 0.6:
+                key = rng.choice((key.partition(".")[2], f"{key}.x", f"a.{key}", key[:-1], key.upper(), "a." * 3000))
+            sets.append(f"{key}{rng.choice(('=', '=', '=', ''))}{rng.choice((*WORDS, '1', 'x' * 300, 'true', '0.5'))}")
+        recipe = rng.choice((None, None, "x" * 300, "sandbox", "taro-7b", "a.yaml"))
+        return {"a": json.dumps([stage, recipe, sets]).encode()}
+
+    def run(files: Files, _: Path) -> None:
+        stage, recipe, sets = json.loads(files["a"])
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown):
+            (config_command.preprocess if stage == "preprocess" else config_command.train)(recipe, sets, as_json=True)
+        rows = json.loads(shown.getvalue())["settings"]
+        assert [row["name"] for row in rows] == [setting.path for setting in settings_of(stages[stage])]
+
+    return Target("set-keys", make, run, 0.5)

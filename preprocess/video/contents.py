@@ -40,9 +40,10 @@ PICTURE_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif", b"crx "}
 """major brands of HEIF files that hold still pictures (ISO 23008-12)"""
 
 PICTURE, INSIDE, VIDEO = "give a video, not a picture", "give the video inside it", "give a video"
+PLAYLIST = ("a playlist or script", "give the video itself")
 OTHERS = (
     ("a Git LFS pointer", "fetch the file itself with git lfs pull", (b"version https://git-lfs.github.com",)),
-    ("a playlist or script", "give the video itself",
+    (*PLAYLIST,
      (b"#EXTM3U", b"ffconcat", b"v=0\r\n", b"v=0\n", b"[playlist]", b"[Reference]", b"RTSPtext", b"MPLS0", b"INDX0",
       b"MOBJ0", b"<MPD", b"<smil", b"<SmoothStreamingMedia", b"<asx")),
     ("an HTML page", "the download got a web page: fetch the video itself",
@@ -134,7 +135,7 @@ def what_it_is(head: bytes) -> tuple[str, str]:
     if head[4:8] == b"ftyp":
         return "a picture (HEIF)", PICTURE
     if text[:1] == b"<" and b"<mpd" in text:
-        return "a playlist or script", "give the video itself"
+        return PLAYLIST
     for what, advice, starts in OTHERS:
         if any(head.startswith(start) or (start.isascii() and text.startswith(start.lower())) for start in starts):
             return what, advice
@@ -167,11 +168,12 @@ def _demuxer(head: bytes) -> str | None:
 
 def _transport(head: bytes) -> str | None:
     """A transport stream, with packets of 188 bytes (and 4 before each, or 16 behind). The first may be
-    incomplete, but no text stands before it: a playlist does not become a video by what follows."""
+    incomplete, but neither text nor the start of a playlist stands before it: what follows makes no video of it."""
     for size in (188, 192, 204):
         for start in range(size):
             if head[start::size][:TS_PACKETS] == b"\x47" * TS_PACKETS:
-                return None if start > 4 and re.fullmatch(rb"[\t\n\r -~]*", head[:start]) else "mpegts"
+                text = re.fullmatch(rb"[\t\n\r -~]*", head[:start]) or what_it_is(head) == PLAYLIST
+                return None if start > 4 and text else "mpegts"
     return None
 
 

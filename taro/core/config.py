@@ -24,6 +24,8 @@ __all__ = ["Config", "changed_settings", "digest", "load_config", "missing_of", 
            "read_yaml", "recipe_names"]
 
 MAX_YAML_BYTES = 1 << 17
+MAX_PARTS = 32
+"""names in a key of --set; settings have 4 at most"""
 SHOWN = 8
 RECIPE_ENDS = {".yaml", ".yml"}
 
@@ -132,6 +134,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if not eq or not key:
         raise ConfigError(f"--set {override}: expected key=value, such as --set seed=1")
     parts = key.split(".")
+    if len(parts) > MAX_PARTS:
+        raise ConfigError(f"--set {override}: {len(parts):,} names between points; expected at most {MAX_PARTS}")
     at: Any = data
     for part in parts[:-1]:
         place = _place(at, part, override)

@@ -24,11 +24,13 @@ from typing import BinaryIO
 
 from taro.core.errors import TaroError
 
-__all__ = ["explain_disk_errors", "file_sha256", "fsync", "locked", "make_folders", "new_file", "open_regular",
-           "remove_temporary", "remove_temporary_folders", "replace_folder", "write_atomically"]
+__all__ = ["explain_disk_errors", "file_sha256", "fsync", "is_plain_name", "locked", "make_folders", "new_file",
+           "open_regular", "remove_temporary", "remove_temporary_folders", "replace_folder", "write_atomically"]
 
 log = logging.getLogger(__name__)
 
+MAX_NAME_BYTES = 255
+"""of a file; the system calls for longer ones fail"""
 FIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 
 
@@ -48,6 +50,16 @@ def explain_disk_errors(folder: Path, advice: Callable[[], str], *, aside: Path 
         where = f" ({name})" if name else ""
         raise TaroError(f"{folder}: expected a folder with room to write in, got: {os.strerror(error.errno)}{where}. "
                         f"{advice()}") from error
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a value is the name of a file in a folder, and no path: for names that untrusted files tell.
+
+    >>> [is_plain_name(name) for name in ("a.json", "", "..", "a/b", "x" * 256, None)]
+    [True, False, False, False, False, False]
+    """
+    return (isinstance(name, str) and name not in {"", ".", ".."} and not {"/", "\0"} & {*name}
+            and len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -96,7 +96,7 @@ def _time(text: str, at: int, run: str, units: Mapping[str, float], clock: bool)
         right = seconds < 60 and (match[1] is None or minutes < 60)
         return Time(start, end, sign * (hours * 3600 + minutes * 60 + seconds) if right else None, 1.0, clock=True)
     whole = WHOLE.fullmatch(run)
-    if whole is None or not math.isfinite(float(whole[1])):
+    if whole is None:
         return Time(start, end, None)
     value, word, point = sign * float(whole[1]), whole[2].lower(), "." in whole[1]
     if not word and (behind := UNIT_BEHIND.match(text, end)) and behind[1].lower() in units:
@@ -104,7 +104,8 @@ def _time(text: str, at: int, run: str, units: Mapping[str, float], clock: bool)
     if word and word not in units:
         return Time(start, end, None)
     scale = units[word] if word else None
-    return Time(start, end, value if scale is None else value * scale, scale, point=point)
+    seconds = value if scale is None else value * scale
+    return Time(start, end, seconds if math.isfinite(seconds) else None, scale, point=point)
 
 
 def _signed(text: str, at: int, clock: bool) -> tuple[int | None, float]:

@@ -87,8 +87,8 @@ def _of_files(folder: Path) -> list[tuple[str, Any]]:
 def _default(file: Path, value: Any) -> str | None:
     """The template of a value: a text, or the one named "default" of a list [{"name", "template"}] or an object."""
     if isinstance(value, list):
-        value = {one.get("name"): one.get("template") if isinstance(one, dict) else None
-                 for one in value if isinstance(one, dict)}
+        value = {one["name"]: one.get("template") for one in value
+                 if isinstance(one, dict) and isinstance(one.get("name"), str)}
     if isinstance(value, dict):
         names = ", ".join(sorted(str(name)[:40] for name in value)[:8])
         value = value.get("default")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from taro.core.errors import ModelError
+from taro.core.files import is_plain_name
 from taro.core.json import read_json
 from taro.models.config_checks import check_config, check_stored
 from taro.models.families.base import Family, PixelSettings
 from taro.models.kinds import described, refuse_quantised
-from taro.models.tokenizer_files import check_files
+from taro.models.tokenizer_files import check_files, library_errors
 
 __all__ = ["check_tokenizer", "pixel_settings", "read_config", "template_name"]
 
@@ -75,11 +76,9 @@ def read_config(folder: Path) -> Any:
 def check_tokenizer(folder: Path, tokenizer: Any, family: Family, config: Any) -> None:
     """Raises ModelError for a tokenizer that is not this model's. Where a folder has none, transformers makes one up
     without vocabulary, with which a policy reads and writes nothing."""
-    try:
+    with library_errors(f"{folder}: the tokenizer cannot be used (copy its files again)"):
         tokenizer(["a b", ""], add_special_tokens=False)
         tokenizer.decode([0], skip_special_tokens=False)
-    except Exception as error:  # noqa: BLE001  a wrong setting in its files shows only in use
-        raise ModelError(f"{folder}: the tokenizer cannot be used: {error!s:.200}; copy its files again") from None
     found = tokenizer.get_vocab().get(family.video_token)
     if found != config.video_token_id or len(tokenizer) > config.text_config.vocab_size:
         raise ModelError(
@@ -94,9 +93,9 @@ def template_name(folder: Path) -> str | None:
     name = read_json(folder / "taro.json").get("template")
     if name is None:
         return None
-    if not isinstance(name, str) or not name:
-        raise ModelError(f"{folder / 'taro.json'}: template is {name!r}; expected the name of a prompt template, or of "
-                         "a .yaml file in this folder")
+    if not isinstance(name, str) or not is_plain_name(Path(name).name):
+        raise ModelError(f"{folder / 'taro.json'}: template is {name!r:.200}; expected the name of a prompt "
+                         "template, or of a .yaml file in this folder")
     beside = folder / Path(name).name
     if beside.suffix not in {".yaml", ".yml"}:
         return name

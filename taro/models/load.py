@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from taro.core.errors import ModelError
 from taro.models.encoder import Encoder, load_encoder
 from taro.models.families import family_of
 from taro.models.folder import check_tokenizer, read_config
 from taro.models.language_model import LanguageModel
 from taro.models.policy import Policy
 from taro.models.resolve import compute_device, resolve_model
-from taro.models.tokenizer_files import check_tokenizer_files
+from taro.models.tokenizer_files import check_tokenizer_files, library_errors
 from taro.models.weights import build, fill
 
 __all__ = ["load_frozen", "load_policy", "open_policy"]
@@ -40,10 +39,8 @@ def load_policy(folder: str | Path, *, device: str | torch.device = "cpu", dtype
     config = read_config(folder)
     family = family_of(config, folder)
     check_tokenizer_files(folder)
-    try:
+    with library_errors(f"{folder}: not a usable model folder"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001  transformers lets through whatever a wrong value leads to
-        raise ModelError(f"{folder}: not a usable model folder: {error!s:.300}") from None
     check_tokenizer(folder, tokenizer, family, config)
     if (folder / "adapter_config.json").exists():
         log.warning("%s: adapter_config.json: an adapter that is not applied lies beside the weights; if it is wanted, "

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from taro.core.errors import ModelError
+from taro.core.files import is_plain_name
 from taro.core.json import read_json
 from taro.models.families.base import Family
 from taro.models.kinds import described, misfit, quantised
@@ -71,9 +72,9 @@ def is_index(name: str) -> bool:
 
 
 def _plain(folder: Path, name: Any) -> str:
-    if not isinstance(name, str) or Path(name).name != name:
+    if not is_plain_name(name):
         raise ModelError(f"{folder}: the weight index names {name!r:.200}; expected a file name in this folder")
-    return name
+    return str(name)
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:

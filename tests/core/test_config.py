@@ -89,6 +89,12 @@ def test_a_rule_between_keys_says_so_in_its_own_words() -> None:
         load(None, "flag=true", "inner.rate=10")
 
 
+def test_a_key_of_too_many_names_is_one_message() -> None:
+    with pytest.raises(ConfigError, match=r"3,001 names between points; expected at most 32$") as error:
+        load(None, "a." * 3000 + "b=1")
+    assert len(str(error.value)) < 400
+
+
 def test_the_digest_follows_the_values() -> None:
     assert digest(Outer()) == digest(Outer(flag=False)) != digest(Outer(flag=True))
 

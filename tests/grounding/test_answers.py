@@ -123,6 +123,9 @@ CLOCK: dict[str, Ends] = {
     "\u7b2c12\u5e27\u523015\u5e27": None,
     "no idea": None,
     "": None,
+    "[1e306 h, 1e307 h]": None,
+    '{"start": "1e308 min", "end": "1e308 min"}': None,
+    "1e307 h to 1e308 h": None,
 }
 
 

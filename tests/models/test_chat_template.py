@@ -122,6 +122,7 @@ def test_a_template_is_found_where_the_stock_processor_finds_it(folder: Path, tm
      "named a, b; expected one named default"),
     ({"chat_template.json": [{"name": "a", "template": MARKED}]}, "named a; expected one named default"),
     ({"chat_template.json": 5}, "its chat template is a int"),
+    ({"chat_template.json": [{"name": {}, "template": "a"}, {"name": [], "template": "a"}]}, "named nothing; expected"),
     ({"chat_template.json": [1, {"name": "default", "template": 5}]}, "expected one named default"),
     ({"additional_chat_templates/tool_use.jinja": "tools"}, "named tool_use; expected one named default"),
     ({"chat_template.json": MARKED, "chat_template.jinja": MARKED + "!"},

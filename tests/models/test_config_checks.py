@@ -16,7 +16,7 @@ from taro.core.errors import ModelError
 from taro.models.families import FAMILIES
 from taro.models.folder import read_config
 from taro.models.load import load_policy
-from taro.models.tokenizer_files import growth
+from taro.models.tokenizer_files import growth, library_errors
 from tests.helpers_models import TINY
 from tests.models.helpers import CASES, make_prompt
 
@@ -233,6 +233,13 @@ BOMBS: dict[str, dict[str, Any]] = {
         {"type": "Sequence", "normalizers": [replace("aaaa", String="a")] * 4}] * 4}},
     "unknown": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
     "no type": {"normalizer": {"x": 1}}, "text": {"normalizer": "NFC"},
+    "inserts": {"decoder": {"type": "Sequence", "decoders": [{"type": "BPEDecoder", "suffix": ""}] * 30}},
+    "of another part": {"decoder": {"type": "Nmt", "pattern": {"String": "a"}, "content": "a" * 9000}},
+    "another list": {"decoder": {"type": "Sequence", "normalizers": [],
+                                 "decoders": [replace("aa", String="a")] * 60}},
+    "another text": {"normalizer": {"type": "Prepend", "content": "a", "prepend": "a" * 9000}},
+    "no list": {"normalizer": {"type": "Sequence"}},
+    "panics": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
     "pre": {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 4}},
 }  # fmt: skip
 
@@ -256,6 +263,31 @@ def test_a_tokenizer_elsewhere_is_not_named(made: dict[str, Path], tmp_path: Pat
     (folder / "tokenizer_config.json").write_text(json.dumps(stored))
     with pytest.raises(ModelError, match="fast_tokenizer_files"):
         load_policy(folder)
+
+
+def test_growth_of_decoders_is_at_least_what_the_library_does() -> None:
+    from tokenizers import Tokenizer, models
+
+    steps = [{"type": "BPEDecoder", "suffix": ""}, {"type": "Fuse"}, {"type": "ByteFallback"},
+             {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+             {"type": "CTC", "pad_token": "", "word_delimiter_token": "", "cleanup": True},
+             {"type": "WordPiece", "prefix": "", "cleanup": False}, replace("xyz", String=""), replace("-", Regex="a*"),
+             {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}]  # fmt: skip
+    stored = json.loads(Tokenizer(models.BPE()).to_str())
+    for step in steps:
+        made = Tokenizer.from_str(json.dumps({**stored, "decoder": step}))
+        for text in ("a b  ab", "a", " ", "\u00ff", "\u2581a", "<0xFF>"):
+            assert len(made.decoder.decode([text]).encode()) <= growth(step, "decoder") * len(text.encode()), step
+
+
+def test_a_panic_of_the_tokenizers_library_is_a_refusal() -> None:
+    """It is no Exception; an interrupt, which is none either, goes through."""
+    from tokenizers import pre_tokenizers
+
+    with pytest.raises(ModelError, match=r"^x: .*non-zero"), library_errors("x"):
+        pre_tokenizers.FixedLength(0).pre_tokenize_str("ab")
+    with pytest.raises(KeyboardInterrupt), library_errors("x"):
+        raise KeyboardInterrupt
 
 
 def test_growth_is_at_least_what_the_library_does() -> None:

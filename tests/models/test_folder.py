@@ -19,6 +19,7 @@ from taro.core.errors import ModelError
 from taro.models.features import FrameSampling
 from taro.models.folder import read_json, template_name
 from taro.models.load import load_policy
+from taro.models.tensors import INDEX, weight_files
 from tests.helpers_models import tiny_qwen2_5_vl
 
 
@@ -88,7 +89,17 @@ def test_a_tokenizer_that_cannot_be_used_is_one_message(copy: Path) -> None:
         load_policy(copy)
 
 
-@pytest.mark.parametrize("named", [5, "", ["sandbox"]])
+@pytest.mark.parametrize("named", [5, "", "..", "../a.safetensors", "/etc/passwd", "a\0b", "x" * 256, None], ids=repr)
+def test_what_an_index_or_a_config_names_is_a_file_of_the_folder(tmp_path: Path, named: object) -> None:
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": named}}))
+    with pytest.raises(ModelError, match="the weight index names"):
+        weight_files(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"transformers_weights": named}))
+    with pytest.raises(ModelError, match="the weight index names"):
+        weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("named", [5, "", ["sandbox"], "x" * 300 + ".yaml", "..", "a\0.yaml"], ids=repr)
 def test_a_prompt_template_that_is_no_name_is_refused(copy: Path, named: object) -> None:
     (copy / "taro.json").write_text(json.dumps({"template": named}))
     with pytest.raises(ModelError, match=r"taro\.json: template is .*; expected the name of a prompt template"):

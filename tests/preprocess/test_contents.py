@@ -102,7 +102,7 @@ def test_a_playlist_before_a_transport_stream_is_a_playlist(tmp_path: Path, deco
     other = write_video(tmp_path / "secret.mp4", 20)
     stream = ODD["h264.ts"](tmp_path).read_bytes()
     for text in (f"#EXTM3U\n#EXTINF:1,\n{other}\n#EXT-X-ENDLIST\n", f"ffconcat version 1.0\nfile '{other}'\n",
-                 f"#\n#EXTM3U\n{other}\n", "title 1\n"):  # fmt: skip
+                 f"#\n#EXTM3U\n{other}\n", "title 1\n", f"#EXTM3U\n{other}\n\0", f"\n<MPD>{other}\1\xff"):  # fmt: skip
         for padded in (text, text.ljust(188, "#"), text.ljust(HEAD_BYTES, "\n")):
             path = tmp_path / "v.ts"
             path.write_bytes(padded.encode() + stream)
