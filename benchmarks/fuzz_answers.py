@@ -11,6 +11,7 @@ import math
 import random
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ MORE = [
     "\u0131",
     "\u00b2",
 ]
-FORMS = [
+FORMS: list[Callable[[int], str]] = [
     lambda s: f"{s // 60:02d}:{s % 60:02d}", lambda s: f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}",
     lambda s: f"{s}s", lambda s: f"{s}.0 seconds", lambda s: f"{s // 60}m {s % 60}s",
     lambda s: f"{s // 60} min {s % 60} sec",
