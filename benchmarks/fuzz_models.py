@@ -192,7 +192,8 @@ def _choose_template(files: Files, folder: Path) -> str:
         (folder / name).write_bytes(files[name])
     own = json.loads(files["own"].replace(b"@deep@", b""))
     chosen = chat_template(folder, SimpleNamespace(chat_template=own))
-    said = [data.decode().replace("\r\n", "\n").replace("\r", "\n") for name, data in files.items() if name in TEMPLATE_FILES[2:3]]
+    plain = files[TEMPLATE_FILES[2]].decode() if TEMPLATE_FILES[2] in files else None
+    said = [] if plain is None else [plain.replace("\r\n", "\n").replace("\r", "\n")]
     for name in TEMPLATE_FILES[:2]:
         value = strict_json(files[name])["chat_template"] if b'"chat_template"' in files.get(name, b"") else None
         said += [value] if isinstance(value, str) else []
