@@ -13,7 +13,7 @@ from taro.core.json import read_json
 from taro.models.config_checks import check_config, check_stored
 from taro.models.families.base import Family, PixelSettings
 from taro.models.kinds import described, refuse_quantised
-from taro.models.tokenizer_files import check_files, library_errors
+from taro.models.tokenizer_files import check_files, tokenizer_errors
 
 __all__ = ["check_tokenizer", "pixel_settings", "read_config", "template_name"]
 
@@ -76,7 +76,7 @@ def read_config(folder: Path) -> Any:
 def check_tokenizer(folder: Path, tokenizer: Any, family: Family, config: Any) -> None:
     """Raises ModelError for a tokenizer that is not this model's. Where a folder has none, transformers makes one up
     without vocabulary, with which a policy reads and writes nothing."""
-    with library_errors(f"{folder}: the tokenizer cannot be used (copy its files again)"):
+    with tokenizer_errors(folder):
         tokenizer(["a b", ""], add_special_tokens=False)
         tokenizer.decode([0], skip_special_tokens=False)
     found = tokenizer.get_vocab().get(family.video_token)

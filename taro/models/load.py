@@ -14,7 +14,7 @@ from taro.models.folder import check_tokenizer, read_config
 from taro.models.language_model import LanguageModel
 from taro.models.policy import Policy
 from taro.models.resolve import compute_device, resolve_model
-from taro.models.tokenizer_files import check_tokenizer_files, library_errors
+from taro.models.tokenizer_files import check_tokenizer_files, tokenizer_errors
 from taro.models.weights import build, fill
 
 __all__ = ["load_frozen", "load_policy", "open_policy"]
@@ -39,7 +39,7 @@ def load_policy(folder: str | Path, *, device: str | torch.device = "cpu", dtype
     config = read_config(folder)
     family = family_of(config, folder)
     check_tokenizer_files(folder)
-    with library_errors(f"{folder}: not a usable model folder"):
+    with tokenizer_errors(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     check_tokenizer(folder, tokenizer, family, config)
     if (folder / "adapter_config.json").exists():

@@ -17,7 +17,7 @@ from typing import Any
 from taro.core.errors import ModelError
 from taro.core.json import MAX_JSON_BYTES, read_json
 
-__all__ = ["check_files", "check_tokenizer_files", "growth", "library_errors"]
+__all__ = ["check_files", "check_tokenizer_files", "growth", "tokenizer_errors"]
 
 MAX_FILES = 4096
 MAX_GROWTH = 64.0
@@ -111,12 +111,12 @@ def growth(step: Any, part: str = "normalizer") -> float:
 
 
 @contextmanager
-def library_errors(message: str) -> Iterator[None]:
-    """Whatever transformers and tokenizers raise inside becomes a ModelError, `message` before it: they let through
-    whatever a wrong value in a file leads to, and a panic of the Rust library is not even an Exception."""
+def tokenizer_errors(folder: Path) -> Iterator[None]:
+    """Whatever transformers and tokenizers raise inside becomes a ModelError: they let through whatever a wrong value
+    in a file leads to, and a panic of the Rust library is not even an Exception."""
     try:
         yield
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ModelError(f"{message}: {error!s:.300}") from None
+        raise ModelError(f"{folder}: the tokenizer cannot be used: {error!s:.200}; copy its files again") from None

@@ -16,7 +16,7 @@ from taro.core.errors import ModelError
 from taro.models.families import FAMILIES
 from taro.models.folder import read_config
 from taro.models.load import load_policy
-from taro.models.tokenizer_files import growth, library_errors
+from taro.models.tokenizer_files import growth, tokenizer_errors
 from tests.helpers_models import TINY
 from tests.models.helpers import CASES, make_prompt
 
@@ -284,9 +284,9 @@ def test_a_panic_of_the_tokenizers_library_is_a_refusal() -> None:
     """It is no Exception; an interrupt, which is none either, goes through."""
     from tokenizers import pre_tokenizers
 
-    with pytest.raises(ModelError, match=r"^x: .*non-zero"), library_errors("x"):
+    with pytest.raises(ModelError, match=r"^x: .*non-zero"), tokenizer_errors(Path("x")):
         pre_tokenizers.FixedLength(0).pre_tokenize_str("ab")
-    with pytest.raises(KeyboardInterrupt), library_errors("x"):
+    with pytest.raises(KeyboardInterrupt), tokenizer_errors(Path("x")):
         raise KeyboardInterrupt
 
 
