@@ -53,10 +53,12 @@ class HuggingFaceReader:
         self.path = Path(source) if Path(source).is_file() else None
         self._hash = hashlib.sha256()
         self._table: Table | None = None
+        if self.path is None and _local(self.source) and not Path(source).exists():
+            raise AnnotationError(f"{source}: no such file; give the annotation file")
         if self.path is None and (Path(source).exists() or not HUB_ID.fullmatch(self.source)):
             raise AnnotationError(
                 f"{source}: expected a parquet, csv, json or jsonl file, or a hub id OWNER/NAME[:CONFIG][@REVISION]")
-        if self.path is not None and not self.path.name.lower().removesuffix(".gz").endswith(ENDS):
+        if self.path is not None and not _local(self.source):
             raise AnnotationError(f"{source}: expected a file that ends in {', '.join(ENDS)}")
 
     @property
@@ -70,7 +72,9 @@ class HuggingFaceReader:
             return
         table = self._table = open_table(self.path, {self.columns.get(field, field).split(".")[0] for field in FIELDS}
                                          | {self.columns.get(field, field) for field in FIELDS})
-        fields = self._fields(table.columns)
+        self._fields(table.columns)
+        # All of them: the columns of JSON lines are those of the first rows, and a later row may have more.
+        fields = {field: self.columns.get(field, field) for field in FIELDS}
         for row in table:
             if row.problem is None:
                 yield self._row({field: _at(row.cells, column) for field, column in fields.items()}, row.number)
@@ -139,6 +143,11 @@ class HuggingFaceReader:
             return Dropped(number, str(number), f"cell cannot be read: {error}"[:200])
         self._hash.update(text.encode("utf-8", "surrogatepass"))
         return row_of(values, number, split=self.split)
+
+
+def _local(source: str) -> bool:
+    """Whether a name ends as those of the files that are read here."""
+    return source.lower().removesuffix(".gz").endswith(ENDS)
 
 
 def _at(item: Any, column: str) -> Any:

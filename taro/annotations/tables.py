@@ -23,6 +23,7 @@ from typing import Any
 
 from taro.annotations.reading import BLANK, MAX_FILE_BYTES, MAX_LINE_BYTES, LineReader
 from taro.core.errors import AnnotationError
+from taro.core.text_files import HEAD_BYTES, other_kind
 
 __all__ = ["ENDS", "Row", "Table", "open_table", "read_csv"]
 
@@ -133,6 +134,11 @@ def _parquet(path: Path, wanted: set[str]) -> Table:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise AnnotationError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, got {path.stat().st_size:,}")
         with path.open("rb") as opened:
+            head = opened.read(HEAD_BYTES)
+            digest.update(head)
+            kind = None if head.startswith(b"PAR1") else other_kind(head)
+            if kind is not None:
+                raise AnnotationError(f"{path}: not a parquet table that can be read ({kind}); fetch or write it again")
             while block := opened.read(BLOCK):
                 digest.update(block)
         file = pyarrow.parquet.ParquetFile(path)

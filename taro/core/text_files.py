@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from taro.core.errors import TaroError
 from taro.core.files import open_regular
 
-__all__ = ["likely_encoding", "opened_text", "read_text"]
+__all__ = ["HEAD_BYTES", "likely_encoding", "opened_text", "other_kind", "read_text"]
 
 BLOCK = 1 << 16
 HEAD_BYTES = 512
@@ -122,6 +122,21 @@ def likely_encoding(data: bytes) -> str:
     return "GBK, perhaps" if wide else "Latin-1, perhaps"
 
 
+def other_kind(head: bytes) -> str | None:
+    """What a file that begins with `head` is, where it is no text in UTF-8 or UTF-16 that may be meant.
+
+    >>> other_kind(b"PAR1"), other_kind(b"{}")
+    ('a parquet table (--dataset hf reads those)', None)
+    """
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and len(head) > 1:
+        return "a Python pickle, which taro never opens"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "an HTML page (of a login or an error, perhaps)"
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+
+
 def _head(stream: io.BufferedReader[Any]) -> bytes:
     """The first bytes, which stay to be read (a stream may hand over fewer than it has)."""
     return stream.peek(HEAD_BYTES)[:HEAD_BYTES]
@@ -129,13 +144,7 @@ def _head(stream: io.BufferedReader[Any]) -> bytes:
 
 def _as_utf_8(stream: io.BufferedReader[Any], path: Path, error: type[TaroError]) -> io.BufferedReader[Any]:
     head = _head(stream)
-    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and len(head) > 1:
-        kind = "a Python pickle, which taro never opens"
-    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        kind = "an HTML page (of a login or an error, perhaps)"
-    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        kind = "UTF-32"
+    kind = other_kind(head)
     if kind is not None:
         raise error(f"{path}: expected text, got {kind}; give the file itself, as text in UTF-8")
     if head.startswith(codecs.BOM_UTF8):

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,35 @@ def test_a_csv_is_read_whatever_its_style(tmp_path: Path, table: str) -> None:
     assert rows(report) == [GOOD] and report.source_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     tabs = written(tmp_path / "a.tsv", table.replace(",", "\t"))
     assert rows(import_annotations(tabs, dataset="hf")) == [GOOD]
+
+
+@pytest.mark.parametrize("first", [0, 1, 999, 1000, 2500])
+@pytest.mark.parametrize("field", [{"split": "val"}, {"qid": "x"}, {"duration": 6.0}, {"clip": [2, 9]},
+                                   {"windows": [[1, 2]]}, {"difficulty": 3}])  # fmt: skip
+def test_a_field_counts_wherever_it_stands_first(tmp_path: Path, first: int, field: dict[str, Any]) -> None:
+    """Rows of JSON lines need not have the same keys; hf and jsonl are one thing there."""
+    plain = {"video": "a.mp4", "query": "the circle grows", "start": 4.0, "end": 5.0}
+    lines = [json.dumps(plain)] * first + [json.dumps(plain | field)]
+    path = written(tmp_path / "a.jsonl", "\n".join(lines))
+    by_hf, by_jsonl = (import_annotations(path, dataset=name).rows for name in ("hf", "jsonl"))
+    assert by_hf == by_jsonl and len(by_hf) == first + 1
+    alone = import_annotations(written(tmp_path / "b.jsonl", lines[-1]), dataset="hf").rows[0]
+    late = replace(by_hf[-1], line=1, row_id="1" if by_hf[-1].row_id == str(first + 1) else by_hf[-1].row_id)
+    assert late == alone
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+    ("<!doctype html>", "an HTML page"), (b"PK\3\4", "a zip archive")])  # fmt: skip
+def test_what_is_no_parquet_is_named(tmp_path: Path, data: str | bytes, said: str) -> None:
+    with pytest.raises(AnnotationError, match=rf"not a parquet table that can be read \({said}"):
+        import_annotations(written(tmp_path / "a.parquet", data), dataset="hf")
+
+
+@pytest.mark.parametrize("name", ["data/moments.csv", "data/a.parquet", "data/a.jsonl.gz"])
+def test_a_file_that_is_missing_is_no_hub_id(name: str) -> None:
+    with pytest.raises(AnnotationError, match="no such file; give the annotation file"):
+        import_annotations(name, dataset="hf")
 
 
 def test_a_row_that_does_not_fit_its_header_is_never_shifted(tmp_path: Path) -> None:
