@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 
 from taro.grounding.moment import Moment
-from taro.grounding.times import CLOCK_UNITS, Time, ranges, read_time
+from taro.grounding.times import CLOCK_UNITS, NAMED_BEFORE, OTHER_UNIT, Time, named_before, ranges, read_time
 
 __all__ = ["clock_moments"]
 
@@ -23,6 +23,9 @@ JOINS = re.compile(r"['\"*`]{0,2}\.?\s{0,4}(?:to|until|till|through|and|[-~\u201
 OBJECT = re.compile(r"\{([^{}]{1,400})\}")
 LIST = re.compile(r"\[([^\[\]{}]{1,200})\]")
 KEY = re.compile(r"(start|begin|end)(?:ing)?(?:[ _-]?time)?(?:[ _-]?(?:s|sec|secs|seconds))?", re.IGNORECASE)
+UNIT_KEY = re.compile(r"(?:time[ _-]?)?(?:units?|format)", re.IGNORECASE)
+NAME_BEFORE = re.compile(r"([\w-]{1,40}+)[\"']?[ \t]{0,4}[:=]?[ \t]{0,4}\[?[ \t]{0,4}\Z")
+NAME_PARTS = re.compile(r"[_-]")
 CHINESE = (("\u6beb\u79d2", "ms"), ("\u5c0f\u65f6", "h"), ("\u65f6", "h"), ("\u5206\u949f", "min"), ("\u5206", "min"),
            ("\u79d2\u949f", "s"), ("\u79d2", "s"), ("\u5230", "to"), ("\u81f3", "to"), ("\u5e27", "frames"),
            ("\u534a", "1/2"))
@@ -56,14 +59,15 @@ def _objects(text: str) -> list[Moment | None]:
     for match in OBJECT.finditer(text):
         ends: dict[str, Time | None] = {}
         for part in match[1].split(","):
-            key, _, value = part.partition(":")
-            named = KEY.fullmatch(key.strip(" \t\r\n'\""))
-            if named:
+            key, value = (side.strip(" \t\r\n'\"") for side in part.partition(":")[::2])
+            if UNIT_KEY.fullmatch(key) and value.lower() in NAMED_BEFORE:
+                ends["unit"] = None
+            if named := KEY.fullmatch(key):
                 name = "end" if named[1].lower() == "end" else "start"
                 ends[name] = None if name in ends else read_time(value)
-        if len(ends) == 2:
+        if ends.keys() == {"start", "end"}:
             found.append(_moment(ends["start"], ends["end"]))
-        elif ends:
+        elif ends and ends.keys() != {"unit"}:
             found.append(None)
     return found
 
@@ -75,8 +79,17 @@ def _lists(text: str) -> list[Moment | None]:
         ends = [read_time(part) for part in parts]
         if len(parts) == 1 or not any(char.isdigit() for char in match[1]) or (len(parts) > 2 and None in ends):
             continue  # [3], [12 to 15] and [a, b] are no windows
-        found.append(_moment(ends[0], ends[1]) if len(ends) == 2 else None)
+        bare = any(end is not None and end.unit is None for end in ends)
+        found.append(None if len(ends) != 2 or (bare and _counts_others(text, match)) else _moment(ends[0], ends[1]))
     return found
+
+
+def _counts_others(text: str, match: re.Match[str]) -> bool:
+    """Whether the numbers of a list are said to be no seconds: `frames: [125, 150]`, `[2, 7] minutes`."""
+    named = NAME_BEFORE.search(text, max(0, match.start() - 60), match.start())
+    parts = NAME_PARTS.split(named[1].lower()) if named else []
+    return (bool(NAMED_BEFORE.intersection(parts)) or named_before(text, match.start())
+            or OTHER_UNIT.match(text, match.end()) is not None)
 
 
 def _ranges(text: str) -> Iterator[Moment | None]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from taro.core.numbers import CLOCK, NUMBERISH, number
 from taro.grounding.moment import Moment
 
-__all__ = ["CLOCK_UNITS", "SECONDS", "Time", "TimeRange", "ranges", "read_time", "times"]
+__all__ = ["CLOCK_UNITS", "NAMED_BEFORE", "OTHER_UNIT", "SECONDS", "Time", "TimeRange", "named_before", "ranges",
+           "read_time", "times"]
 
 SECONDS: Mapping[str, float] = dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0)
 CLOCK_UNITS: Mapping[str, float] = {
@@ -34,9 +35,13 @@ WHOLE_CLOCK = re.compile(CLOCK)
 UNIT_BEHIND = re.compile(r"[ \t]{0,4}[(\[]?([^\W\d_]{1,12}+)(?!\w)[)\]]?")
 BLANK = re.compile(r"[^\S\n]*+")
 TOUCHING = re.compile(r"[^\S\n]{0,4}(?:(?:[^\W\d_]{1,12}|%)[^\S\n]{1,4})?(?:and[^\S\n]{1,4})?")
-WORD_BEFORE = re.compile(r"([^\W\d_]{1,12})\W{0,4}\Z")
+WORD_BEFORE = re.compile(r"([^\W\d_]{1,12})(?:\W{0,4}|[ \t:#]{1,4}(?:(?:from|between|numbers?|no|range|ind(?:ex|ices))"
+                         r"[ \t.:#]{1,4}){1,2})\Z", re.IGNORECASE)
 RANGE_BEHIND = re.compile(rf"[ \t]{{0,4}}(?:and|or|then)[ \t]{{1,4}}{number()}[ \t]{{0,4}}(?:s[ \t]{{1,4}})?to\b",
                           re.IGNORECASE)
+_OTHER = "|".join(sorted(NAMED_BEFORE))
+OTHER_UNIT = re.compile(r"[ \t)\]]{0,4}[-\u2010-\u2015,.;:]{0,2}[ \t(\[]{0,4}(?:in[ \t]{1,4}|units?[ \t:=]{1,4})?"
+                        rf"(?:%|\b(?:{_OTHER})\b(?![ \t:#]{{0,4}}{NUMBERISH}))", re.IGNORECASE)
 UNIT_MAY_FOLLOW = re.compile(r"-?[ \t()\[\]{}\"'*`]*+[\w%\u00b0\u2030\u2032\u2033]|\n[ \t]*+(?:m|h|frame|percent|%)")
 OPENERS = " \t\r\n([{=:\"'~*`>,"
 DASHES = "-+\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
@@ -172,10 +177,9 @@ def _moment(text: str, first: Time, last: Time, lenient: bool) -> Moment | None:
             follows = behind is not None and behind[1].lower() in {*CLOCK_UNITS, *NAMED_BEFORE}
         else:
             follows = bool(UNIT_MAY_FOLLOW.match(text, last.end)) and not RANGE_BEHIND.match(text, last.end)
-        if follows:
+        if follows or OTHER_UNIT.match(text, last.end):
             return None
-        named = WORD_BEFORE.search(text, max(0, first.start - 20), first.start)
-        if first.unit is None and named and named[1].lower() in NAMED_BEFORE:
+        if first.unit is None and (named_before(text, first.start) or _primed(text, first)):
             return None
     elif first.unit is None:
         if last.clock or last.parts > 1:
@@ -183,6 +187,17 @@ def _moment(text: str, first: Time, last: Time, lenient: bool) -> Moment | None:
         start_s *= last.unit
     moment = Moment(start_s, last.seconds)
     return moment if moment.is_finite() else None
+
+
+def named_before(text: str, at: int) -> bool:
+    """Whether what stands before `at` turns a bare number there into something else than seconds."""
+    named = WORD_BEFORE.search(text, max(0, at - 40), at)
+    return named is not None and named[1].lower() in NAMED_BEFORE
+
+
+def _primed(text: str, one: Time) -> bool:
+    """Whether a number stands as in `2' to 7'`: minutes, or feet; a quoted number has a mark on both sides."""
+    return text.startswith("'", one.end) and not text.endswith("'", 0, one.start)
 
 
 def read_time(text: str) -> Time | None:

@@ -78,6 +78,30 @@ def test_what_is_no_plain_range_of_seconds_is_unparsable(answer: str) -> None:
     assert parse_answer(f"<answer>{answer}</answer>") is None
 
 
+@pytest.mark.parametrize("form", [
+    "{a} to {b}, in {u}", "{a} to {b}. ({u})", "{a} to {b}: {u}", "{a} to {b}; unit: {u}", "{a} to {b} - {u}",
+    "{a} to {b} \u2013 {u}", "{a} to {b}\u2014{u}", "{u} from {a} to {b}", "{u}: from {a} to {b}",
+    "{u} between {a} and {b}", "{u} range {a} to {b}", "{u} number {a} to {b}", "{u} no. {a} to {b}",
+    "[{a}, {b}] {u}", "[{a}, {b}] ({u})", "{u} [{a}, {b}]", "{u}: [{a}, {b}]", "[[{a}, {b}]] {u}",
+    '{{"{u}": [{a}, {b}]}}', '{{"{u}": [[{a}, {b}]]}}', '{{"{u}_range": [{a}, {b}]}}', '{{"time_{u}": [{a}, {b}]}}',
+    '{{"start": {a}, "end": {b}, "unit": "{u}"}}', "{{'time_unit': '{u}', 'start': '{a}', 'end': '{b}'}}",
+])  # fmt: skip
+@pytest.mark.parametrize("unit", ["frames", "frame", "minutes", "hours", "percent", "ms"])
+def test_a_unit_said_apart_from_bare_numbers_is_never_passed_over(unit: str, form: str) -> None:
+    answer = form.format(a=2, b=7, u=unit)
+    for protocol in ("taro", "multi-window", "clock"):
+        assert parse_answer(f"<answer>{answer}</answer>", protocol=protocol) is None
+
+
+@pytest.mark.parametrize("answer", [
+    "[12, 15] seconds", "[12, 15] of the video", "[12, 15] (frames 300 to 375)", "seconds: [12, 15]",
+    '{"seconds": [12, 15]}', '{"start": 12, "end": 15, "unit": "seconds"}', "frames 300 to 375 are [12s, 15s]",
+    "It lasts two minutes. From 12 to 15", "12 to 15, the man sits", "'12' to '15'", "[1] minutes: 12s to 15s",
+])  # fmt: skip
+def test_clock_reads_seconds_beside_words_of_other_units(answer: str) -> None:
+    assert parse_answer(answer, protocol="clock") == Moment(12, 15)
+
+
 CLOCK: dict[str, Ends] = {
     "00:02 to 00:07": (2, 7),
     "1:02:03 - 1:02:05": (3723, 3725),
@@ -121,6 +145,8 @@ CLOCK: dict[str, Ends] = {
     "[125 frames, 150 frames]": None,
     "\u4ece1\u5206\u52302\u5206\u534a": None,
     "\u7b2c12\u5e27\u523015\u5e27": None,
+    "2' to 7'": None,
+    '{"unit": "frames", "start": 5}': None,
     "no idea": None,
     "": None,
     "[1e306 h, 1e307 h]": None,
