@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from taro.core.version import __version__
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from taro.annotations import import_annotations
     from taro.core.config import load_config
     from taro.grounding.moment import Moment, iou
@@ -53,6 +56,8 @@ _LAZY: dict[str, tuple[str, str]] = {
     "train_policy": ("taro.train.loop", "train"),
     "verify_shards": ("taro.shards.verify", "verify"),
 }
+_CONFIGS = {"preprocess": "PreprocessConfig", "train": "TrainConfig"}
+"""the settings of each stage that has recipes"""
 _STAGES = ("preprocess", "shards", "train")
 _PACKAGES = ("annotations", "core", "grounding", "metrics", "models", "pages", "sandbox", *_STAGES)
 
@@ -78,12 +83,44 @@ __all__ = [
     "iou",
     "load_config",
     "load_policy",
+    "load_recipe",
     "make_shards",
     "open_shards",
     "score",
     "train_policy",
     "verify_shards",
 ]
+
+
+@overload
+def load_recipe(recipe: str | Path | None, stage: Literal["train"], overrides: Sequence[str] = ()) -> TrainConfig: ...
+
+
+@overload
+def load_recipe(recipe: str | Path | None, stage: Literal["preprocess"], overrides: Sequence[str] = ()
+                ) -> PreprocessConfig: ...
+
+
+def load_recipe(recipe: str | Path | None, stage: Literal["preprocess", "train"], overrides: Sequence[str] = ()
+                ) -> PreprocessConfig | TrainConfig:
+    """The settings of a stage ("preprocess" or "train"), as `taro preprocess RECIPE` and `taro train RECIPE` read them.
+
+    Args: recipe: a shipped recipe's name, a .yaml file, or None for the defaults; overrides: as `--set` takes them,
+    such as "shards=data/shards". Raises ConfigError that names the key, what was expected and what was got.
+
+    >>> load_recipe("quickstart", "train", ["shards=shards", "out=run", "seed=3"]).seed
+    3
+    """
+    from taro.core.config import load_config
+    from taro.core.errors import ConfigError
+
+    if stage not in _CONFIGS:
+        raise ConfigError(f"stage {stage!r:.100}: no stage with recipes; expected {' or '.join(_CONFIGS)}, after the "
+                          'recipe, as in load_recipe("quickstart", "train")')
+    if isinstance(overrides, str):
+        raise ConfigError(f'overrides {overrides!r:.100}: one text; expected a list of them, such as ["seed=1"]')
+    model: type[PreprocessConfig | TrainConfig] = __getattr__(_CONFIGS[stage])
+    return load_config(model, recipe, overrides, package=f"taro.{stage}.recipes")
 
 
 def __getattr__(name: str) -> Any:

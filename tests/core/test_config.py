@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from pydantic import model_validator
 
-from taro.core.config import Config, digest, load_config, read_yaml
+import taro
+from taro.core.config import Config, digest, load_config, missing_of, read_yaml, recipe_names
 from taro.core.errors import ConfigError
 
 
@@ -118,3 +119,30 @@ def test_hostile_yaml_is_one_message(tmp_path: Path, text: str) -> None:
 def test_plain_aliases_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a: &a [1, 2]\nb: [*a, *a]\n")
     assert read_yaml(tmp_path / "a.yaml") == {"a": [1, 2], "b": [[1, 2], [1, 2]]}
+
+
+@pytest.mark.parametrize(("stage", "recipe"), [(stage, name) for stage in ("preprocess", "train")
+                                               for name in recipe_names(f"taro.{stage}.recipes")])
+def test_a_recipe_is_one_call(stage: Any, recipe: str, tmp_path: Path) -> None:
+    model: Any = {"preprocess": taro.PreprocessConfig, "train": taro.TrainConfig}[stage]
+    package = f"taro.{stage}.recipes"
+    given = [f"{name}=given" for name in missing_of(model, recipe, package=package)]
+    found: Any = taro.load_recipe(recipe, stage, given)
+    assert type(found) is model and found == load_config(model, recipe, given, package=package)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("workers: 7\ncaption: {method: none}" if stage == "preprocess" else "seed: 7")
+    needed = [f"{name}=given" for name in missing_of(model, mine, package=package)]
+    assert 7 in taro.load_recipe(mine, stage, needed).model_dump().values()
+    with pytest.raises(ConfigError, match=r"no such recipe; give a \.yaml file or one of: .*sandbox"):
+        taro.load_recipe("sandbx", stage)
+
+
+@pytest.mark.parametrize(("stage", "overrides", "said"), [
+    ("quickstart", [], r"stage 'quickstart': no stage with recipes; expected preprocess or train"),
+    ("shards", [], "no stage with recipes"), (None, [], "stage None: no stage"),
+    ("train", "seed=1", r"overrides 'seed=1': one text; expected a list"),
+    ("train", ["sed=1"], "sed: unknown key; did you mean seed"), ("train", ["seed"], "expected key=value"),
+    ("train", [], "shards must be given")])
+def test_a_recipe_that_cannot_be_read_says_why(stage: Any, overrides: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        taro.load_recipe("quickstart", stage, overrides)
