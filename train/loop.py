@@ -20,7 +20,7 @@ from typing import Any
 
 from taro.core.errors import TaroError
 from taro.core.files import explain_disk_errors
-from taro.metrics.answers import score_rows
+from taro.metrics.answers import AnswerRow, score_rows
 from taro.metrics.scores import METRICS
 from taro.models.sampler import Decoding
 from taro.train.algorithms.base import make_algorithm
@@ -30,7 +30,7 @@ from taro.train.curriculum import guide_probability
 from taro.train.evaluate import Questions, evaluate_policy, readable_misses
 from taro.train.export import export_run
 from taro.train.measures import dump_rollouts, step_measures
-from taro.train.open import OnStep, Run, open_run
+from taro.train.open import OnStep, OnWork, Run, open_run
 from taro.train.rewards import compute_rewards, control_totals
 from taro.train.rollouts import StepName, roll_out, score_batch
 from taro.train.update import update_policy
@@ -55,13 +55,15 @@ class TrainReport:
 
 
 def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None = None,
-          on_start: Callable[[dict[str, Any]], None] | None = None) -> TrainReport:
+          on_start: Callable[[dict[str, Any]], None] | None = None, on_work: OnWork | None = None) -> TrainReport:
     """Trains, from the start or from the newest checkpoint; leaves a Hugging Face folder in `out`/export.
 
     Args: on_step: called with every line of metrics.jsonl, steps and evaluations alike; on_start: called once, with
-    what data.json holds (`taro.train.data.TrainingData.summary`)."""
+    what data.json holds (`taro.train.data.TrainingData.summary`); on_work: called while validation, checkpoints and the
+    export take their time."""
     started = time.monotonic()
     run = open_run(config, resume=resume, on_step=on_step)
+    run.on_work = on_work
     if on_start is not None:
         on_start(run.data.summary())
     with explain_disk_errors(run.folder, run.kept), contextlib.closing(run):
@@ -73,7 +75,8 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
                 validate(run)
             if is_due(run, config.checkpoint.every) and (not run.state.nonfinite_streak or run.state.step == run.steps):
                 save_and_prune(run)
-        export = export_run(run)
+        with run.working("exporting the policy"):
+            export = export_run(run)
     state = run.state
     return TrainReport(run.folder, export, state.step, state.skipped, state.best_step, state.best_score,
                        time.monotonic() - started, run.last)
@@ -126,8 +129,13 @@ def validate(run: Run) -> None:
     started = time.monotonic()
     decoding = Decoding(knobs.max_new_tokens, temperature=0.0, repetition_penalty=knobs.repetition_penalty)
     questions, protocol = Questions(knobs.split, knobs.limit, run.config.seed), run.asking.protocol
-    rows = {one.name: evaluate_policy(run.policy, one.shard_set, run.asking, decoding, questions=questions,
-                                      batch_prompts=knobs.batch_prompts, bf16=run.bf16) for one in run.data.validated}
+    rows: dict[str, list[AnswerRow]] = {}
+    total = sum(len(questions.of(one.shard_set)) for one in run.data.validated)
+    with run.working(f"validating on {knobs.split}") as count:
+        for one in run.data.validated:
+            rows[one.name] = evaluate_policy(
+                run.policy, one.shard_set, run.asking, decoding, questions=questions, bf16=run.bf16,
+                batch_prompts=knobs.batch_prompts, progress=_counted(count, sum(map(len, rows.values())), total))
     missing = {one.name: readable_misses(one.shard_set, knobs.split) if questions.are_all(one.shard_set) else []
                for one in run.data.validated}
     scores = score_rows([row for some in rows.values() for row in some], protocol=protocol,
@@ -144,10 +152,16 @@ def validate(run: Run) -> None:
         save_and_prune(run)
 
 
+def _counted(count: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
+    """Counts the queries of one set on top of those of the sets before it."""
+    return lambda done, _: count(before + done, total)
+
+
 def save_and_prune(run: Run) -> None:
     """Saves a checkpoint and prunes older ones."""
     folder = run.folder / "checkpoints"
     if (folder / f"step-{run.state.step:06d}").exists():  # validation kept it a moment ago
         return
-    save_checkpoint(folder, run.policy.named_parameters(), run.optimizer, run.state)
-    prune_checkpoints(folder, keep=run.config.checkpoint.keep)
+    with run.working("saving a checkpoint"):
+        save_checkpoint(folder, run.policy.named_parameters(), run.optimizer, run.state)
+        prune_checkpoints(folder, keep=run.config.checkpoint.keep)

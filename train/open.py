@@ -6,7 +6,7 @@ holds another run, a shard set of another vision tower, an empty split. Left out
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,13 @@ from taro.train.trackers import Tracker, open_trackers, truncate_to_step
 from taro.train.update import make_optimizer
 from taro.train.watch import Watch
 
-__all__ = ["OnStep", "Run", "open_run"]
+__all__ = ["OnStep", "OnWork", "Run", "open_run"]
 
 AGAIN = "Make room or fix the disk, then run the same command again; nothing is lost"
 
 OnStep = Callable[[dict[str, Any]], None]
+OnWork = Callable[[str | None, int, int | None], None]
+"""(work beside the steps, parts done, parts in all or None where nobody knows); (None, 0, None) when it is over"""
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Run:
     resumed_at: int | None = None
     last: dict[str, Any] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
+    on_work: OnWork | None = None
     ahead: SamplesAhead = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +88,16 @@ class Run:
             tracker.log(step, values)
         if self.on_step is not None:
             self.on_step({"step": step, "steps": self.steps, **values})
+
+    @contextlib.contextmanager
+    def working(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Tells the caller's callback of work beside the steps while the block runs; yields what counts it."""
+        tell: OnWork = self.on_work or (lambda *_: None)
+        tell(what, 0, None)
+        try:
+            yield lambda done, total: tell(what, done, total)
+        finally:
+            tell(None, 0, None)
 
     def close(self) -> None:
         """Closes the trackers, then leaves the folder to others, whatever the trackers meet."""

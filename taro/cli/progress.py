@@ -86,6 +86,7 @@ class Shown:
     def __init__(self, screen: Any, bar: Any, label: str) -> None:
         self._console, self._bar, self._label = screen, bar, one_line(label)
         self._lines = Lines(self.say)
+        self._beside: Shown | None = None
         self._task = bar.add_task(self._label, total=None, pace=Pace(), count="")
 
     def update(self, done: float, total: float | None = None, label: str | None = None) -> None:
@@ -102,6 +103,16 @@ class Shown:
         """Another piece of work begins; nobody knows yet how much it is."""
         self._bar.update(self._task, pace=Pace())
         self.update(0, None, label)
+
+    def beside(self, label: str | None, done: float = 0, total: float | None = None) -> None:
+        """Work that interrupts what the bar counts, on a bar of its own below; None: it is over."""
+        if label is None:
+            if self._beside is not None:
+                self._bar.remove_task(self._beside._task)
+            self._beside = None
+            return
+        self._beside = self._beside or Shown(self._console, self._bar, label)
+        self._beside.update(done, total, label)
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""

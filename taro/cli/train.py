@@ -58,7 +58,7 @@ def train(
                 shown.say(line)
             shown.stage("training")
 
-        report = run_training(config, resume=resume, on_step=show, on_start=begin)
+        report = run_training(config, resume=resume, on_step=show, on_start=begin, on_work=shown.beside)
     if as_json:
         say_json({"run": str(report.run), "export": str(report.export), "steps": report.steps,
                   "skipped": report.skipped, "best_step": report.best_step, "best_score": report.best_score,

@@ -55,6 +55,39 @@ def test_count_and_time_left_fit_a_narrow_terminal(width: int) -> None:
     assert max(map(len, lines)) <= width
 
 
+BESIDE = """
+from taro.cli.progress import progress
+with progress("training") as shown:
+    def show(*words):
+        shown.beside(*words)
+        shown._bar.refresh()
+    for step in (10, 11, 12):
+        shown.update(step, 1200, "guided")
+    show("validating on val", 0, None)
+    show("validating on val", 16, 64)
+    show("validating on val", 32, 64)
+    show(None, 0, None)
+    shown.say("here it is over")
+    show("saving a checkpoint", 0, None)
+    show(None, 0, None)
+    show(None, 0, None)
+    shown.update(13, 1200, "guided")
+    shown._bar.refresh()
+"""
+
+
+def test_work_beside_the_steps_has_a_bar_of_its_own_for_as_long_as_it_takes() -> None:
+    """The steps keep their count and pace."""
+    lines = on_a_terminal([sys.executable, "-c", BESIDE]).replace("\r", "\n").split("\n")
+    over = lines.index("here it is over")
+    at = [i for i, line in enumerate(lines) if line.startswith("validating on val") and "32/64" in line]
+    assert at and max(at) < over and all(lines[i].endswith(" left") and "12/1,200" in lines[i - 1] for i in at), lines
+    assert any(line.startswith("saving a checkpoint") and line.endswith("s so far") for line in lines[over:])
+    last = [line for line in lines if line][-1]
+    assert last.startswith("guided") and "13/1,200" in last and last.endswith(" left")
+    assert max(map(len, lines)) <= 80
+
+
 def test_progress_is_never_on_stdout_and_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     for quiet in (False, True):
         with progress("work", quiet=quiet) as shown:

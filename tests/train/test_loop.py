@@ -92,9 +92,30 @@ def test_training_moves_weights_and_its_lines_hold_every_measure(make_config: Ca
 
 def test_the_export_answers_as_the_trained_policy(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     config = make_config(length={"amount": 2}, **VALIDATED)
-    report = train(config)
+    said: list[tuple[str | None, int, int | None]] = []
+    there: list[tuple[bool, bool]] = []
+    """whether checkpoint and export were there at each call"""
+
+    def note(what: str | None, done: int, total: int | None) -> None:
+        said.append((what, done, total))
+        there.append(((config.out / "checkpoints/step-000002").exists(), (config.out / "export").exists()))
+
+    report = train(config, on_work=note)
     evaluated = [row for row in read_jsonl(config.out / "metrics.jsonl") if "eval" in row]
     assert [row["step"] for row in evaluated] == [0, 2]
+    begun = [(at, what) for at, (what, done, total) in enumerate(said) if what is not None and total is None]
+    assert [what for _, what in begun] == [f"validating on {config.validation.split}"] * 2 + [
+        "saving a checkpoint", "exporting the policy"]
+    for at, what in begun:
+        over = said.index((None, 0, None), at)
+        counts = [(done, total) for _, done, total in said[at + 1 : over]]
+        queries = evaluated[0]["eval"]["queries"]
+        assert {one for one, _, _ in said[at:over]} == {what}
+        assert counts == (sorted(set(counts)) if "validating" in what else [])
+        assert not counts or counts[-1] == (queries, queries)
+        assert bool(counts) == ("validating" in what)
+        assert "validating" in what or (there[at], there[over]) == (
+            ((False, False), (True, False)) if "saving" in what else ((True, False), (True, True)))
     exported = load_policy(report.export)
     asking = asking_of(report.export)
     template = asking.template
