@@ -79,9 +79,12 @@ def test_no_reader_waits(tmp_path: Path, reader: str, kind: str, ending: str) ->
         READERS[reader](file)
 
 
-def test_a_pipe_is_no_file_that_may_be_missing(tmp_path: Path) -> None:
+def test_a_pipe_in_the_place_of_a_file_that_may_be_missing(tmp_path: Path) -> None:
+    """Settings that are a pipe are not no settings; a log that is one holds no line."""
     os.mkfifo(tmp_path / "x.json")
-    assert read_json(tmp_path / "x.json") == {} and read_jsonl(tmp_path / "x.json") == []
+    with pytest.raises(TaroError, match="expected a JSON file, found a folder, a pipe or a link to nothing"):
+        read_json(tmp_path / "x.json")
+    assert read_jsonl(tmp_path / "x.json") == []
 
 
 def test_a_run_with_a_pipe_is_one_message_or_a_report(tmp_path: Path) -> None:
