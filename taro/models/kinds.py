@@ -77,7 +77,7 @@ def misfit(folder: Path, names: Iterable[str], missing: Callable[[tuple[str, str
             place = split_name(known)
             if known != name and place is not None and missing(place):
                 who = next((WRAPPERS[part] for part in name.split(".") if part in WRAPPERS), None)
-                why = f"as {who} names them; save the inner model" if who else "which transformers does not load"
-                return ModelError(f"{folder}: expected tensors such as {known[:200]}, got {name[:200]}, {why}, or "
-                                  "rename them")
+                why = (f"as {who} names them; save the inner model, or rename them" if who
+                       else "which transformers does not load; rename them")
+                return ModelError(f"{folder}: expected tensors such as {known[:200]}, got {name[:200]}, {why}")
     return None
