@@ -114,7 +114,7 @@ def _read_numbers(files: Files, _: Path) -> None:
     for match in re.finditer(number(), text):
         float(match[0])
         around = text[max(0, match.start() - 1) : match.start()], text[match.end() : match.end() + 1]
-        assert not (around[0].isalnum() or around[1].isdigit()), "a piece of a number"
+        assert not (around[0].isalnum() or around[1].isdecimal()), "a piece of a number"
 
 
 def _response(rng: random.Random) -> Files:
@@ -156,15 +156,11 @@ def _read_answers(files: Files, _: Path) -> None:
         assert format_ok(text) == released_format(text)
         for name, oracle in ORACLES.items():
             expected, found = oracle(text), parse_answer(text, protocol=name)
+            if expected is not None and not all(map(math.isfinite, expected)):
+                expected = None  # the source reads infinity, taro nothing
             assert (found is None) == (expected is None), name
-            assert (
-                found is None
-                or expected is None
-                or all(
-                    math.isclose(a, b, rel_tol=1e-12)
-                    for a, b in zip((found.start_s, found.end_s), expected, strict=True)
-                )
-            ), name
+            ends = () if found is None or expected is None else zip((found.start_s, found.end_s), expected, strict=True)
+            assert all(math.isclose(ours, theirs, rel_tol=1e-12) for ours, theirs in ends), name
     assert all(span.is_finite() for span in parse_reasoning(text).spans)
     assert all(math.isfinite(one.start_s) and math.isfinite(one.end_s) for one in parse_captions(text))
 
