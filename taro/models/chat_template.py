@@ -116,7 +116,7 @@ def _text(file: Path) -> str:
 
 def render_turn(folder: Path, template: str, tokenizer: Any, placeholder: str) -> Turn:
     """What the template writes around one user turn, a video before its text. Raises ModelError where it fails, takes
-    too long or too much memory, or shows no video (`placeholder`) before the text."""
+    too long or too much memory, or shows no video (`placeholder`) before the text, or one of them twice."""
     said = _rendered(template, json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str))
     if "error" in said:
         raise ModelError(f"{folder}: the chat template cannot be used: {said['error']:.200}")
@@ -124,6 +124,8 @@ def render_turn(folder: Path, template: str, tokenizer: Any, placeholder: str) -
     between, sentinel, after = rest.partition(SENTINEL)
     if not video or not sentinel:
         raise ModelError(f"{folder}: the chat template shows no video before the text; expected {placeholder}")
+    if SENTINEL in before + after or placeholder in between + after:
+        raise ModelError(f"{folder}: the chat template writes the video or the text more than once; expected each once")
     return Turn(before, between, after)
 
 

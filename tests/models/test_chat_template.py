@@ -135,6 +135,18 @@ def test_what_is_no_one_template_is_refused(folder: Path, tmp_path: Path, files:
         load_policy(copy)
 
 
+@pytest.mark.parametrize("template", [
+    "{{ messages | tojson }}<|video_pad|>{{ messages[0]['content'][1]['text'] }}",
+    "<|video_pad|>{{ messages[0]['content'][1]['text'] }}{{ messages[0]['content'][1]['text'] }}",
+    "<|video_pad|>{{ messages[0]['content'][1]['text'] }}<|video_pad|>",
+    "<|video_pad|><|video_pad|>{{ messages[0]['content'][1]['text'] }}",
+])  # fmt: skip
+def test_a_template_writes_video_and_text_once(folder: Path, template: str) -> None:
+    """What stands for the text while a template is rendered would else reach the model."""
+    with pytest.raises(ModelError, match="writes the video or the text more than once; expected each once"):
+        render_turn(folder, template, load_policy(folder).tokenizer, "<|video_pad|>")
+
+
 PROGRAMS = {
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}"
              "{% endfor %}",
