@@ -181,7 +181,7 @@ def _score(name: str, moment: Moment, several: tuple[Moment, ...]) -> None:
 def _whole_numbers(text: str) -> set[float]:
     """Numbers as long as they go, signs aside: of `1,200` neither 1 nor 200."""
     found = set()
-    for match in re.finditer(r"(?<![\w.,/])[0-9.](?:[\w.,:/]|(?<=[eE])[-+](?=[0-9]))*", text):
+    for match in re.finditer(r"(?<![\w./])(?<![0-9],)[0-9.](?:[\w.,:/]|(?<=[eE])[-+](?=[0-9]))*", text):
         run = re.fullmatch(r"([0-9.]+(?:[eE][-+]?[0-9]+)?)[a-zA-Z]*", match[0].rstrip(".,:;/'\"_"))
         if run and run[1].strip("."):
             found.add(_float(run[1]))
