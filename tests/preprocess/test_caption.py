@@ -123,7 +123,7 @@ def test_every_given_caption_ends_once(job: Make, tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     videos.mkdir()
     write_video(videos / "v0.mp4", 30)
-    (videos / "v1.mp4").write_bytes(b"no video")
+    (videos / "v1.mp4").write_bytes(b"\x1a\x45\xdf\xa3" + bytes(500))  # begins like one
     lines = [{"video": f"v{i}.mp4", "query": "q", "windows": [[0, 1]]} for i in range(2)]
     report = preprocess(job(lines, videos=videos, caption={"method": "file", "file": str(file)}, max_skipped=0.5))
     assert report.given == {
