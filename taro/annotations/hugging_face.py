@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
@@ -53,9 +54,10 @@ class HuggingFaceReader:
         self.path = Path(source) if Path(source).is_file() else None
         self._hash = hashlib.sha256()
         self._table: Table | None = None
-        if self.path is None and _local(self.source) and not Path(source).exists():
+        there = os.path.lexists(source)  # a link to nothing is there, and no hub id
+        if self.path is None and _local(self.source) and not there:
             raise AnnotationError(f"{source}: no such file; give the annotation file")
-        if self.path is None and (Path(source).exists() or not HUB_ID.fullmatch(self.source)):
+        if self.path is None and (there or not HUB_ID.fullmatch(self.source)):
             raise AnnotationError(
                 f"{source}: expected a parquet, csv, json or jsonl file, or a hub id OWNER/NAME[:CONFIG][@REVISION]")
         if self.path is not None and not _local(self.source):
