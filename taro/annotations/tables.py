@@ -1,7 +1,7 @@
 """Tables in files: csv and tsv, parquet, JSON. The file that was named is opened here, by that name and no other.
 
 Libraries that take a pattern, a list or a URL where a file is meant would read another file where a name holds
-brackets or stars. A row is never shifted: a row of a csv with more or fewer fields than its header is told by its
+brackets or stars. A row is never shifted: a row of a csv with more or fewer fields than its header is named by its
 problem, unless what is too much is blank. A column without a name (the index that pandas writes) is not read, blanks
 around names are not part of them, and a name that stands twice is an error, since one column would hide the other.
 

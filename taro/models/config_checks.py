@@ -1,6 +1,6 @@
 """What a config.json may say: sizes within reason, sizes that fit one another, and nothing that taro would not compute.
 
-Two looks. `check_stored` reads the JSON before transformers sees it, since its classes allocate by what they are told
+Two looks. `check_stored` reads the JSON before transformers sees it, since its classes allocate what it asks for
 (`num_labels` makes a table). `check_config` reads the config that transformers made, defaults filled in. Whether the
 weights have these sizes is found where they are loaded. What is no fault here is computed by stock modules as it
 stands: activations, attention biases, norms, and rotary tables of a fixed scale (linear, yarn, llama3).

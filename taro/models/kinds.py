@@ -1,6 +1,6 @@
 """What a model folder is that taro does not read: an adapter, a quantised model, weights under a wrapper's names.
 
-Each is told by what its writer leaves behind (files, names of tensors), so that a message says what the folder is and
+Each is known by what its writer leaves behind (files, names of tensors), so that a message says what the folder is and
 what to do, not which of a thousand tensors are missing."""
 
 from __future__ import annotations
