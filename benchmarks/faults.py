@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from taro.core import draws
 
 TARO = [sys.executable, "-m", "taro"]
-SPEED = {"tokens_per_s", "memory_gib", "seconds"}
+SPEED = {"tokens_per_s", "memory_gib", "seconds", "phases"}
 VIDEOS, STEPS, KILLS_A_JOB = 16, 10, 7
 POLL_S, PATIENCE_S = 0.0005, 300.0
 

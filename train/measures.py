@@ -30,8 +30,8 @@ __all__ = ["dump_rollouts", "memory_gib", "step_measures"]
 
 
 def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG: np.ndarray, update: Update, *,
-                  margin: float, seconds: float) -> dict[str, Any]:
-    """The numbers of one step. `margin`: of the bonus; `seconds`: that the step took."""
+                  margin: float, seconds: float, phases: dict[str, float]) -> dict[str, Any]:
+    """The numbers of one step. `margin`: of the bonus; `seconds`: that the step took, `phases`: its phases."""
     known_BG = np.isfinite(parts.drop_BG)
     drops = parts.drop_BG[known_BG]
     lengths_BG = batch.mask_BGR.sum(-1)
@@ -59,7 +59,7 @@ def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG
         "truncated": float((~batch.finished_BG).float().mean()), "logprob_gap": float(gap_BGR[batch.mask_BGR].mean()),
         "loss": update.loss, "grad_norm": update.grad_norm, "skipped": update.skipped,
         "lr": update.lr, "tokens_per_s": tokens / max(seconds, 1e-9),
-        "memory_gib": memory_gib(), "seconds": seconds,
+        "memory_gib": memory_gib(), "seconds": seconds, "phases": phases,
         **_by_set(batch, parts),
     }
 

@@ -18,7 +18,7 @@ from taro.core.files import explain_disk_errors, make_folders
 from taro.grounding.prompts import Asking
 from taro.models.asking import asking_of, check_asking
 from taro.models.folder import pixel_settings
-from taro.models.load import load_frozen, load_policy
+from taro.models.load import load_policy
 from taro.models.policy import Policy
 from taro.models.resolve import compute_device, folder_sha256, resolve_model
 from taro.train.ahead import SamplesAhead
@@ -32,6 +32,9 @@ from taro.train.checkpoint import (
 )
 from taro.train.config import RewardConfig, ShardSource, TrainConfig
 from taro.train.data import TrainingData, TrainingSet, select
+from taro.train.phases import Phases
+from taro.train.ranks import ALONE, Ranks
+from taro.train.reference import Reference, open_reference
 from taro.train.run_dir import check_run, lock_folder, read_facts, write_facts
 from taro.train.sets import open_encoded_shards, with_variants
 from taro.train.trackers import Tracker, open_trackers, truncate_to_step
@@ -49,12 +52,13 @@ OnWork = Callable[[str | None, int, int | None], None]
 
 @dataclass
 class Run:
-    """Everything that a step needs. `state` and the tensors change; the rest is fixed for the run. `bf16`: it computes
-    in bfloat16."""
+    """Everything that a step needs. `state` and the tensors change; the rest is fixed for the run. `sampling`: what
+    rollouts and answers are drawn from, the policy itself or a replica of it; `bf16`: it computes in bfloat16."""
 
     config: TrainConfig
     policy: Policy
-    reference: Policy | None
+    sampling: Policy
+    reference: Reference | None
     asking: Asking
     data: TrainingData
     optimizer: torch.optim.Optimizer
@@ -67,6 +71,8 @@ class Run:
     last: dict[str, Any] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
     on_work: OnWork | None = None
+    ranks: Ranks = ALONE
+    phases: Phases = field(default_factory=Phases)
     ahead: SamplesAhead = field(init=False)
 
     def __post_init__(self) -> None:
@@ -152,8 +158,8 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
             prune_checkpoints(config.out / "checkpoints", keep=config.checkpoint.keep)
         truncate_to_step(config.out, state.step)
         write_facts(config, {**data.summary(), **facts})
-    reference = None if config.loss.kl == 0 else load_frozen(folder, device, bf16=bf16)
-    return Run(config, policy, reference, asking, data, optimizer, state,
+    reference = open_reference(config, folder, device, bf16=bf16)
+    return Run(config, policy, policy, reference, asking, data, optimizer, state,
                open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
                lock, bf16, on_step, None if found is None else state.step)
 

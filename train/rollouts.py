@@ -7,7 +7,7 @@ Legend: B prompts, G rollouts of a group, P prompt tokens, R response tokens, S 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -168,12 +168,11 @@ def counted_tokens(policy: Policy, batch: RolloutBatch, over: Literal["reasoning
     return np.asarray(over_BGR.numpy())
 
 
-def score_batch(policy: Policy, reference: Policy | None, batch: RolloutBatch, config: RewardConfig, *,
-                bf16: bool = False) -> Scores:
-    """Scores a batch under the current policy, the reference, and the disrupted videos."""
+def score_batch(policy: Policy, reference: Callable[[RolloutBatch], torch.Tensor] | None, batch: RolloutBatch,
+                config: RewardConfig, *, bf16: bool = False) -> Scores:
+    """Scores a batch under the current policy, the reference (`taro.train.reference`), and the disrupted videos."""
     disrupted, changed_B = disrupt(batch, Disruption(config.disruption, config.dt_s))
     return Scores(old_BGR=score_prompts(policy, batch.prompts, batch, bf16=bf16),
-                  reference_BGR=(None if reference is None else
-                                 score_prompts(reference, batch.prompts, batch, bf16=bf16)),
+                  reference_BGR=None if reference is None else reference(batch),
                   disrupted_BGR=score_prompts(policy, disrupted, batch, bf16=bf16), disrupted_B=changed_B,
                   over_BGR=counted_tokens(policy, batch, config.drop_over))

@@ -24,7 +24,7 @@ from taro.shards.ops.split import split_by_fraction, split_by_split
 from taro.shards.reader import ShardSet, open_shards
 from taro.shards.store_local import LocalStore
 from taro.train.evaluate import Questions, missing_predictions
-from taro.train.loop import validate
+from taro.train.keep import validate
 from taro.train.open import open_run
 from tests.helpers_video import write_video
 from tests.train.conftest import Tiny

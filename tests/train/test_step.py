@@ -18,7 +18,7 @@ from taro.train.algorithms.advantages import group_advantages
 from taro.train.config import TrainConfig
 from taro.train.disruption import Disruption
 from taro.train.rewards import compute_rewards, control_totals
-from taro.train.rollouts import RolloutBatch, Scores, StepName, disrupt, roll_out, score_batch
+from taro.train.rollouts import RolloutBatch, Scores, StepName, disrupt, roll_out, score_batch, score_prompts
 from taro.train.sets import open_encoded_shards
 from taro.train.update import update_policy
 from tests.train.conftest import Tiny
@@ -102,7 +102,7 @@ def test_disruption_is_shared_by_the_group_and_moves_content_not_time(
 
 def test_the_gradient_does_not_depend_on_micro_batch_size(policy: Policy, tiny: Tiny, config: TrainConfig) -> None:
     batch = drawn(policy, tiny, config, probability=0.5)
-    scores = score_batch(policy, policy, batch, config.reward)
+    scores = score_batch(policy, lambda x: score_prompts(policy, x.prompts, x), batch, config.reward)
     advantages = np.random.default_rng(0).standard_normal((3, 4))
     with_kl = config.model_copy(update={"loss": config.loss.model_copy(update={"kl": 0.1})})
     whole, single = (moved(tiny, batch, scores, advantages, with_kl.model_copy(update={

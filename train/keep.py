@@ -1,0 +1,67 @@
+"""What a run does beside its steps, and when: validation and checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from taro.metrics.answers import AnswerRow, score_rows
+from taro.metrics.scores import METRICS
+from taro.models.sampler import Decoding
+from taro.train.checkpoint import prune_checkpoints, save_checkpoint
+from taro.train.evaluate import Questions, evaluate_policy, readable_misses
+from taro.train.open import Run
+
+__all__ = ["is_due", "save_and_prune", "validate"]
+
+
+def is_due(run: Run, every: int) -> bool:
+    """After every `every` updates, and after the last."""
+    return run.state.step % every == 0 or run.state.step == run.steps
+
+
+def validate(run: Run) -> None:
+    """Greedy scores on the validation split, of several sets over all their queries together; the best so far is kept
+    as a checkpoint of its own, unless updates are not finite just then."""
+    knobs = run.config.validation
+    if knobs.split is None:
+        return
+    started = time.monotonic()
+    decoding = Decoding(knobs.max_new_tokens, temperature=0.0, repetition_penalty=knobs.repetition_penalty)
+    questions, protocol = Questions(knobs.split, knobs.limit, run.config.seed), run.asking.protocol
+    rows: dict[str, list[AnswerRow]] = {}
+    total = sum(len(questions.of(one.shard_set)) for one in run.data.validated)
+    with run.working(f"validating on {knobs.split}") as count:
+        for one in run.data.validated:
+            rows[one.name] = evaluate_policy(
+                run.sampling, one.shard_set, run.asking, decoding, questions=questions, bf16=run.bf16,
+                batch_prompts=knobs.batch_prompts, progress=_counted(count, sum(map(len, rows.values())), total))
+    missing = {one.name: readable_misses(one.shard_set, knobs.split) if questions.are_all(one.shard_set) else []
+               for one in run.data.validated}
+    scores = score_rows([row for some in rows.values() for row in some], protocol=protocol,
+                        missing=[one for some in missing.values() for one in some]).as_dict()
+    if len(run.data.sets) > 1:
+        each = {name: score_rows(some, protocol=protocol, missing=missing[name]).as_dict()
+                for name, some in rows.items()}
+        scores["sets"] = {name: {key: one[key] for key in ("queries", *METRICS)} for name, one in each.items()}
+    run.log(run.state.step, {"eval": {**scores, "split": knobs.split}, "seconds": time.monotonic() - started})
+    score = float(scores["miou"])
+    if run.state.step and not run.state.nonfinite_streak and (
+            run.state.best_score is None or score > run.state.best_score):
+        run.state.best_step, run.state.best_score = run.state.step, score
+        save_and_prune(run)
+
+
+def _counted(count: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
+    """Counts the queries of one set on top of those of the sets before it."""
+    return lambda done, _: count(before + done, total)
+
+
+def save_and_prune(run: Run) -> None:
+    """Saves a checkpoint and prunes older ones."""
+    folder = run.folder / "checkpoints"
+    if (folder / f"step-{run.state.step:06d}").exists():  # validation kept it a moment ago
+        return
+    with run.working("saving a checkpoint"):
+        save_checkpoint(folder, run.policy.named_parameters(), run.optimizer, run.state)
+        prune_checkpoints(folder, keep=run.config.checkpoint.keep)

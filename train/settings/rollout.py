@@ -1,0 +1,73 @@
+"""How responses are drawn and rewarded."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from taro.core.config import Config
+from taro.train.disruption import Kind
+from taro.train.prefixes import PathSource
+
+__all__ = ["Control", "Gate", "RewardConfig", "RolloutConfig"]
+
+Gate = Literal[">=", ">"]
+Control = Literal["none", "permute-rewards"]
+
+
+class RolloutConfig(Config):
+    """How responses are drawn."""
+
+    prompts: int = Field(16, ge=1)
+    """prompts a step (B)"""
+    group: int = Field(8, ge=2)
+    """rollouts a prompt (G)"""
+    max_new_tokens: int = Field(1024, ge=1, le=32_768)
+    """longest response, the guided prefix counted in"""
+    temperature: float = Field(1.0, gt=0)
+    """of sampling"""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """share of the probability that sampling keeps; 1: all"""
+    paths: PathSource = "random"
+    """candidate paths of guided rollouts: the paper's, those with the ground truth's captions, or drawn anew"""
+    min_free_tokens: int = Field(48, ge=1)
+    """tokens that a guided prefix must leave free for the rest; longer paths lose captions from their end"""
+    batch_prompts: int = Field(16, ge=1)
+    """prompts decoded and scored at once"""
+
+
+class RewardConfig(Config):
+    """The reward (docs/method.md)."""
+
+    alpha: float = Field(0.3, ge=0)
+    """size of the temporal-sensitivity bonus; 0 switches it off"""
+    tau: float = Field(0.7, ge=0, le=1)
+    """IoU from which an answer may earn the bonus"""
+    gate: Gate = ">="
+    """IoU gate of the bonus: the released code's ">=" or the paper's ">" (docs/method.md, difference 3)"""
+    margin: float = Field(0.0, ge=0)
+    """log-probability by which a drop must exceed its group's mean"""
+    dt_s: float = Field(3.0, gt=0)
+    """patches within this many seconds of a boundary are disrupted"""
+    drop_over: Literal["reasoning", "response"] = "reasoning"
+    """tokens whose log-probability drop counts (docs/method.md, difference 2)"""
+    disruption: Kind = "patch"
+    """what is done to the video; all but patch (the method's) are for comparison, see train/disruption.py; frame needs
+    the shard set's frame variants, made with the same dt_s"""
+    no_think: bool = False
+    """accept `<answer>` alone"""
+    protocol: Literal["taro", "multi-window"] = "taro"
+    """how answers are read and compared; taro: the first window, against the best of the ground truth; multi-window:
+    all of an answer's windows against all of the ground truth's (docs/evaluation.md); ask for them: template taro-multi
+    """
+    control: Control = "none"
+    """permute-rewards: an honesty control, totals are permuted inside each group, so a free rollout can
+    learn nothing from them (guided ones still imitate prefixes, with advantages that mean nothing)"""
+
+    @model_validator(mode="after")
+    def _no_think_has_no_reasoning(self) -> Self:
+        if self.no_think and self.alpha > 0 and self.drop_over == "reasoning":
+            raise ValueError("no_think responses have no reasoning tokens to measure the drop over; "
+                             "set reward.drop_over=response or reward.alpha=0")
+        return self

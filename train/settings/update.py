@@ -1,0 +1,64 @@
+"""The loss and the optimizer."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from taro.core.config import Config
+from taro.train.algorithms import ALGORITHMS
+from taro.train.algorithms.cloning import OffPolicy
+
+__all__ = ["LossConfig", "OptimizerConfig"]
+
+def _algorithm(name: str) -> str:
+    if name not in ALGORITHMS:
+        raise ValueError(f"expected an algorithm: {', '.join(ALGORITHMS)}")
+    return name
+
+
+class LossConfig(Config):
+    """The loss (docs/method.md)."""
+
+    kind: Annotated[str, AfterValidator(_algorithm)] = "grpo"
+    """grpo: advantages over std, token mean; dr_grpo: neither, a constant denominator"""
+    off_policy: OffPolicy = "mask"
+    """how tokens of guided prefixes are learned from (docs/method.md)"""
+    awr_beta: float = Field(1.0, gt=0)
+    """temperature of the weights of off_policy awr"""
+    kl: float = Field(0.01, ge=0)
+    """weight of the k3 KL to the start policy; 0 keeps no reference policy at all"""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    """a token's ratio is clipped below 1 - clip_low"""
+    clip_high: float = Field(0.2, gt=0)
+    """and above 1 + clip_high"""
+    dual_clip: float = Field(3.0, gt=1)
+    """bound of the ratio where the advantage is negative"""
+
+
+class OptimizerConfig(Config):
+    """AdamW and how a step's batch is spent."""
+
+    lr: float = Field(1e-6, gt=0)
+    """learning rate"""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """decay of AdamW's two moments"""
+    eps: float = Field(1e-8, gt=0)
+    """added to AdamW's denominator"""
+    weight_decay: float = Field(0.01, ge=0)
+    """of AdamW, decoupled"""
+    grad_clip: float = Field(1.0, gt=0)
+    """largest norm of the gradient"""
+    warmup_steps: int = Field(0, ge=0)
+    """linear from lr / warmup_steps; constant afterwards"""
+    mini_batches: int = Field(1, ge=1)
+    """updates per pass over a step's rollouts"""
+    inner_epochs: int = Field(1, ge=1)
+    """passes over a step's rollouts"""
+    micro_prompts: int = Field(1, ge=1)
+    """prompts in one forward and backward; changes memory and speed, not the gradient"""
+    checkpoint_activations: bool = False
+    """compute activations again in the backward pass: less memory, slower"""
+    max_nonfinite: int = Field(3, ge=1)
+    """consecutive steps with a non-finite loss or gradient after which the run stops"""

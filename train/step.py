@@ -1,0 +1,57 @@
+"""One step of the loop: samples, rollouts, scores (current, reference, disrupted), rewards, advantages, update, log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from taro.core.errors import TaroError
+from taro.train.algorithms.base import make_algorithm
+from taro.train.curriculum import guide_probability
+from taro.train.measures import dump_rollouts, step_measures
+from taro.train.open import Run
+from taro.train.rewards import compute_rewards, control_totals
+from taro.train.rollouts import StepName, roll_out, score_batch
+from taro.train.update import update_policy
+
+__all__ = ["train_step"]
+
+log = logging.getLogger(__name__)
+
+
+def train_step(run: Run) -> dict[str, Any]:
+    """One step: returns its line of metrics.jsonl."""
+    started, config, step = time.monotonic(), run.config, run.state.step
+    with run.phases("samples"):
+        epoch, samples = run.ahead.take(step)
+    guide = guide_probability(config.curriculum, step=step, epoch=epoch, steps_per_epoch=run.data.steps_per_epoch)
+    with run.phases("rollouts"):
+        batch = roll_out(run.sampling, run.asking, samples, config.rollout, StepName(config.seed, epoch, step),
+                         guide=guide, bf16=run.bf16)
+    with run.phases("scores"):
+        scores = score_batch(run.policy, run.reference, batch, config.reward, bf16=run.bf16)
+    parts = compute_rewards(batch, scores, config.reward)
+    totals_BG = control_totals(parts, batch, config.reward.control)
+    advantages_BG = make_algorithm(config.loss).advantages(totals_BG)
+    dump = run.folder / "rollouts" / f"step-{step:06d}.jsonl"
+    if config.checkpoint.dump_rollouts:  # before the update: what it learns from is on the disk, whatever it does
+        dump_rollouts(dump, batch, parts, advantages_BG)
+    with run.phases("update"):
+        update = update_policy(run.policy, run.optimizer, batch, scores, advantages_BG, config.loss, config.optimizer,
+                               bf16=run.bf16)
+    values = step_measures(batch, scores, parts, totals_BG, update, margin=config.reward.margin,
+                           seconds=time.monotonic() - started, phases=run.phases.take())
+    if update.skipped and not config.checkpoint.dump_rollouts:
+        dump_rollouts(dump, batch, parts, advantages_BG)
+    run.log(step, values)
+    for sign in run.watch.see(values):
+        log.warning("step %d: %s", step, sign)
+    run.last = {"step": step, **values}
+    run.state.step, run.state.skipped = step + 1, run.state.skipped + update.skipped
+    run.state.nonfinite_streak = run.state.nonfinite_streak + 1 if update.skipped else 0
+    if run.state.nonfinite_streak >= config.optimizer.max_nonfinite:
+        raise TaroError(f"the loss or gradient was not finite in {run.state.nonfinite_streak} steps in a row (last: "
+                        f"step {step}); the run stopped. Its rollouts are in rollouts/step-{step:06d}.jsonl; lower "
+                        "optimizer.lr, or resume from the newest checkpoint with other settings in a new run")
+    return values
