@@ -130,7 +130,7 @@ def state(folder: Path) -> dict[str, str]:
         if path.is_file():
             data = path.read_bytes()
             if path.parent.name == "ledger" and data:
-                data = json.dumps({**json.loads(data), "seconds": 0, "phases": 0}).encode()
+                data = json.dumps({**json.loads(data), "seconds": 0}).encode()
             elif path.name == "metrics.jsonl":
                 rows = [json.loads(line) for line in data.splitlines()]
                 data = json.dumps([{key: row[key] for key in row if key not in SPEED} for row in rows]).encode()
