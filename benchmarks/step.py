@@ -26,6 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.shapes import SHAPES, random_config
 from taro.core.draws import uniforms
 from taro.models.attention import causal
 from taro.models.encoder import Encoder
@@ -38,52 +39,6 @@ from taro.models.policy import Policy
 from taro.models.prompt import Prompt
 from taro.models.sampler import Decoding
 from tests.helpers_models import TINY
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "7b": {
-        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-        "num_key_value_heads": 4, "vocab_size": 152064,
-    },
-    "3b": {
-        "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
-        "num_key_value_heads": 2, "vocab_size": 151936,
-    },
-    "tiny": {
-        "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
-        "num_key_value_heads": 2, "vocab_size": 512,
-    },
-    "qwen3-8b": {
-        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
-    },
-    "qwen3-tiny": {
-        "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
-        "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 512,
-    },
-}  # fmt: skip
-SMALL_TOWER = {"depth": 3, "hidden_size": 96, "intermediate_size": 192, "num_heads": 3}
-
-
-def random_config(size: str) -> Any:
-    """The config of a released shape, or of a tiny one."""
-    from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
-
-    shape, tiny, second = SHAPES[size], size.endswith("tiny"), size.startswith("qwen3")
-    half = shape.get("head_dim", shape["hidden_size"] // shape["num_attention_heads"]) // 2
-    rope = {"rope_type": "default", "rope_theta": 1e6,
-            "mrope_section": [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]}  # fmt: skip
-    vision: dict[str, Any] = {"out_hidden_size": shape["hidden_size"]}
-    if second:
-        rope["mrope_interleaved"] = True
-        vision |= {"deepstack_visual_indexes": [0, 1, 2]} | SMALL_TOWER if tiny else {
-            "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16,
-            "num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24]}  # fmt: skip
-    else:
-        vision |= {"tokens_per_second": 2, "window_size": 112}
-        vision |= {"fullatt_block_indexes": [2]} | SMALL_TOWER if tiny else {
-            "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}  # fmt: skip
-    text = {**shape, "rope_parameters": rope, "rms_norm_eps": 1e-6}
-    return (Qwen3VLConfig if second else Qwen2_5_VLConfig)(text_config=text, vision_config=vision)
 
 
 def random_policy(size: str, device: str, dtype: torch.dtype, folder: Path) -> Policy:

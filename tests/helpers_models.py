@@ -12,25 +12,27 @@ WORDS = (
     "When does happen From to the a person opens door red square blinks for second time , . ? : I need find specific "
     "moment start end s describe events seconds video query give answer in as then think inside reasoning"
 ).split()
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+           "<|image_pad|>", "<|video_pad|>"]
 
 
-def tiny_tokenizer() -> Any:
-    """A byte-level BPE tokenizer without merges (so that any text round-trips), with Qwen's special tokens."""
+def tiny_tokenizer(size: int = 0) -> Any:
+    """A byte-level BPE tokenizer without merges (so that any text round-trips), with Qwen's special tokens. `size`:
+    of its vocabulary, filled up with words that it writes and never reads; 0: no more than it needs."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    words = [f"w{i}" for i in range(len(alphabet), size - len(SPECIAL))]
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate([*alphabet, *words])}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-               "<|image_pad|>", "<|video_pad|>"]  # fmt: skip
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
-        additional_special_tokens=special[1:2] + special[3:],
+        additional_special_tokens=SPECIAL[1:2] + SPECIAL[3:],
     )
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}"
