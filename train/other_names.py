@@ -31,6 +31,9 @@ _SAME: dict[str, tuple[str, ...]] = {
     "optimizer.eps": ("adam_epsilon",),
     "optimizer.grad_clip": ("max_grad_norm", "clip_grad"),
     "optimizer.warmup_steps": ("warmup_ratio", "lr_warmup_steps", "lr_warmup_steps_ratio"),
+    "optimizer.schedule, constant, linear or cosine": (
+        "lr_scheduler_type", "lr_scheduler", "lr_warmup_style", "warmup_style", "lr_scheduler_kwargs"),
+    "optimizer.min_lr": ("min_lr_ratio", "min_lr_rate", "lr_min"),
     "optimizer.inner_epochs": ("num_iterations", "ppo_epochs"),
     "optimizer.mini_batches, updates per pass (not their size)": ("ppo_mini_batch_size",),
     "optimizer.micro_prompts, prompts in one forward and backward; the gradient is the same": (

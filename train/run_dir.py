@@ -28,7 +28,8 @@ from taro.train.trackers import check_trackers
 __all__ = ["check_folder", "check_run", "lock_folder", "read_facts", "write_facts"]
 
 RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "device", "out"}
-"""settings that a resumed run may change: none of them reaches the numbers of a step that both runs have"""
+"""settings that a resumed run may change: none of them reaches the numbers of a step that both runs have; `length`
+does where the learning rate falls until the end of the run, and then may not change"""
 KNOWN_BY = {"policy": "policy_sha256", "template": "template_sha256", "dtype": "compute_dtype",
             "shards": "validation_sha256"}
 """settings that may be spelt otherwise -> what data.json has of a run that recorded what they stand for"""
@@ -70,7 +71,8 @@ def _changed(then: dict[str, Any], config: TrainConfig) -> list[str]:
         if "shards" in known:
             then["shards"], now["shards"] = _sets(old), _sets(config)
     then, now = (real_paths(one, TrainConfig) for one in (then, now))
-    compared = now.keys() - RESUME_MAY_CHANGE - (known & {"template", "dtype"})
+    may_change = RESUME_MAY_CHANGE - ({"length"} if config.optimizer.schedule != "constant" else set())
+    compared = now.keys() - may_change - (known & {"template", "dtype"})
     if then.get("policy") != now["policy"] and "policy" in known and (
             folder_sha256(resolve_model(config.policy)) == facts[KNOWN_BY["policy"]]):
         compared -= {"policy"}

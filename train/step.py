@@ -13,6 +13,7 @@ from taro.train.measures import dump_rollouts, step_measures
 from taro.train.open import Run
 from taro.train.rewards import compute_rewards, control_totals
 from taro.train.rollouts import StepName, roll_out, score_batch
+from taro.train.schedules import at_step
 from taro.train.update import update_policy
 
 __all__ = ["train_step"]
@@ -38,8 +39,8 @@ def train_step(run: Run) -> dict[str, Any]:
     if config.checkpoint.dump_rollouts:  # before the update: what it learns from is on the disk, whatever it does
         dump_rollouts(dump, batch, parts, advantages_BG)
     with run.phases("update"):
-        update = update_policy(run.policy, run.optimizer, batch, scores, advantages_BG, config.loss, config.optimizer,
-                               bf16=run.bf16)
+        update = update_policy(run.policy, run.optimizer, batch, scores, advantages_BG, config.loss,
+                               at_step(config.optimizer, step, run.steps), bf16=run.bf16)
     values = step_measures(batch, scores, parts, totals_BG, update, margin=config.reward.margin,
                            seconds=time.monotonic() - started, phases=run.phases.take())
     if update.skipped and not config.checkpoint.dump_rollouts:

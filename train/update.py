@@ -20,7 +20,7 @@ from taro.train.algorithms.losses import LossParts, policy_loss
 from taro.train.config import LossConfig, OptimizerConfig
 from taro.train.rollouts import RolloutBatch, Scores
 
-__all__ = ["Update", "learning_rate", "make_optimizer", "update_policy"]
+__all__ = ["Update", "make_optimizer", "update_policy"]
 
 
 @dataclass(frozen=True)
@@ -57,22 +57,14 @@ def make_optimizer(policy: Policy, config: OptimizerConfig) -> torch.optim.AdamW
                              weight_decay=config.weight_decay)
 
 
-def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Constant after a linear warm-up.
-
-    >>> [round(learning_rate(OptimizerConfig(lr=1.0, warmup_steps=4), step), 2) for step in (0, 1, 3, 9)]
-    [0.25, 0.5, 1.0, 1.0]
-    """
-    return config.lr * min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else config.lr
-
-
 def update_policy(policy: Policy, optimizer: torch.optim.Optimizer, batch: RolloutBatch, scores: Scores,
                   advantages_BG: np.ndarray, loss: LossConfig, config: OptimizerConfig, *,
                   bf16: bool = False) -> Update:
-    """`inner_epochs` passes over the batch in `mini_batches` updates each. `bf16`: compute under autocast."""
+    """`inner_epochs` passes over the batch in `mini_batches` updates each. `config`: its lr is that of this step
+    (`taro.train.schedules.at_step`); `bf16`: compute under autocast."""
     cloning_BG = cloning_weights(advantages_BG, mode=loss.off_policy, beta=loss.awr_beta)
     work = _Work(policy, batch, scores, advantages_BG, cloning_BG, make_algorithm(loss), loss.kl, config, bf16)
-    lr, size = learning_rate(config, batch.at.step), len(batch.samples) // config.mini_batches
+    lr, size = config.lr, len(batch.samples) // config.mini_batches
     for group in optimizer.param_groups:
         group["lr"] = lr
     done: list[tuple[float, float, float, float]] = []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from taro.core.config import Config
 from taro.train.algorithms import ALGORITHMS
@@ -51,7 +51,11 @@ class OptimizerConfig(Config):
     grad_clip: float = Field(1.0, gt=0)
     """largest norm of the gradient"""
     warmup_steps: int = Field(0, ge=0)
-    """linear from lr / warmup_steps; constant afterwards"""
+    """linear from lr / warmup_steps up to lr"""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """of the learning rate after the warm-up; linear and cosine fall from lr to min_lr at the end of the run"""
+    min_lr: float = Field(0.0, ge=0)
+    """where linear and cosine end"""
     mini_batches: int = Field(1, ge=1)
     """updates per pass over a step's rollouts"""
     inner_epochs: int = Field(1, ge=1)
@@ -62,3 +66,10 @@ class OptimizerConfig(Config):
     """compute activations again in the backward pass: less memory, slower"""
     max_nonfinite: int = Field(3, ge=1)
     """consecutive steps with a non-finite loss or gradient after which the run stops"""
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.min_lr and (self.schedule == "constant" or self.min_lr > self.lr):
+            raise ValueError(f"min_lr={self.min_lr} is where schedule linear or cosine ends, at most lr={self.lr}; got "
+                             f"schedule={self.schedule}; leave min_lr out, or choose such a schedule")
+        return self
