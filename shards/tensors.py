@@ -25,13 +25,15 @@ from taro.shards.format import MAX_DIM, MAX_HEADER_BYTES, MAX_MEMBER_BYTES, MAX_
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["encoder_levels", "pack_features", "pack_frames", "pack_tensors", "unpack_features", "unpack_frames",
-           "unpack_tensors"]
+__all__ = ["HEADER_BYTES", "encoder_levels", "pack_features", "pack_frames", "pack_tensors", "stored_patches",
+           "unpack_features", "unpack_frames", "unpack_tensors"]
 
 DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "BF16": 2, "F16": 2}
 FEATURE_DTYPES = ("BF16", "F16", "F32")
 MAX_LEVELS = 16
 MAX_NAME_CHARACTERS = 200
+HEADER_BYTES = 8192
+"""of a features record, within which its header ends"""
 
 
 def pack_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -131,6 +133,14 @@ def unpack_features(data: bytes, where: str = "features") -> VideoFeatures:
     if grid[1] * grid[2] % main.shape[1]:
         raise ShardError(f"{where}: {main.shape[1]} tokens a patch do not divide its grid of {grid[1]} x {grid[2]}")
     return VideoFeatures(main, times.numpy(), grid, stride, deepstack)
+
+
+def stored_patches(start: bytes, where: str) -> tuple[int, int]:
+    """(S, N) of a features record, from its first HEADER_BYTES. The data is not checked: it is not there."""
+    shape = _header(start, where)[1].get("main", {}).get("shape")
+    if not _counts(shape, 1, MAX_DIM) or len(shape) != 3:
+        raise ShardError(f"{where}: main has shape {str(shape)[:80]}, expected [S, N, D]")
+    return shape[0], shape[1]
 
 
 def encoder_levels(tensors: Mapping[str, torch.Tensor], others: Sequence[str],

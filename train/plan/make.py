@@ -1,0 +1,115 @@
+"""A plan: what a run will take of each GPU, how many steps it has, and whether it fits.
+
+Sizes are for the longest prompt of the selected queries and for responses that all reach `rollout.max_new_tokens`, since
+a run must survive its worst step. Beside what torch allocates a GPU holds CUDA's own context and the gaps between
+blocks: both are lines of their own, so that the other lines can be compared with torch's figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from taro.train.config import TrainConfig
+from taro.train.plan.lengths import Lengths
+from taro.train.plan.memory import Adapters, Job, peak_by_phase, states_bytes
+from taro.train.plan.shapes import ModelShape
+
+__all__ = ["ASSUMED", "CONTEXT", "GAPS", "Plan", "job_of", "make_plan"]
+
+GIB = 2**30
+CONTEXT = (0.6, 1.4)
+"""GiB of CUDA's context, of cuBLAS and, on several GPUs, of NCCL"""
+GAPS = 0.02
+"""share of what is allocated that lies in gaps between blocks"""
+ASSUMED = Lengths(3950, 3950.0, 3584, 0, known=False)
+"""prompts where there is no shard set to ask: videos of the released budget, 3,584 tokens, and the template's text"""
+MEAN_RESPONSE = 0.3
+"""share of rollout.max_new_tokens that a response is assumed to take where no run tells"""
+NAMES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is planned, in bytes of one GPU. always: parts that stay; phases: the parts of each phase besides; memory:
+    of the GPU, gpu: its name; steps: of the run; response: tokens of one on average, and whether a run told."""
+
+    job: Job
+    always: dict[str, int]
+    phases: dict[str, dict[str, int]]
+    memory: int
+    gpu: str
+    steps: int
+    lengths: Lengths
+    response: tuple[float, bool]
+
+    def allocated(self, phase: str) -> int:
+        """What torch holds in a phase at its fullest."""
+        return sum(self.always.values()) + sum(self.phases[phase].values())
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that takes most."""
+        return max(self.phases, key=self.allocated)
+
+    @property
+    def context(self) -> int:
+        """CUDA's own."""
+        return int(CONTEXT[self.job.world > 1] * GIB)
+
+    @property
+    def gaps(self) -> int:
+        """Between blocks, at the peak."""
+        return int(GAPS * self.allocated(self.peak_phase))
+
+    @property
+    def peak(self) -> int:
+        """All of it, at the peak."""
+        return self.allocated(self.peak_phase) + self.context + self.gaps
+
+    @property
+    def fits(self) -> bool:
+        """Whether the GPU holds it."""
+        return self.peak <= self.memory
+
+    @property
+    def response_tokens(self) -> tuple[float, int]:
+        """(expected, at most) tokens of all responses of the run."""
+        rollouts = self.steps * self.job.prompts * self.job.world * self.job.G
+        return rollouts * self.response[0], rollouts * self.job.R
+
+
+def job_of(config: TrainConfig, shape: ModelShape, lengths: Lengths, *, world: int = 1, bf16: bool = True) -> Job:
+    """What of a run decides its memory. Ranks take the prompts of a step in turn: the first has most."""
+    rollout, optimizer, lora = config.rollout, config.optimizer, getattr(config, "lora", None)
+    prompts = -(-rollout.prompts // world)
+    mini = -(-rollout.prompts // optimizer.mini_batches // world)
+    return Job(
+        shape=shape, bf16=bf16, states=getattr(optimizer, "states", "float32"),
+        reference="none" if config.loss.kl == 0 else getattr(config, "reference", "gpu"),
+        adapters=None if lora is None else _adapters(lora), recompute=optimizer.checkpoint_activations,
+        offload=bool(getattr(optimizer, "offload_activations", False)), world=world, prompts=prompts,
+        batch=min(rollout.batch_prompts, prompts), micro=min(optimizer.micro_prompts, max(mini, 1)), G=rollout.group,
+        R=rollout.max_new_tokens, P=lengths.longest, M=lengths.video, top_p=rollout.top_p < 1)
+
+
+def _adapters(lora: Any) -> Adapters:
+    targets = getattr(lora, "targets", "all-linear")
+    names = NAMES if isinstance(targets, str) else {str(one).rpartition(".")[2] for one in targets}
+    return Adapters(int(lora.rank), tuple(sorted(names & NAMES)))
+
+
+def make_plan(config: TrainConfig, shape: ModelShape, lengths: Lengths, *, world: int = 1, memory_gib: float = 80.0,
+              bf16: bool = True, gpu: str = "", response: float | None = None) -> Plan:
+    """The plan of a run. memory_gib: of each GPU; gpu: its name; response: mean tokens of a response in an earlier
+    run."""
+    job = job_of(config, shape, lengths, world=world, bf16=bf16)
+    drawn = config.data.draws or lengths.queries
+    steps = config.length.amount * (drawn // config.rollout.prompts if config.length.unit == "epochs" else 1)
+    mean = (response or MEAN_RESPONSE * job.R, response is not None)
+    return Plan(job, states_bytes(job), peak_by_phase(job), int(memory_gib * GIB), gpu, steps, lengths, mean)
+
+
+def with_job(plan: Plan, **changes: Any) -> Plan:
+    """The same run with another `Job`."""
+    job = replace(plan.job, **changes)
+    return replace(plan, job=job, always=states_bytes(job), phases=peak_by_phase(job))

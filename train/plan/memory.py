@@ -1,0 +1,197 @@
+"""Bytes of one GPU, part by part and phase by phase, from shapes alone.
+
+Each function follows one piece of code and counts what it holds at its fullest: the tensors that autograd keeps, and
+those that are alive in the same moment. What is smaller than a thousandth of the whole is left out (ids, positions,
+rotary tables of a pass), as are biases. `tests/train/test_plan.py` compares the parts with what torch holds,
+`benchmarks/plan_check.py` the peaks with a GPU's.
+Legend: B prompts decoded at once, G rollouts, P prompt tokens, R response tokens, T = P + G * R tokens of a packed row;
+D, F, L, H, K, d, V as in shapes.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from taro.models.logprobs import TOKENS_AT_ONCE
+from taro.train.plan.shapes import ModelShape
+
+__all__ = ["Adapters", "Job", "PHASES", "attention_bytes", "cache_bytes", "kept_bytes", "peak_by_phase", "states_bytes"]
+
+PHASES = ("rollouts", "scores", "update", "step")
+"""of a training step: drawing, scoring, forward and backward, the optimizer"""
+STATES = {"float32": (4, 4, 8), "bfloat16": (4, 4, 4), "8bit": (0, 2, 2 + 8 / 256)}
+"""setting -> bytes a parameter of the master weight, the gradient, and both moments"""
+SAMPLING = {False: 20, True: 48}
+"""bytes of a logit while a token is picked: float32 logits, float64 probabilities and their sums; with top_p sorted"""
+MIXING = 10
+"""bytes of an attention score while a token is decoded: both parts in bfloat16, the softmax and its input in float32"""
+MASKS = 5
+"""bools of a packed row's mask [T, T] while it is made"""
+UPDATING = 12
+"""bytes a parameter that the optimizer holds beside its states while it updates a piece"""
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """LoRA: rank, and the names of the Linears in each layer that have one."""
+
+    rank: int
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What of a run decides its memory. bf16: computes in bfloat16; P: tokens of the longest prompt, M of them its
+    video's; prompts, batch, micro: of a rank in a step, decoded at once, in one backward pass."""
+
+    shape: ModelShape
+    bf16: bool
+    states: str
+    reference: str
+    adapters: Adapters | None
+    recompute: bool
+    offload: bool
+    world: int
+    prompts: int
+    batch: int
+    micro: int
+    G: int
+    R: int
+    P: int
+    M: int
+    top_p: bool = False
+
+    @property
+    def T(self) -> int:
+        """Tokens of a packed row at most."""
+        return self.P + self.G * self.R
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number in products of matrices."""
+        return 2 if self.bf16 else 4
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained."""
+        if self.adapters is None:
+            return self.shape.parameters
+        ends = self.shape.linears
+        return self.shape.L * self.adapters.rank * sum(sum(ends[name]) for name in self.adapters.targets)
+
+
+def states_bytes(job: Job) -> dict[str, int]:
+    """What stays on a GPU from the first step to the last."""
+    shape, matrices = job.shape, job.shape.matrices
+    whole = matrices * job.size + shape.norms * 4
+    master, gradient, moments = STATES[job.states]
+    if not job.bf16:  # then the computing weights are the master weights
+        master = 0
+    mine = job.trained / job.world
+    parts = {"compute weights": whole, "master weights": int(mine * master), "gradients": int(mine * gradient),
+             "moments": int(mine * moments)}
+    if job.adapters is not None:
+        ends = shape.linears
+        parts["adapters"] = job.trained * 4
+        parts["replica"] = shape.L * sum(ends[name][0] * ends[name][1] for name in job.adapters.targets) * job.size
+        parts["master weights"] = 0  # adapters are float32 themselves
+    elif job.reference in {"gpu", "sharded"}:
+        parts["reference"] = whole // (1 if job.reference == "gpu" else job.world)
+    parts["videos"] = job.prompts * job.M * shape.D * job.size * (1 + shape.levels)
+    return parts
+
+
+def cache_bytes(job: Job) -> dict[str, int]:
+    """Keys and values of the prompts decoded at once, and of their rollouts (`taro.models.grouped`)."""
+    shape, rows = job.shape, job.batch * job.G
+    one = 2 * shape.K * shape.d * job.size * shape.L
+    return {"prompts' keys and values": job.batch * job.P * one, "rollouts' keys and values": rows * job.R * one,
+            "tokens seen": rows * shape.V}
+
+
+def _decoding(job: Job) -> int:
+    """Sampling a token, or a token's forward pass, whichever is more; and one layer's copy where prompts leave."""
+    rows, shape = job.batch * job.G, job.shape
+    mixing = MIXING * rows * shape.H * (job.P + job.R)
+    caches = cache_bytes(job)
+    copies = (caches["prompts' keys and values"] + caches["rollouts' keys and values"]) // shape.L
+    return max(SAMPLING[job.top_p] * rows * shape.V, mixing, copies)
+
+
+def kept_bytes(job: Job) -> int:
+    """Bytes a token that autograd keeps of one layer, the layer's input counted in."""
+    shape, size, full = job.shape, job.size, job.adapters is None
+    D, F, Hd, Kd = shape.D, shape.F, shape.H * shape.d, shape.K * shape.d
+    targets = tuple(shape.linears) if job.adapters is None else job.adapters.targets
+    norms = 2 * D * 4 * (2 if full else 1)  # input of each norm; normed values, where the norm's weight is trained
+    head = (Hd + Kd) * (4 + (size if full else 0)) if shape.head_norms else 0
+    # Under autocast each Linear that needs its input makes its own copy of it; in float32 they share one.
+    inputs = [name for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj") if name in targets]
+    copies = size * D * len(inputs) if job.bf16 else 4 * D * (bool(inputs[:3]) + ("gate_proj" in targets)) // 1
+    attention = 4 * Hd * size + 4 * shape.H + 2 * 4 * shape.d
+    attention += 0 if full else Hd * size * ("o_proj" in targets)
+    mlp = F * size * (4 if "down_proj" in targets else 3)
+    return norms + head + copies + attention + mlp
+
+
+def attention_bytes(job: Job) -> int:
+    """What a packed row's mask takes: as bools, and in the dtype of attention."""
+    return job.T**2 * (1 + job.size)
+
+
+def _forward(job: Job) -> int:
+    """A layer of a packed row without autograd: inside the MLP, or inside attention."""
+    shape, size = job.shape, job.size
+    mlp = 3 * 4 * shape.D + 3 * size * shape.F
+    attention = 2 * 4 * shape.D + (4 + 4 * size) * shape.H * shape.d
+    return job.T * max(mlp, attention) + attention_bytes(job)
+
+
+def _logits(job: Job) -> int:
+    """fp32 logits of a chunk [TOKENS_AT_ONCE, V], once."""
+    return min(TOKENS_AT_ONCE, job.G * job.R) * job.shape.V * 4
+
+
+def _update(job: Job) -> dict[str, int]:
+    """Forward and backward of a micro-batch: where the logits stand, or inside the last layer, whichever is more."""
+    shape, kept = job.shape, kept_bytes(job)
+    rows = job.micro
+    ends = rows * (job.T * 2 * 4 * shape.D + job.G * job.R * 4 * shape.D + job.T**2)  # final norm; hidden states; mask
+    if job.recompute:
+        layers = 2 if job.offload else shape.L
+        held = rows * job.T * 4 * shape.D * layers
+        layer = job.T * (kept - 4 * shape.D) + job.size * job.T**2
+    else:
+        held, layer = rows * shape.L * (job.T * kept + job.size * job.T**2), 0
+    layer += job.T * (2 * job.size * shape.F + (4 + job.size) * shape.D)  # gradients inside the MLP
+    gradient = 0 if job.adapters is not None else shape.V * shape.D * job.size * (2 if shape.tied else 1)
+    inside = 0 if job.adapters is not None else shape.layer_matrices * job.size
+    logits = 3 * _logits(job) + gradient
+    if logits > layer + inside:
+        return {"activations": ends + held, "logits": 3 * _logits(job), "gradients in flight": gradient}
+    return {"activations": ends + held + layer, "gradients in flight": inside}
+
+
+def _step(job: Job) -> int:
+    """The optimizer's temporaries for its largest piece."""
+    shape = job.shape
+    largest = job.trained // shape.L if job.adapters is not None else max(shape.layer_matrices, shape.V * shape.D)
+    return UPDATING * largest // job.world
+
+
+def _streamed(job: Job) -> int:
+    """Weights of the reference that are on the GPU while it scores, beside those that stay."""
+    if job.adapters is not None or job.reference not in {"sharded", "host"}:
+        return 0
+    shape = job.shape
+    return max(2 * shape.layer_matrices, shape.V * shape.D) * job.size
+
+
+def peak_by_phase(job: Job) -> dict[str, dict[str, int]]:
+    """The parts of each phase at its fullest, without those that stay all the time (`states_bytes`)."""
+    D, video = job.shape.D, job.M * job.shape.D * (job.size + 4) * (1 + job.shape.levels)
+    scoring = max(_forward(job), MASKS * job.T**2, 2 * _logits(job) + (job.T + job.G * job.R) * 4 * D)
+    # The features of the disrupted videos stand beside the others while a batch is scored.
+    scores = {"activations": scoring + video, "disrupted videos": states_bytes(job)["videos"],
+              "streamed reference": _streamed(job)}
+    return {"rollouts": {**cache_bytes(job), "decoding": _decoding(job)}, "scores": scores,
+            "update": {**_update(job), "row's video": video}, "step": {"optimizer": _step(job)}}

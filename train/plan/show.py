@@ -1,0 +1,48 @@
+"""A plan as plain text, and as values for --json; also beside what a GPU held when it was full."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taro.train.plan.make import Plan
+
+__all__ = ["plan_lines", "plan_values"]
+
+GIB = 2**30
+SHOWN = 0.005
+"""GiB below which a part is no row"""
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """The memory table of one GPU: a row a part, a column a phase, GiB."""
+    phases = list(plan.phases)
+    rows = [(name, [size] * len(phases)) for name, size in plan.always.items()]
+    names = dict.fromkeys(name for parts in plan.phases.values() for name in parts)
+    rows += [(name, [parts.get(name, 0) for parts in plan.phases.values()]) for name in names]
+    gaps = [int(plan.gaps * plan.allocated(phase) / plan.allocated(plan.peak_phase)) for phase in phases]
+    rows += [("CUDA's context", [plan.context] * len(phases)), ("gaps between blocks", gaps)]
+    total = [plan.allocated(phase) + plan.context + gap for phase, gap in zip(phases, gaps, strict=True)]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{'GiB of one GPU':{width}}" + "".join(f"{phase:>10}" for phase in phases)]
+    lines += [f"{name:{width}}" + "".join(_cell(size) for size in sizes) for name, sizes in rows
+              if max(sizes) >= SHOWN * GIB]
+    return [*lines, f"{'together':{width}}" + "".join(_cell(size) for size in total)]
+
+
+def _cell(size: int) -> str:
+    return f"{size / GIB:10.2f}" if size >= SHOWN * GIB else f"{'-':>10}"
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """The same for --json, in bytes."""
+    job = plan.job
+    expected, most = plan.response_tokens
+    return {
+        "gpus": job.world, "gpu": plan.gpu, "memory": plan.memory, "fits": plan.fits, "peak": plan.peak,
+        "peak_phase": plan.peak_phase, "parameters": job.shape.parameters, "trained": job.trained,
+        "always": plan.always, "phases": plan.phases, "context": plan.context, "gaps": plan.gaps,
+        "steps": plan.steps, "prompt_tokens": {"longest": plan.lengths.longest, "mean": plan.lengths.mean,
+                                               "known": plan.lengths.known},
+        "response_tokens": {"expected": round(expected), "most": most, "mean": plan.response[0],
+                            "mean_known": plan.response[1]},
+    }
