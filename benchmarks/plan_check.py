@@ -153,7 +153,8 @@ def main() -> None:
             write_model(model, args.size)
         shards = write_shards(Path(scratch) / "shards", model, clips=args.clips, grid=(t, h, w))
         config = load_config(TrainConfig, args.recipe, [
-            f"policy={model}", f"shards={shards}", f"out={scratch}/run", f"length={{unit: steps, amount: {args.steps}}}",
+            f"policy={model}", f"shards={shards}", f"out={scratch}/run",
+            f"length={{unit: steps, amount: {args.steps}}}",
             "curriculum={unit: steps, amount: 1}", *args.overrides], package="taro.train.recipes")
         print_table(args, config, model)
 

@@ -25,7 +25,7 @@ from taro.shards.members import checked, clip_of, member_of, parse_clip, read_cl
 from taro.shards.places import open_store
 from taro.shards.skipped import missed_rows
 from taro.shards.store import Store
-from taro.shards.tensors import HEADER_BYTES, stored_patches, unpack_features, unpack_frames
+from taro.shards.tensors import HEADER_BYTES, stored_shape, unpack_features, unpack_frames
 from taro.shards.variants import FrameVariants, VariantSettings, check_variants, patch_facts, unpack_variants
 
 if TYPE_CHECKING:
@@ -217,15 +217,15 @@ class ShardSet:
         data, where = self._member(f"features/{self.encoder}", key, "safetensors")
         return unpack_features(data, where)
 
-    def patches(self, key: str) -> tuple[int, int]:
-        """(S, N) of a clip's features: temporal patches and tokens of one. The beginning of the record tells, so that
-        counting the tokens of a set reads little of it."""
+    def features_shape(self, key: str) -> tuple[int, int, int]:
+        """(S, N, D) of a clip's features. The beginning of the record tells, so that counting the tokens of a set reads
+        little of it."""
         kind = f"features/{self.encoder}"
         index, record = self._find(kind, key)
         name = shard_path(kind, index)
         member = member_of(record, "safetensors", self.store.describe(name))
         start = self.store.read_range(name, member.offset, min(member.size, HEADER_BYTES))
-        return stored_patches(start, f"{self.store.describe(name)}: record {key}")
+        return stored_shape(start, f"{self.store.describe(name)}: record {key}")
 
     def variants(self, key: str) -> FrameVariants | None:
         """The frame variants of a clip for `encoder`, None where it has none."""

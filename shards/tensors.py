@@ -25,7 +25,7 @@ from taro.shards.format import MAX_DIM, MAX_HEADER_BYTES, MAX_MEMBER_BYTES, MAX_
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HEADER_BYTES", "encoder_levels", "pack_features", "pack_frames", "pack_tensors", "stored_patches",
+__all__ = ["HEADER_BYTES", "encoder_levels", "pack_features", "pack_frames", "pack_tensors", "stored_shape",
            "unpack_features", "unpack_frames", "unpack_tensors"]
 
 DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "BF16": 2, "F16": 2}
@@ -135,12 +135,12 @@ def unpack_features(data: bytes, where: str = "features") -> VideoFeatures:
     return VideoFeatures(main, times.numpy(), grid, stride, deepstack)
 
 
-def stored_patches(start: bytes, where: str) -> tuple[int, int]:
-    """(S, N) of a features record, from its first HEADER_BYTES. The data is not checked: it is not there."""
+def stored_shape(start: bytes, where: str) -> tuple[int, int, int]:
+    """(S, N, D) of a features record, from its first HEADER_BYTES. The data is not checked: it is not there."""
     shape = _header(start, where)[1].get("main", {}).get("shape")
     if not _counts(shape, 1, MAX_DIM) or len(shape) != 3:
         raise ShardError(f"{where}: main has shape {str(shape)[:80]}, expected [S, N, D]")
-    return shape[0], shape[1]
+    return shape[0], shape[1], shape[2]
 
 
 def encoder_levels(tensors: Mapping[str, torch.Tensor], others: Sequence[str],

@@ -29,6 +29,11 @@ def train(
     no_think: Annotated[bool, typer.Option("--no-think", help="Train answers without reasoning: reward.no_think, the "
                                            "drop over the response, no guided phase.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what the run would take of each GPU, its steps and hours, "
+                                       "and train nothing; no weight is read, and no GPU is needed.")] = False,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs to plan for.")] = 1,
+    memory: Annotated[float | None, typer.Option("--memory", metavar="GIB", min=1, show_default=False, help="With "
+                      "--plan: memory of each GPU; default: that of the GPU here, else 79.2 (sold as 80 GB).")] = None,
     as_json: Json = False,
 ) -> None:
     """Stage 2: train a policy on shards, guided then free; no video is opened and no vision tower is loaded."""
@@ -36,6 +41,12 @@ def train(
     from taro.train.config import TrainConfig
     from taro.train.run_dir import check_run
 
+    if plan:
+        from taro.cli.plan import plan_run, show_plan
+
+        show_plan(plan_run(recipe, [*(NO_THINK if no_think else ()), *(overrides or ())], gpus=gpus,
+                           memory_gib=memory), as_json=as_json)
+        return
     config = load_config(TrainConfig, recipe, [*(NO_THINK if no_think else ()), *(overrides or ())],
                          package="taro.train.recipes")
     check_run(config, resume=resume)

@@ -55,10 +55,10 @@ def token_counter(folder: Path | None) -> Callable[[str], int]:
 
 
 def lengths_of(data: TrainingData, asking: Asking, levels: int, folder: Path | None) -> Lengths:
-    """The prompts of the queries that a run draws, and of those that it validates on."""
+    """The prompts of the queries that a run draws."""
     count = token_counter(folder)
     prompts, videos = list[int](), list[int]()
-    for one in dict.fromkeys((*data.drawn, *data.validated)):
+    for one in data.drawn:
         found = _of_set(one, asking, levels, count)
         prompts += [video + text for video, text in found]
         videos += [video for video, _ in found]
@@ -67,7 +67,7 @@ def lengths_of(data: TrainingData, asking: Asking, levels: int, folder: Path | N
 
 def _of_set(one: TrainingSet, asking: Asking, levels: int, count: Callable[[str], int]) -> list[tuple[int, int]]:
     """(tokens of the video, of the text) of each query."""
-    grids = {key: one.shard_set.patches(key) for key in {ref.key for ref in one.refs}}
+    grids = {key: one.shard_set.features_shape(key) for key in {ref.key for ref in one.refs}}
     return [(grids[ref.key][0] * grids[ref.key][1],
              count(asking.text(ref.query.text)) + TURN + (PATCH * grids[ref.key][0] if levels else 0))
             for ref in one.refs]

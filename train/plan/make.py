@@ -1,7 +1,7 @@
 """A plan: what a run will take of each GPU, how many steps it has, and whether it fits.
 
-Sizes are for the longest prompt of the selected queries and for responses that all reach `rollout.max_new_tokens`, since
-a run must survive its worst step. Beside what torch allocates a GPU holds CUDA's own context and the gaps between
+Sizes are for the longest prompt of the selected queries and for responses that all reach `rollout.max_new_tokens`,
+since a run must survive its worst step. Beside what torch allocates a GPU holds CUDA's own context and the gaps between
 blocks: both are lines of their own, so that the other lines can be compared with torch's figures."""
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from taro.train.plan.lengths import Lengths
 from taro.train.plan.memory import Adapters, Job, peak_by_phase, states_bytes
 from taro.train.plan.shapes import ModelShape
 
-__all__ = ["ASSUMED", "CONTEXT", "GAPS", "Plan", "job_of", "make_plan"]
+__all__ = ["ASSUMED", "CONTEXT", "GAPS", "Plan", "job_of", "make_plan", "with_job"]
 
 GIB = 2**30
 CONTEXT = (0.6, 1.4)
 """GiB of CUDA's context, of cuBLAS and, on several GPUs, of NCCL"""
 GAPS = 0.02
 """share of what is allocated that lies in gaps between blocks"""
-ASSUMED = Lengths(3950, 3950.0, 3584, 0, known=False)
-"""prompts where there is no shard set to ask: videos of the released budget, 3,584 tokens, and the template's text"""
+ASSUMED = Lengths(3950, 3950.0, 3584, 2500, known=False)
+"""prompts where there is no shard set to ask: 2,500 of them, videos of the released budget of 3,584 tokens, and the
+template's text"""
 MEAN_RESPONSE = 0.3
 """share of rollout.max_new_tokens that a response is assumed to take where no run tells"""
 NAMES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

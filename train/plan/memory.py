@@ -123,11 +123,12 @@ def kept_bytes(job: Job) -> int:
     D, F, Hd, Kd = shape.D, shape.F, shape.H * shape.d, shape.K * shape.d
     targets = tuple(shape.linears) if job.adapters is None else job.adapters.targets
     norms = 2 * D * 4 * (2 if full else 1)  # input of each norm; normed values, where the norm's weight is trained
-    head = (Hd + Kd) * (4 + (size if full else 0)) if shape.head_norms else 0
+    norms += 2 * 4  # one over the root mean square, of each norm
+    head = (Hd + Kd) * (4 + (size if full else 0)) + (shape.H + shape.K) * 4 if shape.head_norms else 0
     # Under autocast each Linear that needs its input makes its own copy of it; in float32 they share one.
     inputs = [name for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj") if name in targets]
     copies = size * D * len(inputs) if job.bf16 else 4 * D * (bool(inputs[:3]) + ("gate_proj" in targets)) // 1
-    attention = 4 * Hd * size + 4 * shape.H + 2 * 4 * shape.d
+    attention = 4 * Hd * size + 4 * shape.H
     attention += 0 if full else Hd * size * ("o_proj" in targets)
     mlp = F * size * (4 if "down_proj" in targets else 3)
     return norms + head + copies + attention + mlp

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from taro.train.plan.fits import Way
 from taro.train.plan.make import Plan
 
-__all__ = ["plan_lines", "plan_values"]
+__all__ = ["fit_lines", "plan_lines", "plan_values", "run_lines"]
 
 GIB = 2**30
 SHOWN = 0.005
@@ -46,3 +47,32 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "response_tokens": {"expected": round(expected), "most": most, "mean": plan.response[0],
                             "mean_known": plan.response[1]},
     }
+
+
+def run_lines(plan: Plan) -> list[str]:
+    """What is trained, and how much of it there is to draw."""
+    job, (expected, most) = plan.job, plan.response_tokens
+    known = "of this run's last steps" if plan.response[1] else "assumed"
+    asked = f"of {plan.lengths.queries:,} queries" if plan.lengths.known else "assumed, since there is no shard set"
+    return [
+        f"trained: {job.trained / 1e9:.2f} of {job.shape.parameters / 1e9:.2f} billion parameters, on {job.world} "
+        f"GPU{'s' * (job.world > 1)}",
+        f"prompts: at most {plan.lengths.longest:,} tokens, {plan.lengths.video:,} of them video ({asked}); responses: "
+        f"at most {job.R:,}, {plan.response[0]:,.0f} on average ({known})",
+        f"steps: {plan.steps:,} of {job.prompts * job.world} prompts x {job.G} rollouts; response tokens: "
+        f"{expected / 1e6:.1f} million, at most {most / 1e6:.1f}"]
+
+
+def fit_lines(plan: Plan, ways: list[Way]) -> list[str]:
+    """Whether it fits, and what would."""
+    of = f"{plan.gpu or 'a GPU'} with {plan.memory / GIB:.1f} GiB"
+    peak = f"peak: {plan.peak / GIB:.1f} GiB, in the phase {plan.peak_phase}"
+    if plan.fits:
+        return [f"{peak}; it fits {of}"]
+    lines = [f"{peak}; it does not fit {of}"]
+    for way in ways:
+        gpus = f" --gpus {way.gpus}" if way.gpus != plan.job.world else ""
+        line = "".join(f" --set {setting}" for setting in way.settings)
+        lines.append(f"would fit, {way.peak / GIB:.1f} GiB:{gpus}{line}")
+    return lines if ways else [*lines, "no setting that taro knows makes it fit: take a smaller policy, shorter videos "
+                                       "or rollout.max_new_tokens, or larger GPUs"]

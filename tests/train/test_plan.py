@@ -1,0 +1,194 @@
+"""The plan of a run: sizes equal what torch holds, and what does not fit is told with what would."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks.shapes import random_config
+from taro.cli.app import app
+from taro.models.attention import masked
+from taro.models.families import FAMILIES
+from taro.models.grouped import _Prefix, _Rows
+from taro.models.language_model import LanguageModel
+from taro.models.load import load_policy
+from taro.models.prompt import Prompt
+from taro.train.config import TrainConfig
+from taro.train.plan.fits import LADDER, ways_to_fit
+from taro.train.plan.lengths import Lengths
+from taro.train.plan.make import job_of, make_plan, with_job
+from taro.train.plan.memory import Job, cache_bytes, kept_bytes, states_bytes
+from taro.train.plan.open import open_plan
+from taro.train.plan.shapes import RELEASED, ModelShape, shape_of_config, shape_of_folder
+from tests.train.conftest import Tiny
+from tests.train.tiny import TEMPLATE, clip_record
+
+SIZES = {"3b": "qwen2.5-vl-3b", "7b": "qwen2.5-vl-7b", "qwen3-8b": "qwen3-vl-8b"}
+LENGTHS = Lengths(4000, 3900.0, 3600, 2500)
+
+
+def config_of(**changes: Any) -> TrainConfig:
+    return TrainConfig.model_validate({"policy": "Qwen/Qwen2.5-VL-7B-Instruct", "shards": "shards", "out": "run",
+                                       **changes})
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_parameters_are_those_of_the_stock_modules(size: str) -> None:
+    """At released shapes, on the meta device: all of them, those of matrices, those of a layer."""
+    config = random_config(size)
+    family, shape = FAMILIES[config.model_type], shape_of_config(config)
+    assert shape == RELEASED[SIZES[size]]
+    with torch.device("meta"):
+        lm: Any = family.build_lm(config)
+        head = torch.nn.Linear(shape.D, shape.V, bias=False)
+    if shape.tied:
+        head.weight = lm.embed_tokens.weight
+    model = LanguageModel(lm, head)
+    assert shape.parameters == sum(one.numel() for one in model.parameters())
+    matrices = {id(one): one.numel() for module in model.modules()
+                if isinstance(module, torch.nn.Linear | torch.nn.Embedding) for one in module.parameters()}
+    assert shape.matrices == sum(matrices.values())
+    assert shape.layer_matrices + shape.layer_norms == sum(one.numel() for one in lm.layers[0].parameters())
+
+
+class _Upcast(torch.nn.Module):
+    """Embeddings whose values leave in float32, as those of a bfloat16 policy in training."""
+
+    def __init__(self, inner: torch.nn.Embedding) -> None:
+        super().__init__()
+        self.inner, self.weight = inner, inner.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.inner(ids).float()
+        return found
+
+
+def kept_by_autograd(size: str, layers: int, T: int) -> tuple[int, ModelShape]:
+    """Bytes of all tensors that a packed pass under autocast keeps for its backward, weights left out."""
+    config = random_config(size)
+    text, second = config.text_config, size.startswith("qwen3")
+    text.num_hidden_layers, text.hidden_size, text.intermediate_size = layers, 160, 352
+    text.num_attention_heads, text.num_key_value_heads, text.head_dim = 4, 2, 48 if second else 40
+    half = text.head_dim // 2
+    text.rope_parameters = {**text.rope_parameters, "mrope_section": [half - 4, 2, 2]}
+    lm: Any = FAMILIES[config.model_type].build_lm(config)
+    model = LanguageModel(lm, torch.nn.Linear(160, text.vocab_size, bias=False))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            module.to(torch.bfloat16)
+    lm.embed_tokens = _Upcast(lm.embed_tokens)
+    weights, kept = {one.untyped_storage().data_ptr() for one in model.parameters()}, dict[int, torch.Tensor]()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    mask = torch.ones(T, T, dtype=torch.bool).tril()[None, None]
+    with (torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+          torch.autocast("cpu", torch.bfloat16)):
+        model(torch.arange(T)[None] % 300, torch.arange(T).expand(3, 1, T), masked(mask))
+    return sum(one.untyped_storage().nbytes() for place, one in kept.items() if place not in weights), \
+        shape_of_config(config)
+
+
+@pytest.mark.parametrize("size", ["tiny", "qwen3-tiny"])
+def test_what_a_layer_keeps_is_what_autograd_keeps(size: str) -> None:
+    """The bytes of one layer more, exactly: with the mask that attention was given."""
+    T = 200
+    one, _ = kept_by_autograd(size, 1, T)
+    two, shape = kept_by_autograd(size, 2, T)
+    job = replace(job_of(config_of(), shape, LENGTHS), shape=shape)
+    assert two - one == T * kept_bytes(job) + 2 * T * T
+
+
+def test_caches_are_those_of_grouped_decoding(tiny: Tiny) -> None:
+    """Keys and values of prompts and rollouts, and the tokens seen, byte for byte."""
+    policy = load_policy(tiny.policy)
+    prompts: list[Prompt] = [policy.prompt(clip_record(number, "train")[1], TEMPLATE.user_text("ab"))
+                             for number in range(3)]
+    with torch.no_grad():
+        prefix = _Prefix(policy, prompts)
+        rows = _Rows(policy, prefix, prompts, 4, 24)
+    job = tiny_job(tiny.policy, batch=3, G=4, R=24, P=prefix.P)
+    held = [sum(one.nbytes for one in (*prefix.keys, *prefix.values)),
+            sum(one.nbytes for pair in rows.own for one in pair), rows.seen.nbytes]
+    assert list(cache_bytes(job).values()) == held
+
+
+def tiny_job(folder: Path, **changes: Any) -> Job:
+    """A job of a tiny policy in float32."""
+    return replace(job_of(config_of(), shape_of_folder(folder), LENGTHS, bf16=False), **changes)
+
+
+def test_weights_of_a_tiny_policy(tiny: Tiny) -> None:
+    policy = load_policy(tiny.policy)
+    planned = states_bytes(tiny_job(tiny.policy))
+    whole = sum(one.nbytes for one in policy.parameters())
+    assert planned["compute weights"] == planned["reference"] == planned["gradients"] == whole
+    assert planned["moments"] == 2 * whole and planned["master weights"] == 0
+
+
+def test_states_on_a_gpu() -> None:
+    """Bytes a parameter of each setting, and the share of a rank."""
+    shape = RELEASED["qwen2.5-vl-7b"]
+    job = job_of(config_of(), shape, LENGTHS)
+    found = {states: sum(states_bytes(replace(job, states=states))[name]
+                         for name in ("master weights", "gradients", "moments")) / shape.parameters
+             for states in ("float32", "bfloat16", "8bit")}
+    assert found == pytest.approx({"float32": 16, "bfloat16": 12, "8bit": 4.03125})
+    whole, half = states_bytes(job), states_bytes(replace(job, world=2))
+    assert half["moments"] * 2 == whole["moments"] and half["compute weights"] == whole["compute weights"]
+
+
+def test_7b_in_full_does_not_fit_one_gpu_and_is_told_what_would() -> None:
+    """What is proposed fits, and each line of it is needed."""
+    plan = make_plan(config_of(), RELEASED["qwen2.5-vl-7b"], LENGTHS, memory_gib=79.2)
+    assert not plan.fits and plan.peak > 1.5 * plan.memory
+    ways = ways_to_fit(plan)
+    assert [way.gpus for way in ways] == [1, 1, 4] and ways[1].settings[0] == "lora.rank=64"
+    known = dict(LADDER)
+    for way in (ways[0],):
+        changes = [known[line] for line in way.settings]
+        assert with_job(plan, **{name: value for one in changes for name, value in one.items()}).fits
+        for left_out in range(len(changes)):
+            rest = changes[:left_out] + changes[left_out + 1 :]
+            assert not with_job(plan, **{name: value for one in rest for name, value in one.items()}).fits
+    assert ways_to_fit(make_plan(config_of(), RELEASED["qwen2.5-vl-3b"], LENGTHS, memory_gib=200)) == []
+
+
+def test_the_peak_is_the_largest_phase() -> None:
+    plan = make_plan(config_of(), RELEASED["qwen2.5-vl-3b"], LENGTHS)
+    sizes = {phase: plan.allocated(phase) for phase in plan.phases}
+    assert plan.peak_phase == max(sizes, key=lambda phase: sizes[phase])
+    assert plan.peak == sizes[plan.peak_phase] + plan.context + plan.gaps
+    assert plan.steps == 3 * (2500 // 16)
+    assert plan.response_tokens[1] == plan.steps * 16 * 8 * 1024
+
+
+def test_lengths_are_those_of_the_prompts(tiny: Tiny, make_config: Callable[..., TrainConfig]) -> None:
+    """Video tokens by the records' own headers; the text by the policy's tokenizer, within the chat template's turn."""
+    plan = open_plan(make_config(), memory_gib=8)
+    policy = load_policy(tiny.policy)
+    prompt = policy.prompt(clip_record(0, "train")[1], TEMPLATE.user_text("ab"))
+    assert plan.lengths.video == prompt.features.tokens == 16
+    assert abs(plan.lengths.longest - len(prompt.ids_P)) <= 30
+    assert plan.lengths.queries == 6 and plan.lengths.known and plan.steps == 6
+
+
+def test_the_command_plans_without_data_and_weights() -> None:
+    """A released model by its hub id alone, offline; the JSON has the same numbers as the table."""
+    line = ["train", "taro-7b", "--plan", "--set", "policy=Qwen/Qwen2.5-VL-7B-Instruct", "--memory", "79.2"]
+    text, found = (CliRunner().invoke(app, [*line, *more]) for more in ((), ("--json",)))
+    values = json.loads(found.stdout)
+    assert text.exit_code == 0 and "it does not fit a GPU with 79.2 GiB" in text.stdout
+    assert f"peak: {values['peak'] / 2**30:.1f} GiB" in text.stdout and values["fits"] is False
+    assert values["parameters"] == RELEASED["qwen2.5-vl-7b"].parameters
+    for way in values["would_fit"]:
+        assert way["peak"] <= 79.2 * 2**30 and "".join(f" --set {one}" for one in way["set"]) in text.stdout
