@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taro.core.errors import ConfigError
 from taro.core.places import hub_id
 from taro.grounding.prompts import Asking, load_template
 from taro.models.asking import asking_of
@@ -43,14 +42,11 @@ def open_plan(config: TrainConfig, *, gpus: int = 1, memory_gib: float | None = 
     Args: memory_gib: of each; None: of the GPU here, else of one with 80 GB; shards: whether the shard sets are there
     to ask for lengths.
 
-    Raises TaroError where policy or shards are not what they should be, or the prompts of a step do not go round."""
+    Raises TaroError where policy or shards are not what they should be."""
     here = gpu_here()
     name, found = here or ("", MEMORY_GIB)
     bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and config.device != "cpu")
     folder, shape = _policy(config)
-    if config.rollout.prompts < gpus:
-        raise ConfigError(f"rollout.prompts={config.rollout.prompts} leaves some of {gpus} GPUs without a prompt; give "
-                          "fewer GPUs or more prompts")
     lengths = _lengths(config, folder, shape) if shards else ASSUMED
     return make_plan(config, shape, lengths, world=gpus, memory_gib=memory_gib or found, bf16=bf16,
                      gpu=name if memory_gib is None else "", response=mean_response(config.out))
