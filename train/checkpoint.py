@@ -24,6 +24,7 @@ from taro.core.errors import TaroError
 from taro.core.files import file_sha256, fsync, open_regular, remove_temporary_folders, replace_folder, write_atomically
 from taro.core.json import strict_json
 from taro.core.tensors import write_tensors
+from taro.train.optimizer.optimizer import Optimizer
 
 __all__ = ["DamagedError", "RunState", "checkpoints", "load_checkpoint", "prune_checkpoints", "read_state",
            "resume_checkpoint", "save_checkpoint"]
@@ -61,15 +62,18 @@ class RunState:
 
 
 def save_checkpoint(folder: Path, named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
-                    optimizer: torch.optim.Optimizer, state: RunState) -> Path:
+                    optimizer: Optimizer | torch.optim.Optimizer, state: RunState) -> Path:
     """Writes `folder`/step-N; returns it. A folder of that name is replaced. Where the disk refuses, nothing of the new
     one is left and OSError is raised."""
     final = folder / f"step-{state.step:06d}"
     temporary = folder / f".tmp-{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
-    parameters = dict(named_parameters)
-    moments = {f"{name}.{key}": optimizer.state[parameter][key]
-               for name, parameter in parameters.items() if parameter in optimizer.state for key in MOMENTS}
+    parameters: dict[str, Any] = dict(named_parameters)
+    if isinstance(optimizer, Optimizer):
+        parameters, moments = _kept(optimizer)
+    else:
+        moments = {f"{name}.{key}": optimizer.state[parameter][key]
+                   for name, parameter in parameters.items() if parameter in optimizer.state for key in MOMENTS}
     try:
         temporary.mkdir(parents=True)
         content = {"version": VERSION, "state": asdict(state),
@@ -85,7 +89,7 @@ def save_checkpoint(folder: Path, named_parameters: Iterable[tuple[str, torch.nn
 
 
 def resume_checkpoint(folder: Path, named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
-                      optimizer: torch.optim.Optimizer) -> RunState | None:
+                      optimizer: Optimizer | torch.optim.Optimizer) -> RunState | None:
     """Fills parameters and optimizer from the newest checkpoint that is whole; None where there is no checkpoint.
 
     Newer ones that are damaged are renamed to damaged-step-N, so that training can write step-N again. Raises TaroError
@@ -110,7 +114,7 @@ def resume_checkpoint(folder: Path, named_parameters: Iterable[tuple[str, torch.
 
 
 def load_checkpoint(path: Path, named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
-                    optimizer: torch.optim.Optimizer) -> RunState:
+                    optimizer: Optimizer | torch.optim.Optimizer) -> RunState:
     """Fills parameters and optimizer from a checkpoint, checking hashes, names and shapes. Raises DamagedError, or
     TaroError where it is another policy's."""
     from safetensors import SafetensorError, safe_open
@@ -129,6 +133,9 @@ def load_checkpoint(path: Path, named_parameters: Iterable[tuple[str, torch.nn.P
             weights, moments = (stack.enter_context(safe_open(path / name, framework="pt")) for name in TENSORS)
             _check_shapes(path, weights, moments, parameters)
             held = set(moments.keys())
+            if isinstance(optimizer, Optimizer):
+                _fill(optimizer, weights, moments)
+                return state
             for name, parameter in parameters.items():  # one tensor at a time in host memory
                 parameter.copy_(weights.get_tensor(name))
                 if f"{name}.step" in held:  # the step count stays on the CPU, as AdamW keeps it
@@ -138,6 +145,32 @@ def load_checkpoint(path: Path, named_parameters: Iterable[tuple[str, torch.nn.P
     except SafetensorError as error:
         raise DamagedError(f"{path}: damaged ({error!s:.200})") from None
     return state
+
+
+def _kept(optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Weights and moments of one rank's optimizer in full precision, in the shapes of the parameters."""
+    weights = {slot.name: slot.weight.view(slot.parameter.shape) for slot in optimizer.slots}
+    moments = {}
+    for slot in optimizer.slots if optimizer.steps else ():
+        for piece in slot.pieces()[1:]:
+            moments[f"{slot.name}.{piece.kind}"] = piece.tensor.view(slot.parameter.shape)
+        moments[f"{slot.name}.step"] = torch.tensor(float(optimizer.steps))
+    return weights, moments
+
+
+def _fill(optimizer: Optimizer, weights: Any, moments: Any) -> None:
+    held = [name for name in moments.keys() if name.endswith(".step")]  # noqa: SIM118  a file, no dict
+
+    def read(name: str, kind: str, start: int, n: int) -> torch.Tensor:
+        if kind == "weight":
+            tensor = weights.get_tensor(name)
+        elif held:
+            tensor = moments.get_tensor(f"{name}.{kind}")
+        else:
+            return torch.zeros(n)
+        return torch.as_tensor(tensor.reshape(-1)[start : start + n])
+
+    optimizer.load(read, int(moments.get_tensor(held[0])) if held else 0)
 
 
 def _check_shapes(path: Path, weights: Any, moments: Any, parameters: dict[str, torch.nn.Parameter]) -> None:

@@ -32,6 +32,7 @@ from taro.train.checkpoint import (
 )
 from taro.train.config import RewardConfig, ShardSource, TrainConfig
 from taro.train.data import TrainingData, TrainingSet, select
+from taro.train.optimizer.optimizer import Optimizer
 from taro.train.phases import Phases
 from taro.train.ranks import ALONE, Ranks
 from taro.train.reference import Reference, open_reference
@@ -61,7 +62,7 @@ class Run:
     reference: Reference | None
     asking: Asking
     data: TrainingData
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     state: RunState
     trackers: list[Tracker]
     lock: contextlib.ExitStack
@@ -149,7 +150,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
         lock = lock_folder(config, resume=resume)
         for name in ("checkpoints", "rollouts"):
             make_folders(config.out / name)
-    optimizer = make_optimizer(policy, config.optimizer)
+    optimizer = make_optimizer(policy, config.optimizer, seed=config.seed)
     found = resume_checkpoint(config.out / "checkpoints", policy.named_parameters(), optimizer) if resume else None
     state = found or RunState()
     state.data_sha256 = data.sha256

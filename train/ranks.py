@@ -59,16 +59,16 @@ class Ranks:
             dist.all_reduce(parts_WN)
             return parts_WN[self.rank]
         out_N = torch.empty_like(parts_WN[0])
-        dist.reduce_scatter_tensor(out_N, parts_WN)
+        dist.reduce_scatter_tensor(out_N, parts_WN.view(-1))
         return out_N
 
     def all_gather(self, mine_N: torch.Tensor) -> torch.Tensor:
         """[world, N]: everyone's [N], of one dtype and length."""
         if self.world == 1:
             return mine_N[None]
-        out_WN = mine_N.new_empty((self.world, *mine_N.shape))
-        dist.all_gather_into_tensor(out_WN, mine_N.contiguous())
-        return out_WN
+        every = mine_N.new_empty(self.world * len(mine_N))
+        dist.all_gather_into_tensor(every, mine_N.contiguous())
+        return every.view(self.world, -1)
 
     def barrier(self) -> None:
         """Waits for all."""

@@ -1,8 +1,9 @@
 """One step's updates: mini-batches over its rollouts, micro-batches that only bound memory.
 
-The loss of a mini-batch is divided by its own denominator, counted before any backward pass, so the gradient does not
-depend on the micro-batch size (docs/method.md, difference 13). A non-finite loss or gradient skips the update and is
-counted. Legend: B prompts, G rollouts, R response tokens."""
+The loss of a mini-batch is divided by its own denominator, counted over all ranks before any backward pass, so the
+gradient does not depend on the micro-batch size (docs/method.md, difference 13) nor on the number of ranks. All ranks
+take as many micro-batches as the one with most prompts. A non-finite loss or gradient skips the update and is counted.
+ Legend: B prompts, G rollouts, R response tokens."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ from taro.train.algorithms.base import Algorithm, Tokens, make_algorithm
 from taro.train.algorithms.cloning import cloning_weights
 from taro.train.algorithms.losses import LossParts, policy_loss
 from taro.train.config import LossConfig, OptimizerConfig
+from taro.train.optimizer.optimizer import Optimizer
+from taro.train.ranks import ALONE, Ranks
 from taro.train.rollouts import RolloutBatch, Scores
 
 __all__ = ["Update", "make_optimizer", "update_policy"]
@@ -51,51 +54,58 @@ class _Work:
     bf16: bool
 
 
-def make_optimizer(policy: Policy, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the language model and head, the tower never."""
-    return torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=config.betas, eps=config.eps,
-                             weight_decay=config.weight_decay)
+def make_optimizer(policy: Policy, config: OptimizerConfig, ranks: Ranks = ALONE, *, seed: int = 0) -> Optimizer:
+    """AdamW over what of the policy is trained: language model and head, or adapters; the tower never."""
+    return Optimizer(policy.named_parameters(), config, ranks, seed=seed)
 
 
-def update_policy(policy: Policy, optimizer: torch.optim.Optimizer, batch: RolloutBatch, scores: Scores,
-                  advantages_BG: np.ndarray, loss: LossConfig, config: OptimizerConfig, *,
-                  bf16: bool = False) -> Update:
+def update_policy(policy: Policy, optimizer: Optimizer, batch: RolloutBatch, scores: Scores, advantages_BG: np.ndarray,
+                  loss: LossConfig, config: OptimizerConfig, *, bf16: bool = False) -> Update:
     """`inner_epochs` passes over the batch in `mini_batches` updates each. `config`: its lr is that of this step
-    (`taro.train.schedules.at_step`); `bf16`: compute under autocast."""
+    (`taro.train.schedules.at_step`); `bf16`: compute under autocast. The batch is that of this rank: its prompt i is the
+    step's prompt `rank + i * world`."""
     cloning_BG = cloning_weights(advantages_BG, mode=loss.off_policy, beta=loss.awr_beta)
     work = _Work(policy, batch, scores, advantages_BG, cloning_BG, make_algorithm(loss), loss.kl, config, bf16)
-    lr, size = config.lr, len(batch.samples) // config.mini_batches
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    ranks, lr = optimizer.ranks, config.lr
+    size = int(ranks.sum([len(batch.samples)])[0]) // config.mini_batches
     done: list[tuple[float, float, float, float]] = []
     skipped = 0
     for _ in range(config.inner_epochs):
-        for start in range(0, len(batch.samples), size):
-            result = _mini_batch(work, optimizer, range(start, start + size))
+        for number in range(config.mini_batches):
+            first, last = (_before(ranks, bound) for bound in (number * size, (number + 1) * size))
+            result = _mini_batch(work, optimizer, range(first, last), -(-size // ranks.world))
             done.append(result)
             if math.isfinite(result[0]) and math.isfinite(result[3]):
-                optimizer.step()
+                optimizer.step(lr, optimizer.clipped(result[3]))
             else:
                 skipped += 1
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.begin()
     loss_mean, kl, clipped, norm = (float(np.mean(values)) for values in zip(*done, strict=True))
     return Update(loss_mean, kl, clipped, norm, lr, skipped)
 
 
-def _mini_batch(work: _Work, optimizer: torch.optim.Optimizer, mini: range) -> tuple[float, float, float, float]:
-    """Accumulates the mini-batch's gradient, clips it; returns loss, mean KL, clip fraction, gradient norm."""
+def _before(ranks: Ranks, number: int) -> int:
+    """How many of the step's prompts before prompt `number` are this rank's."""
+    return len(range(ranks.rank, number, ranks.world))
+
+
+def _mini_batch(work: _Work, optimizer: Optimizer, mini: range, most: int) -> tuple[float, float, float, float]:
+    """Accumulates the mini-batch's gradient; returns loss, mean KL, clip fraction, gradient norm, over all ranks.
+    `mini`: which prompts of this rank it holds; `most`: the largest number that a rank may hold of it."""
     batch, mask_BGR = work.batch, work.batch.mask_BGR[mini.start : mini.stop]
-    denominator = work.algorithm.denominator(mask_BGR, max_new_tokens=batch.decoding.max_new_tokens)
-    tokens = max(int(mask_BGR.sum()), 1)
-    loss = kl_sum = clipped_sum = 0.0
-    for start in range(mini.start, mini.stop, work.config.micro_prompts):
-        parts = _micro_batch(work, slice(start, min(start + work.config.micro_prompts, mini.stop)), denominator)
-        parts.loss.backward()
-        loss += float(parts.loss.detach())
-        kl_sum, clipped_sum = kl_sum + parts.kl_sum, clipped_sum + parts.clipped_sum
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, work.config.grad_clip))
-    return loss, kl_sum / tokens, clipped_sum / tokens, norm
+    share = work.algorithm.denominator(mask_BGR, max_new_tokens=batch.decoding.max_new_tokens)
+    denominator, tokens = (max(float(one), 1.0) for one in optimizer.ranks.sum([share, int(mask_BGR.sum())]))
+    sums = np.zeros(3)
+    for at in range(0, most, work.config.micro_prompts):
+        start = mini.start + at
+        if start < mini.stop:
+            micro = slice(start, min(start + work.config.micro_prompts, mini.stop))
+            parts = _micro_batch(work, micro, denominator)
+            parts.loss.backward()
+            sums += float(parts.loss.detach()), parts.kl_sum, parts.clipped_sum
+        optimizer.collect()
+    loss, kl_sum, clipped_sum = optimizer.ranks.sum(sums)
+    return float(loss), float(kl_sum) / tokens, float(clipped_sum) / tokens, optimizer.norm()
 
 
 def _micro_batch(work: _Work, micro: slice, denominator: float) -> LossParts:

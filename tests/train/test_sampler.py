@@ -17,7 +17,7 @@ from taro.train.rollouts import RolloutBatch, StepName, roll_out, score_batch
 from taro.train.sets import open_encoded_shards
 from taro.train.update import update_policy
 from tests.train.conftest import Tiny
-from tests.train.tiny import TEMPLATE
+from tests.train.tiny import TEMPLATE, Sgd
 
 
 class Recorder:
@@ -64,7 +64,7 @@ def test_a_step_over_replayed_rollouts_is_the_step(tiny: Tiny, make_config: Call
         batch = roll_out(policy, Asking(TEMPLATE), samples, config.rollout, StepName(0, 1, 5), guide=0.5,
                          sampler=sampler_of(policy))
         advantages = np.random.default_rng(0).standard_normal((3, 4))
-        optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+        optimizer = Sgd(policy)
         update_policy(policy, optimizer, batch, score_batch(policy, None, batch, config.reward), advantages,
                       config.loss, config.optimizer)
         return batch, [parameter.detach() for parameter in policy.parameters()]

@@ -22,7 +22,7 @@ from taro.train.rollouts import RolloutBatch, Scores, StepName, disrupt, roll_ou
 from taro.train.sets import open_encoded_shards
 from taro.train.update import update_policy
 from tests.train.conftest import Tiny
-from tests.train.tiny import TEMPLATE
+from tests.train.tiny import TEMPLATE, Sgd
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def moved(tiny: Tiny, batch: RolloutBatch, scores: Scores, advantages_BG: np.nda
     """How far one SGD update of rate 1 moves each parameter: minus the gradient."""
     fresh = load_policy(tiny.policy, trainable=True)
     before = [parameter.detach().clone() for parameter in fresh.parameters()]
-    optimizer = torch.optim.SGD(fresh.parameters(), lr=1.0)
+    optimizer = Sgd(fresh)
     update_policy(fresh, optimizer, batch, scores, advantages_BG, config.loss,
                   config.optimizer.model_copy(update={"lr": 1.0}))
     return [parameter.detach() - old for parameter, old in zip(fresh.parameters(), before, strict=True)]
@@ -136,7 +136,7 @@ def test_a_rewarded_rollout_becomes_more_likely(policy: Policy, tiny: Tiny, conf
     trained = load_policy(tiny.policy, trainable=True)
     rewards_BG = np.zeros((3, 4))
     rewards_BG[:, 0] = 1.0
-    optimizer = torch.optim.SGD(trained.parameters(), lr=0.05)
+    optimizer = Sgd(trained)
     update_policy(trained, optimizer, batch, scores, group_advantages(rewards_BG), config.loss,
                   config.optimizer.model_copy(update={"lr": 0.05}))
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_several_mini_batches_and_epochs_make_the_clip_act(
     advantages = np.random.default_rng(0).standard_normal((3, 4))
     for inner, acts in ((1, False), (3, True)):
         fresh = load_policy(tiny.policy, trainable=True)
-        optimizer = torch.optim.SGD(fresh.parameters(), lr=1.0)
+        optimizer = Sgd(fresh)
         knobs = config.optimizer.model_copy(update={"lr": 1.0, "inner_epochs": inner})
         update = update_policy(fresh, optimizer, batch, scores, advantages, config.loss, knobs)
         assert (update.clip_fraction > 0) == acts

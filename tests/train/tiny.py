@@ -20,6 +20,8 @@ from taro.models.logprobs import score
 from taro.models.policy import Policy
 from taro.shards.manifest import build_manifest, write_manifest
 from taro.shards.writer import SliceWriter
+from taro.train.config import OptimizerConfig
+from taro.train.optimizer.optimizer import Optimizer
 from tests.helpers_models import tiny_qwen2_5_vl
 
 TEMPLATE = PromptTemplate(name="tiny", version=1, text="{query}?", no_think_text="{query}!",
@@ -88,3 +90,17 @@ def tiny_policy(folder: Path, *, steps: int = 120) -> Path:
     (folder / "policy" / "template.yaml").write_text(yaml.safe_dump(TEMPLATE.model_dump(mode="json")))
     (folder / "policy" / "taro.json").write_text('{"template": "template.yaml"}')
     return folder / "policy"
+
+
+class Sgd(Optimizer):
+    """The gradients of the real optimizer, spent plainly: a rate of 1 moves each weight by minus its gradient."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy.named_parameters(), OptimizerConfig(grad_clip=1e9))
+
+    @torch.no_grad()
+    def step(self, lr: float, scale: float = 1.0) -> None:
+        for slot in self.slots:
+            gradient = slot.slice_of_gradient()
+            assert gradient is not None
+            slot.weight.sub_(gradient, alpha=lr * scale)

@@ -54,7 +54,8 @@ class Algorithm(Protocol):
         must not depend on other prompts."""
 
     def denominator(self, mask_BGR: torch.Tensor, *, max_new_tokens: int) -> float:
-        """What the sum of the losses of a mini-batch is divided by: counted once, over the whole mini-batch."""
+        """What the sum of the losses of a mini-batch is divided by: counted once, over the whole mini-batch. A sum over
+        prompts, since each rank counts its own."""
 
 
 def make_algorithm(config: LossConfig) -> Algorithm:

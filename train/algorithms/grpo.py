@@ -33,4 +33,4 @@ class GRPO:
 
     def denominator(self, mask_BGR: torch.Tensor, *, max_new_tokens: int) -> float:
         """The number of valid tokens."""
-        return float(max(int(mask_BGR.sum()), 1))
+        return float(mask_BGR.sum())

@@ -10,7 +10,10 @@ from taro.core.config import Config
 from taro.train.algorithms import ALGORITHMS
 from taro.train.algorithms.cloning import OffPolicy
 
-__all__ = ["LossConfig", "OptimizerConfig"]
+__all__ = ["LossConfig", "OptimizerConfig", "States"]
+
+States = Literal["float32", "bfloat16", "8bit"]
+
 
 def _algorithm(name: str) -> str:
     if name not in ALGORITHMS:
@@ -62,6 +65,10 @@ class OptimizerConfig(Config):
     """passes over a step's rollouts"""
     micro_prompts: int = Field(1, ge=1)
     """prompts in one forward and backward; changes memory and speed, not the gradient"""
+    states: States = "float32"
+    """what is kept of each trained parameter, in bytes. float32: 16 (weight, gradient and two moments of 4); bfloat16:
+    12 (moments of 2); 8bit: 6 (weight and gradient of 2, moments of 1). The first two hold 2 more where the policy
+    computes in bfloat16. What is short is rounded by chance, right in the mean"""
     checkpoint_activations: bool = False
     """compute activations again in the backward pass: less memory, slower"""
     max_nonfinite: int = Field(3, ge=1)
