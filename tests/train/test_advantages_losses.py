@@ -171,7 +171,7 @@ def test_guided_tokens_never_count_as_clipped_and_free_ones_do() -> None:
 def test_denominators_by_hand() -> None:
     mask_BGR = batch()["mask_BGR"]
     grpo, dr_grpo = (make_algorithm(LossConfig(kind=kind)) for kind in ("grpo", "dr_grpo"))
-    assert (grpo.denominator(mask_BGR, max_new_tokens=50), grpo.denominator(mask_BGR[:0], max_new_tokens=50)) == (12, 1)
+    assert (grpo.denominator(mask_BGR, max_new_tokens=50), grpo.denominator(mask_BGR[:0], max_new_tokens=50)) == (12, 0)
     assert dr_grpo.denominator(mask_BGR, max_new_tokens=50) == 2 * 3 * 50
     rewards_BG = np.array([[1.0, 2.0, 4.5]])
     assert dr_grpo.advantages(rewards_BG).tolist() == [[-1.5, -0.5, 2.0]]
