@@ -62,8 +62,8 @@ def make_optimizer(policy: Policy, config: OptimizerConfig, ranks: Ranks = ALONE
 def update_policy(policy: Policy, optimizer: Optimizer, batch: RolloutBatch, scores: Scores, advantages_BG: np.ndarray,
                   loss: LossConfig, config: OptimizerConfig, *, bf16: bool = False) -> Update:
     """`inner_epochs` passes over the batch in `mini_batches` updates each. `config`: its lr is that of this step
-    (`taro.train.schedules.at_step`); `bf16`: compute under autocast. The batch is that of this rank: its prompt i is the
-    step's prompt `rank + i * world`."""
+    (`taro.train.schedules.at_step`); `bf16`: compute under autocast. The batch is that of this rank: its prompt i is
+    the step's prompt `rank + i * world`."""
     cloning_BG = cloning_weights(advantages_BG, mode=loss.off_policy, beta=loss.awr_beta)
     work = _Work(policy, batch, scores, advantages_BG, cloning_BG, make_algorithm(loss), loss.kl, config, bf16)
     ranks, lr = optimizer.ranks, config.lr
