@@ -18,16 +18,18 @@ __all__ = ["Adapters", "Job", "PHASES", "attention_bytes", "cache_bytes", "kept_
 
 PHASES = ("rollouts", "scores", "update", "step")
 """of a training step: drawing, scoring, forward and backward, the optimizer"""
-STATES = {"float32": (4, 4, 8), "bfloat16": (4, 4, 4), "8bit": (0, 2, 2 + 8 / 256)}
-"""setting -> bytes a parameter of the master weight, the gradient, and both moments"""
+STATES = {"float32": (4, 8), "bfloat16": (4, 4), "8bit": (0, 2 + 8 / 256)}
+"""setting -> bytes a parameter of the master weight and of both moments; the gradient has 4, with 8bit on one GPU 2"""
 SAMPLING = {False: 20, True: 48}
 """bytes of a logit while a token is picked: float32 logits, float64 probabilities and their sums; with top_p sorted"""
 MIXING = 10
 """bytes of an attention score while a token is decoded: both parts in bfloat16, the softmax and its input in float32"""
 MASKS = 5
 """bools of a packed row's mask [T, T] while it is made"""
-UPDATING = 12
-"""bytes a parameter that the optimizer holds beside its states while it updates a piece"""
+UPDATED_AT_ONCE = 1 << 24
+"""elements of a parameter that the optimizer updates at a time"""
+UPDATING = {"float32": 16, "bfloat16": 48, "8bit": 72}
+"""bytes of one of them meanwhile: numbers in float32, and the random bits of rounding"""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ def states_bytes(job: Job) -> dict[str, int]:
     """What stays on a GPU from the first step to the last."""
     shape, matrices = job.shape, job.shape.matrices
     whole = matrices * job.size + shape.norms * 4
-    master, gradient, moments = STATES[job.states]
-    if not job.bf16:  # then the computing weights are the master weights
+    master, moments = STATES[job.states]
+    if not job.bf16 or job.adapters is not None:  # then the weights that compute are those that are trained
         master = 0
+    gradient = 2 if (job.states, job.world, job.bf16, job.adapters) == ("8bit", 1, True, None) else 4
     mine = job.trained / job.world
     parts = {"compute weights": whole, "master weights": int(mine * master), "gradients": int(mine * gradient),
              "moments": int(mine * moments)}
@@ -93,7 +96,6 @@ def states_bytes(job: Job) -> dict[str, int]:
         ends = shape.linears
         parts["adapters"] = job.trained * 4
         parts["replica"] = shape.L * sum(ends[name][0] * ends[name][1] for name in job.adapters.targets) * job.size
-        parts["master weights"] = 0  # adapters are float32 themselves
     elif job.reference in {"gpu", "sharded"}:
         parts["reference"] = whole // (1 if job.reference == "gpu" else job.world)
     parts["videos"] = job.prompts * job.M * shape.D * job.size * (1 + shape.levels)
@@ -164,19 +166,25 @@ def _update(job: Job) -> dict[str, int]:
     else:
         held, layer = rows * shape.L * (job.T * kept + job.size * job.T**2), 0
     layer += job.T * (2 * job.size * shape.F + (4 + job.size) * shape.D)  # gradients inside the MLP
-    gradient = 0 if job.adapters is not None else shape.V * shape.D * job.size * (2 if shape.tied else 1)
-    inside = 0 if job.adapters is not None else shape.layer_matrices * job.size
-    logits = 3 * _logits(job) + gradient
-    if logits > layer + inside:
-        return {"activations": ends + held, "logits": 3 * _logits(job), "gradients in flight": gradient}
-    return {"activations": ends + held + layer, "gradients in flight": inside}
+    chunks = -(-job.G * job.R // TOKENS_AT_ONCE)
+    # Gradients of bfloat16 weights leave as soon as they are whole. A head that is the embeddings waits for those.
+    full = job.adapters is None
+    head = shape.V * shape.D * job.size if full else 0
+    waiting = head if shape.tied else 0
+    inside = shape.D * shape.F * job.size if full else 0
+    moments = [
+        {"activations": held + ends + layer, "gradients on the way": inside + waiting},
+        {"activations": held + ends, "logits": 3 * _logits(job), "gradients on the way": head * (chunks > 1)}]
+    if job.world > 1 and full:  # a layer's gradients, or the head's, in float32 for all ranks, beside themselves
+        most = max(shape.layer_matrices, shape.V * shape.D)
+        moments.append({"activations": held + ends,
+                        "gradients on the way": most * (job.size + 4) + most * 4 // job.world})
+    return max(moments, key=lambda parts: sum(parts.values()))
 
 
 def _step(job: Job) -> int:
-    """The optimizer's temporaries for its largest piece."""
-    shape = job.shape
-    largest = job.trained // shape.L if job.adapters is not None else max(shape.layer_matrices, shape.V * shape.D)
-    return UPDATING * largest // job.world
+    """The optimizer's temporaries for the elements that it updates at a time."""
+    return UPDATING[job.states] * min(UPDATED_AT_ONCE, job.shape.V * job.shape.D)
 
 
 def _streamed(job: Job) -> int:
