@@ -5,7 +5,8 @@ there are several sets every sample carries its set's name: two sets may hold th
 metrics must not meet. With one set it carries none: a list of one set gives the same run as that set alone.
 
 Every query is accounted for: `summary` says for each set how many it holds, how many each filter left out (the first
-that did, in the order split, difficulty, queries, keys, text), how many an epoch draws, and what no step takes.
+that did, in the order split, difficulty, queries, keys, text, gaussian), how many an epoch draws, and what no step
+takes.
 Left out: weights that change over time."""
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from taro.core.draws import rng
 from taro.core.errors import ConfigError
 from taro.core.text import one_line
 from taro.shards.mix import MixedOrder
@@ -25,6 +28,7 @@ from taro.shards.ops.filter import Selection, named
 from taro.shards.reader import QueryRef, Sample, ShardSet
 from taro.train.config import ShardSource, ValidationConfig
 from taro.train.prefixes import PathSource
+from taro.train.settings.data import Gaussian
 
 __all__ = ["TrainingData", "TrainingSet", "data_lines", "sample_name", "select"]
 
@@ -70,9 +74,9 @@ class TrainingSet:
         return digest.hexdigest()
 
 
-def select(source: ShardSource, shard_set: ShardSet) -> TrainingSet:
-    """The queries of an open set that the source's filters leave. Raises ConfigError where a file of names cannot be
-    read."""
+def select(source: ShardSource, shard_set: ShardSet, *, seed: int = 0) -> TrainingSet:
+    """The queries of an open set that the source's filters leave; `seed`: of those that are drawn. Raises ConfigError
+    where a file of names cannot be read."""
     selection = Selection(split=source.split, difficulty=source.difficulty, text=source.text,
                           queries=None if source.queries is None else named(source.queries),
                           keys=None if source.keys is None else named(source.keys))
@@ -84,7 +88,25 @@ def select(source: ShardSource, shard_set: ShardSet) -> TrainingSet:
             refs.append(ref)
         else:
             left_out[why] += 1
+    if source.gaussian is not None:
+        found = len(refs)
+        refs = _drawn_by_difficulty(refs, source.gaussian, seed)
+        left_out.update({"gaussian": found - len(refs)} if len(refs) < found else {})
     return TrainingSet(source, shard_set, refs, len(every), dict(left_out))
+
+
+def _drawn_by_difficulty(refs: Sequence[QueryRef], knobs: Gaussian, seed: int) -> list[QueryRef]:
+    """Weighted sampling without replacement (Gumbel top-k): the largest of log density plus noise. Each query's noise
+    is named by the query, so that what is drawn depends neither on order nor on what else is there."""
+    def rank(ref: QueryRef) -> float:
+        assert ref.query.difficulty is not None
+        distance = (ref.query.difficulty - knobs.mean) / knobs.std
+        noise = -math.log(rng("gaussian", seed, ref.key, ref.query.id).exponential() or 1e-300)
+        return noise - distance**2 / 2
+
+    known = [at for at, ref in enumerate(refs) if ref.query.difficulty is not None]
+    chosen = sorted(known, key=lambda at: rank(refs[at]), reverse=True)[: knobs.queries]
+    return [refs[at] for at in sorted(chosen)]
 
 
 class TrainingData:
@@ -130,7 +152,7 @@ class TrainingData:
         source = self.sets[0].source
         wanted = f"split {source.split!r}{_splits_there(self.sets[0])}"
         wanted += "" if source.difficulty is None else f" and difficulty {list(source.difficulty)}"
-        wanted += "".join(f" and the filter {name}" for name in ("queries", "keys", "text")
+        wanted += "".join(f" and the filter {name}" for name in ("queries", "keys", "text", "gaussian")
                           if getattr(source, name) is not None)
         return (f"{source.path}: {wanted} has {found} queries, a step takes rollout.prompts={self._prompts}; choose "
                 "other queries or fewer prompts")

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taro.core.errors import TaroError, full_memory
 from taro.core.files import explain_disk_errors
 from taro.train.config import TrainConfig
 from taro.train.export import export_run
 from taro.train.keep import is_due, save_and_prune, validate
-from taro.train.open import OnStep, OnWork, open_run
+from taro.train.open import OnStep, OnWork, Run, open_run
+from taro.train.plan.open import keep_speed
+from taro.train.plan.show import use_text
 from taro.train.step import train_step
 
 __all__ = ["TrainReport", "train"]
@@ -53,7 +56,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
     run.on_work = on_work
     if on_start is not None:
         on_start(run.data.summary())
-    with explain_disk_errors(run.folder, run.kept), contextlib.closing(run):
+    with explain_disk_errors(run.folder, run.kept), contextlib.closing(run), _full_gpu_explained(run):
         if run.state.step == 0:
             validate(run)
         while run.state.step < run.steps:
@@ -64,6 +67,22 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
                 save_and_prune(run)
         with run.working("exporting the policy"):
             export = export_run(run)
+        if run.plan is not None and run.ranks.first:
+            keep_speed(run.plan, run.folder)
     state = run.state
     return TrainReport(run.folder, export, state.step, state.skipped, state.best_step, state.best_score,
                        time.monotonic() - started, run.last)
+
+
+@contextlib.contextmanager
+def _full_gpu_explained(run: Run) -> Iterator[None]:
+    """A GPU that fills up is a message with the plan beside what was in use."""
+    try:
+        yield
+    except Exception as error:
+        if run.plan is None or full_memory(error) != "GPU":
+            raise
+        said = " ".join(str(error).strip().partition("\n")[0].split())[:300]
+        raise TaroError(f"the GPU's memory is full in the phase {run.phases.now or 'between steps'} ({said}). Begin "
+                        "again in another folder with settings that take less where the plan has most; `taro train "
+                        f"RECIPE --plan` names some. {use_text(run.plan)}") from error

@@ -34,6 +34,8 @@ from taro.train.config import RewardConfig, ShardSource, TrainConfig
 from taro.train.data import TrainingData, TrainingSet, select
 from taro.train.optimizer.optimizer import Optimizer
 from taro.train.phases import Phases
+from taro.train.plan.make import Plan
+from taro.train.plan.open import check_fits
 from taro.train.ranks import ALONE, Ranks
 from taro.train.reference import Reference, open_reference
 from taro.train.run_dir import check_run, lock_folder, read_facts, write_facts
@@ -54,7 +56,8 @@ OnWork = Callable[[str | None, int, int | None], None]
 @dataclass
 class Run:
     """Everything that a step needs. `state` and the tensors change; the rest is fixed for the run. `sampling`: what
-    rollouts and answers are drawn from, the policy itself or a replica of it; `bf16`: it computes in bfloat16."""
+    rollouts and answers are drawn from, the policy itself or a replica of it; `bf16`: it computes in bfloat16; `plan`:
+    of its memory, on a GPU."""
 
     config: TrainConfig
     policy: Policy
@@ -74,6 +77,7 @@ class Run:
     on_work: OnWork | None = None
     ranks: Ranks = ALONE
     phases: Phases = field(default_factory=Phases)
+    plan: Plan | None = None
     ahead: SamplesAhead = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,7 +132,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     check_run(config, resume=resume)
     folder, device = resolve_model(config.policy), compute_device(config.device)
     pixel_settings(folder)  # training needs no processor, but whoever loads the export does
-    data = TrainingData([_open_set(source, folder, config.reward) for source in config.sources],
+    data = TrainingData([_open_set(source, folder, config.reward, config.seed) for source in config.sources],
                         prompts=config.rollout.prompts, seed=config.seed, draws=config.data.draws,
                         validation=config.validation)
     if config.curriculum.schedule != "off":
@@ -144,6 +148,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
         facts = _with_policy(config.out, facts)
     else:
         facts["policy_sha256"] = folder_sha256(folder)
+    plan = check_fits(config, data, asking, folder, bf16=bf16)
     policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
     check_asking(policy, asking)
     with explain_disk_errors(config.out, lambda: AGAIN):
@@ -162,7 +167,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     reference = open_reference(config, folder, device, bf16=bf16)
     return Run(config, policy, policy, reference, asking, data, optimizer, state,
                open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
-               lock, bf16, on_step, None if found is None else state.step)
+               lock, bf16, on_step, None if found is None else state.step, plan=plan)
 
 
 def _check_data(folder: Path, data: TrainingData) -> None:
@@ -191,8 +196,8 @@ def _with_policy(folder: Path, facts: dict[str, str]) -> dict[str, str]:
     return {**facts, **({"policy_sha256": begun["policy_sha256"]} if "policy_sha256" in begun else {})}
 
 
-def _open_set(source: ShardSource, policy: Path, reward: RewardConfig) -> TrainingSet:
+def _open_set(source: ShardSource, policy: Path, reward: RewardConfig, seed: int) -> TrainingSet:
     shard_set = open_encoded_shards(source.path, policy, encoder=source.encoder)
     if reward.disruption == "frame" and source.weight:
         shard_set, _ = with_variants(shard_set, dt_s=reward.dt_s)
-    return select(source, shard_set)
+    return select(source, shard_set, seed=seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from benchmarks.shapes import random_config
 from taro.cli.app import app
+from taro.core.config import load_config, recipe_names
 from taro.models.attention import masked
 from taro.models.families import FAMILIES
 from taro.models.grouped import _Prefix, _Rows
@@ -23,13 +25,16 @@ from taro.models.prompt import Prompt
 from taro.train.config import TrainConfig
 from taro.train.plan.fits import LADDER, ways_to_fit
 from taro.train.plan.lengths import Lengths
-from taro.train.plan.make import job_of, make_plan, with_job
+from taro.train.plan.make import ASSUMED, Machine, job_of, make_plan, with_job
 from taro.train.plan.memory import Job, cache_bytes, kept_bytes, states_bytes
 from taro.train.plan.open import open_plan
-from taro.train.plan.shapes import RELEASED, ModelShape, shape_of_config, shape_of_folder
+from taro.train.plan.shapes import RELEASED, ModelShape, released_shape, shape_of_config, shape_of_folder
+from taro.train.plan.show import plan_lines, use_text
+from taro.train.plan.speed import H100, measured_speed, seconds_of_step, speed_of, write_speed
 from tests.train.conftest import Tiny
 from tests.train.tiny import TEMPLATE, clip_record
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"3b": "qwen2.5-vl-3b", "7b": "qwen2.5-vl-7b", "qwen3-8b": "qwen3-vl-8b"}
 LENGTHS = Lengths(4000, 3900.0, 3600, 2500)
 
@@ -149,7 +154,7 @@ def test_states_on_a_gpu() -> None:
 
 def test_7b_in_full_does_not_fit_one_gpu_and_is_told_what_would() -> None:
     """What is proposed fits, and each line of it is needed."""
-    plan = make_plan(config_of(), RELEASED["qwen2.5-vl-7b"], LENGTHS, memory_gib=79.2)
+    plan = make_plan(config_of(), RELEASED["qwen2.5-vl-7b"], LENGTHS)
     assert not plan.fits and plan.peak > 1.5 * plan.memory
     ways = ways_to_fit(plan)
     assert [way.gpus for way in ways] == [1, 1, 4] and ways[1].settings[0] == "lora.rank=64"
@@ -160,7 +165,7 @@ def test_7b_in_full_does_not_fit_one_gpu_and_is_told_what_would() -> None:
         for left_out in range(len(changes)):
             rest = changes[:left_out] + changes[left_out + 1 :]
             assert not with_job(plan, **{name: value for one in rest for name, value in one.items()}).fits
-    assert ways_to_fit(make_plan(config_of(), RELEASED["qwen2.5-vl-3b"], LENGTHS, memory_gib=200)) == []
+    assert ways_to_fit(make_plan(config_of(), RELEASED["qwen2.5-vl-3b"], LENGTHS, Machine(memory_gib=200))) == []
 
 
 def test_the_peak_is_the_largest_phase() -> None:
@@ -192,3 +197,57 @@ def test_the_command_plans_without_data_and_weights() -> None:
     assert values["parameters"] == RELEASED["qwen2.5-vl-7b"].parameters
     for way in values["would_fit"]:
         assert way["peak"] <= 79.2 * 2**30 and "".join(f" --set {one}" for one in way["set"]) in text.stdout
+
+
+RECIPES = [name for name in recipe_names("taro.train.recipes") if name not in {"sandbox", "quickstart"}]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_says_what_its_plan_says(name: str) -> None:
+    """GPUs, memory and hours in a recipe's head, at the lengths that stand there; it fits."""
+    text = (ROOT / "train" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    said = re.search(r"^# GPUs: (\d) of 80 GB; memory: ([\d.]+) GiB of each \(`--plan`; prompts of 3,950 tokens, "
+                     r"responses of ([\d,]+)\)\n# hours: ([\d.]+) for 2,500 samples \((\d+) steps", text, re.MULTILINE)
+    policy = re.search(r"--set policy=(\S+) --set shards", text)
+    assert said and policy, text
+    config = load_config(TrainConfig, name, [f"policy={policy[1]}", "shards=s", "out=o"], package="taro.train.recipes")
+    shape = released_shape(policy[1])
+    assert shape is not None
+    plan = make_plan(config, shape, ASSUMED, Machine(int(said[1])), cache=Path("nothing.json"))
+    assert plan.fits and config.optimizer.checkpoint_activations
+    assert [f"{plan.peak / 2**30:.1f}", f"{plan.job.R:,}", f"{plan.hours:.1f}", str(plan.steps)] == [
+        said[2], said[3], said[4], said[5]]
+
+
+def test_a_machine_remembers_how_fast_it_was(tmp_path: Path) -> None:
+    """Of a run's lines the first two are left out; the newest entry of this GPU and kind counts, a damaged file not."""
+    job = job_of(config_of(), RELEASED["qwen2.5-vl-7b"], LENGTHS)
+    lines = [{"length": 100.0, "length_max": 200, "phases": {"rollouts": s, "scores": 6.0 * s, "update": 8.0 * s}}
+             for s in (50.0, 50.0, 2.0, 2.0, 2.0)]
+    assert measured_speed(lines[:4], job, gpu="g", prompt=900.0, kl=0.01) is None
+    found = measured_speed(lines, job, gpu="g", prompt=900.0, kl=0.01)
+    assert found is not None and found.steps == 3
+    assert found.decode_s == pytest.approx(2 / 200) and found.update_s == pytest.approx(16 / (16 * 1700))
+    assert found.score_s == pytest.approx(4 / (16 * 1700))
+    seconds = seconds_of_step(job, found, prompt=900.0, response=100.0, kl=0.01)
+    assert seconds == pytest.approx(2 + 12 + 16)
+    cache = tmp_path / "taro" / "speed.json"
+    assert speed_of(job, "g", cache) == H100[1]
+    write_speed(replace(found, steps=9), cache)
+    write_speed(found, cache)
+    assert speed_of(job, "g", cache) == found and speed_of(job, "other", cache).steps == 0
+    cache.write_text('{"entries": [{"gpu": 3}, 7]}')
+    assert speed_of(job, "g", cache) == H100[1]
+    cache.write_text("{")
+    assert speed_of(job, "g", cache) == H100[1]
+
+
+def test_use_is_told_beside_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of a GPU are handed in: there is none here. `tests/gpu` fills a real one."""
+    plan = make_plan(config_of(), RELEASED["qwen2.5-vl-3b"], LENGTHS)
+    for name, size in (("memory_allocated", 60), ("max_memory_allocated", 70), ("memory_reserved", 75)):
+        monkeypatch.setattr(torch.cuda, name, lambda size=size: size * 2**30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 * 2**30, 80 * 2**30))
+    text = use_text(plan)
+    assert text.startswith("In use of 80.00 GiB: 60.00 GiB by the run (at most 70.00 GiB; 75.00 GiB with gaps), 4.00 ")
+    assert "master weights" in text and text.endswith(plan_lines(plan)[-1])

@@ -7,14 +7,16 @@ blocks: both are lines of their own, so that the other lines can be compared wit
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from taro.train.config import TrainConfig
 from taro.train.plan.lengths import Lengths
 from taro.train.plan.memory import Adapters, Job, peak_by_phase, states_bytes
 from taro.train.plan.shapes import ModelShape
+from taro.train.plan.speed import Speed, seconds_of_step, speed_file, speed_of
 
-__all__ = ["ASSUMED", "CONTEXT", "GAPS", "Plan", "job_of", "make_plan", "with_job"]
+__all__ = ["ASSUMED", "CONTEXT", "GAPS", "Machine", "Plan", "job_of", "make_plan", "with_job"]
 
 GIB = 2**30
 CONTEXT = (0.6, 1.4)
@@ -30,9 +32,19 @@ NAMES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 
 @dataclass(frozen=True)
+class Machine:
+    """gpus: that train together; memory_gib: of each; name: of the GPU, "" where it is not here."""
+
+    gpus: int = 1
+    memory_gib: float = 79.2
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is planned, in bytes of one GPU. always: parts that stay; phases: the parts of each phase besides; memory:
-    of the GPU, gpu: its name; steps: of the run; response: tokens of one on average, and whether a run told."""
+    of the GPU, gpu: its name; steps: of the run; response: tokens of one on average, and whether a run told; speed: of
+    this machine or another; kl: of the loss."""
 
     job: Job
     always: dict[str, int]
@@ -42,6 +54,14 @@ class Plan:
     steps: int
     lengths: Lengths
     response: tuple[float, bool]
+    speed: Speed
+    kl: float
+
+    @property
+    def hours(self) -> float:
+        """Of all steps; validation, checkpoints and the start are not counted."""
+        return self.steps * seconds_of_step(self.job, self.speed, prompt=self.lengths.mean, response=self.response[0],
+                                            kl=self.kl) / 3600
 
     def allocated(self, phase: str) -> int:
         """What torch holds in a phase at its fullest."""
@@ -99,15 +119,18 @@ def _adapters(lora: Any) -> Adapters:
     return Adapters(int(lora.rank), tuple(sorted(names & NAMES)))
 
 
-def make_plan(config: TrainConfig, shape: ModelShape, lengths: Lengths, *, world: int = 1, memory_gib: float = 80.0,
-              bf16: bool = True, gpu: str = "", response: float | None = None) -> Plan:
-    """The plan of a run. memory_gib: of each GPU; gpu: its name; response: mean tokens of a response in an earlier
-    run."""
-    job = job_of(config, shape, lengths, world=world, bf16=bf16)
+def make_plan(config: TrainConfig, shape: ModelShape, lengths: Lengths, machine: Machine | None = None, *,
+              bf16: bool = True, response: float | None = None, cache: Path | None = None) -> Plan:
+    """The plan of a run. response: mean tokens of a response in an earlier run; cache: the file of this machine's
+    speeds, None: `speed_file`."""
+    machine = machine or Machine()
+    job = job_of(config, shape, lengths, world=machine.gpus, bf16=bf16)
     drawn = config.data.draws or lengths.queries
     steps = config.length.amount * (drawn // config.rollout.prompts if config.length.unit == "epochs" else 1)
     mean = (response or MEAN_RESPONSE * job.R, response is not None)
-    return Plan(job, states_bytes(job), peak_by_phase(job), int(memory_gib * GIB), gpu, steps, lengths, mean)
+    speed = speed_of(job, machine.name, cache or speed_file())
+    return Plan(job, states_bytes(job), peak_by_phase(job), int(machine.memory_gib * GIB), machine.name, steps, lengths,
+                mean, speed, config.loss.kl)
 
 
 def with_job(plan: Plan, **changes: Any) -> Plan:

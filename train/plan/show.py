@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from taro.train.plan.fits import Way
 from taro.train.plan.make import Plan
 
-__all__ = ["fit_lines", "plan_lines", "plan_values", "run_lines"]
+__all__ = ["fit_lines", "plan_lines", "plan_values", "run_lines", "use_text"]
 
 GIB = 2**30
 SHOWN = 0.005
@@ -42,8 +43,8 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "gpus": job.world, "gpu": plan.gpu, "memory": plan.memory, "fits": plan.fits, "peak": plan.peak,
         "peak_phase": plan.peak_phase, "parameters": job.shape.parameters, "trained": job.trained,
         "always": plan.always, "phases": plan.phases, "context": plan.context, "gaps": plan.gaps,
-        "steps": plan.steps, "prompt_tokens": {"longest": plan.lengths.longest, "mean": plan.lengths.mean,
-                                               "known": plan.lengths.known},
+        "steps": plan.steps, "hours": plan.hours, "speed": asdict(plan.speed),
+        "prompt_tokens": {"longest": plan.lengths.longest, "mean": plan.lengths.mean, "known": plan.lengths.known},
         "response_tokens": {"expected": round(expected), "most": most, "mean": plan.response[0],
                             "mean_known": plan.response[1]},
     }
@@ -60,7 +61,15 @@ def run_lines(plan: Plan) -> list[str]:
         f"prompts: at most {plan.lengths.longest:,} tokens, {plan.lengths.video:,} of them video ({asked}); responses: "
         f"at most {job.R:,}, {plan.response[0]:,.0f} on average ({known})",
         f"steps: {plan.steps:,} of {job.prompts * job.world} prompts x {job.G} rollouts; response tokens: "
-        f"{expected / 1e6:.1f} million, at most {most / 1e6:.1f}"]
+        f"{expected / 1e6:.1f} million, at most {most / 1e6:.1f}",
+        f"time: about {plan.hours:.1f} hours ({_measured(plan)})"]
+
+
+def _measured(plan: Plan) -> str:
+    speed = plan.speed
+    if speed.steps:
+        return f"from {speed.steps} steps on {speed.gpu}, of a run of this kind"
+    return f"from figures of {speed.gpu}; for this machine's own let a run of five steps end on it"
 
 
 def fit_lines(plan: Plan, ways: list[Way]) -> list[str]:
@@ -76,3 +85,15 @@ def fit_lines(plan: Plan, ways: list[Way]) -> list[str]:
         lines.append(f"would fit, {way.peak / GIB:.1f} GiB:{gpus}{line}")
     return lines if ways else [*lines, "no setting that taro knows makes it fit: take a smaller policy, shorter videos "
                                        "or rollout.max_new_tokens, or larger GPUs"]
+
+
+def use_text(plan: Plan) -> str:
+    """What of this process's GPU is in use, and the plan's table beside it."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    held = torch.cuda.memory_reserved()
+    used = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(), held, total - free - held, total
+    now, most, gaps, others, whole = (f"{size / GIB:.2f} GiB" for size in used)
+    return "\n".join([f"In use of {whole}: {now} by the run (at most {most}; {gaps} with gaps), {others} by CUDA and "
+                      "other programs. Planned:", *plan_lines(plan)])

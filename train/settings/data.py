@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from taro.core.config import Config
 from taro.core.places import SetPlace, Word
 
-__all__ = ["DataConfig", "Length", "NAME", "ShardSource", "Shards"]
+__all__ = ["DataConfig", "Gaussian", "Length", "NAME", "ShardSource", "Shards"]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 """names of sets; without the characters that part a draw's name"""
@@ -44,6 +44,18 @@ class Length(Config):
     """epochs or steps of the whole run, guided ones counted in"""
 
 
+class Gaussian(Config):
+    """Queries drawn once, without repeats, by a normal density at their difficulty (TimeLens). A query without
+    difficulty is left out."""
+
+    mean: float
+    """difficulty that is drawn most, in the annotations' own unit"""
+    std: float = Field(gt=0)
+    """spread around it, in the same unit"""
+    queries: int = Field(ge=1)
+    """queries drawn of each set, or all where a set has fewer"""
+
+
 class DataConfig(Config):
     """Which queries of the shard sets are trained on, and how many make an epoch. A set of several may say otherwise
     for itself, see `ShardSource`."""
@@ -60,6 +72,8 @@ class DataConfig(Config):
     """keep queries of the clips with these keys; "@FILE": one a line; null: all"""
     text: Regex | None = None
     """keep queries in whose text this regular expression is found, capitals or not; null: all"""
+    gaussian: Gaussian | None = None
+    """of what the other filters keep, draw queries by a normal density at their difficulty; null: all of them"""
     draws: int | None = Field(None, ge=1)
     """queries drawn in an epoch, from all sets together; null: all selected queries"""
 
@@ -86,6 +100,8 @@ class ShardSource(Config):
     """keep queries of the clips with these keys; null: as in data"""
     text: Regex | None = None
     """keep queries in whose text this is found; null: as in data"""
+    gaussian: Gaussian | None = None
+    """draw queries by a normal density at their difficulty; null: as in data"""
 
     @model_validator(mode="before")
     @classmethod
