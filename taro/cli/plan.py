@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["plan_run", "show_plan"]
 
 GIB = 2**30
-UNKNOWN = {"shards": ".", "out": "run"}
+UNKNOWN = {"shards": ".", "out": "no-run-yet"}
 """settings that a plan can do without, and what stands there"""
 
 

@@ -55,8 +55,9 @@ def run_lines(plan: Plan) -> list[str]:
     job, (expected, most) = plan.job, plan.response_tokens
     known = "of this run's last steps" if plan.response[1] else "assumed"
     asked = f"of {plan.lengths.queries:,} queries" if plan.lengths.known else "assumed, since there is no shard set"
+    unit, name = (1e9, "billion") if job.shape.parameters >= 1e8 else (1e6, "million")
     return [
-        f"trained: {job.trained / 1e9:.2f} of {job.shape.parameters / 1e9:.2f} billion parameters, on {job.world} "
+        f"trained: {job.trained / unit:.2f} of {job.shape.parameters / unit:.2f} {name} parameters, on {job.world} "
         f"GPU{'s' * (job.world > 1)}",
         f"prompts: at most {plan.lengths.longest:,} tokens, {plan.lengths.video:,} of them video ({asked}); responses: "
         f"at most {job.R:,}, {plan.response[0]:,.0f} on average ({known})",
