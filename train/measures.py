@@ -60,7 +60,7 @@ def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG
         "loss": update.loss, "grad_norm": update.grad_norm, "skipped": update.skipped,
         "lr": update.lr, "tokens_per_s": tokens / max(seconds, 1e-9),
         "memory_gib": memory_gib(), "seconds": seconds, "phases": phases,
-        **_by_set(batch, parts),
+        **update.further, **_by_set(batch, parts),
     }
 
 

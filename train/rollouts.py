@@ -63,6 +63,8 @@ class RolloutBatch:
     """rollouts that were to be guided and had no path left"""
     texts_BG: tuple[tuple[str, ...], ...]
     """responses, each behind what its prompt opened of it (`Prompt.opened`)"""
+    given: bool = False
+    """whether the responses were written, not drawn (`taro.train.sft`): then nothing is known of their sampling"""
 
     def __post_init__(self) -> None:
         B, G, R = self.ids_BGR.shape

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from taro.models.logprobs import score
+from taro.models.logprobs import Also, score_also
 from taro.models.policy import Policy
 from taro.train.algorithms.base import Algorithm, Tokens, make_algorithm
 from taro.train.algorithms.cloning import cloning_weights
@@ -23,13 +23,14 @@ from taro.train.optimizer.optimizer import Optimizer
 from taro.train.ranks import ALONE, Ranks
 from taro.train.rollouts import RolloutBatch, Scores
 
-__all__ = ["Update", "make_optimizer", "update_policy"]
+__all__ = ["Update", "learned_tokens", "make_optimizer", "update_policy"]
 
 
 @dataclass(frozen=True)
 class Update:
     """What the updates of one step did, averaged over them. `lr`: the learning rate of all of them; `skipped`: updates
-    left out as not finite."""
+    left out as not finite. The rest is None where nobody asks for it: `entropy` of the policy and `accuracy` (tokens
+    that are its first choice), means over tokens; `masked`: responses left out of the loss as truncated."""
 
     loss: float
     kl: float
@@ -37,19 +38,29 @@ class Update:
     grad_norm: float
     lr: float
     skipped: int
+    entropy: float | None = None
+    accuracy: float | None = None
+    masked: int | None = None
+
+    @property
+    def further(self) -> dict[str, float]:
+        """What was asked for besides, by its name in metrics.jsonl."""
+        found = {"policy_entropy": self.entropy, "accuracy": self.accuracy, "masked": self.masked}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What every update of a step needs."""
+    """What every update of a step needs. `mask_BGR`: tokens that are learned from."""
 
     policy: Policy
     batch: RolloutBatch
+    mask_BGR: torch.Tensor
     scores: Scores
     advantages_BG: np.ndarray
     cloning_BG: np.ndarray
     algorithm: Algorithm
-    kl: float
+    loss: LossConfig
     config: OptimizerConfig
     bf16: bool
 
@@ -65,10 +76,12 @@ def update_policy(policy: Policy, optimizer: Optimizer, batch: RolloutBatch, sco
     (`taro.train.schedules.at_step`); `bf16`: compute under autocast. The batch is that of this rank: its prompt i is
     the step's prompt `rank + i * world`."""
     cloning_BG = cloning_weights(advantages_BG, mode=loss.off_policy, beta=loss.awr_beta)
-    work = _Work(policy, batch, scores, advantages_BG, cloning_BG, make_algorithm(loss), loss.kl, config, bf16)
+    work = _Work(policy, batch, learned_tokens(batch, loss), scores, advantages_BG, cloning_BG, make_algorithm(loss),
+                 loss, config, bf16)
     ranks, lr = optimizer.ranks, config.lr
-    size = int(ranks.sum([len(batch.samples)])[0]) // config.mini_batches
-    done: list[tuple[float, float, float, float]] = []
+    prompts, cut = (int(one) for one in ranks.sum([len(batch.samples), int((~batch.finished_BG).sum())]))
+    size = prompts // config.mini_batches
+    done: list[tuple[float, ...]] = []
     skipped = 0
     for _ in range(config.inner_epochs):
         for number in range(config.mini_batches):
@@ -80,8 +93,14 @@ def update_policy(policy: Policy, optimizer: Optimizer, batch: RolloutBatch, sco
             else:
                 skipped += 1
             optimizer.begin()
-    loss_mean, kl, clipped, norm = (float(np.mean(values)) for values in zip(*done, strict=True))
-    return Update(loss_mean, kl, clipped, norm, lr, skipped)
+    loss_mean, kl, clipped, norm, entropy, accuracy = (float(np.mean(values)) for values in zip(*done, strict=True))
+    return Update(loss_mean, kl, clipped, norm, lr, skipped, entropy if loss.entropy else None,
+                  accuracy if batch.given else None, cut if loss.mask_truncated else None)
+
+
+def learned_tokens(batch: RolloutBatch, loss: LossConfig) -> torch.Tensor:
+    """bool [B, G, R]: the valid tokens, under `loss.mask_truncated` those of responses that ended."""
+    return batch.mask_BGR & batch.finished_BG.unsqueeze(-1) if loss.mask_truncated else batch.mask_BGR
 
 
 def _before(ranks: Ranks, number: int) -> int:
@@ -89,36 +108,42 @@ def _before(ranks: Ranks, number: int) -> int:
     return len(range(ranks.rank, number, ranks.world))
 
 
-def _mini_batch(work: _Work, optimizer: Optimizer, mini: range, most: int) -> tuple[float, float, float, float]:
-    """Accumulates the mini-batch's gradient; returns loss, mean KL, clip fraction, gradient norm, over all ranks.
-    `mini`: which prompts of this rank it holds; `most`: the largest number that a rank may hold of it."""
-    batch, mask_BGR = work.batch, work.batch.mask_BGR[mini.start : mini.stop]
+def _mini_batch(work: _Work, optimizer: Optimizer, mini: range, most: int) -> tuple[float, ...]:
+    """Accumulates the mini-batch's gradient; returns loss, mean KL, clip fraction, gradient norm, entropy and accuracy,
+    over all ranks. `mini`: which prompts of this rank it holds; `most`: the largest number that a rank may hold of
+    it."""
+    batch, mask_BGR = work.batch, work.mask_BGR[mini.start : mini.stop]
     share = work.algorithm.denominator(mask_BGR, max_new_tokens=batch.decoding.max_new_tokens)
     denominator, tokens = (max(float(one), 1.0) for one in optimizer.ranks.sum([share, int(mask_BGR.sum())]))
-    sums = np.zeros(3)
+    sums = np.zeros(5)
     for at in range(0, most, work.config.micro_prompts):
         start = mini.start + at
         if start < mini.stop:
             micro = slice(start, min(start + work.config.micro_prompts, mini.stop))
-            parts = _micro_batch(work, micro, denominator)
+            parts, right = _micro_batch(work, micro, denominator)
             parts.loss.backward()
-            sums += float(parts.loss.detach()), parts.kl_sum, parts.clipped_sum
+            sums += float(parts.loss.detach()), parts.kl_sum, parts.clipped_sum, parts.entropy_sum, right
         optimizer.collect()
-    loss, kl_sum, clipped_sum = optimizer.ranks.sum(sums)
-    return float(loss), float(kl_sum) / tokens, float(clipped_sum) / tokens, optimizer.norm()
+    loss, kl, clipped, entropy, accuracy = (float(one) for one in optimizer.ranks.sum(sums) / [1, *[tokens] * 4])
+    return loss, kl, clipped, optimizer.norm(), entropy, accuracy
 
 
-def _micro_batch(work: _Work, micro: slice, denominator: float) -> LossParts:
-    """The loss of a few prompts, with its graph."""
-    policy, batch, scores = work.policy, work.batch, work.scores
+def _micro_batch(work: _Work, micro: slice, denominator: float) -> tuple[LossParts, float]:
+    """The loss of a few prompts, with its graph, and how many tokens that were given (`RolloutBatch.given`) are the
+    policy's first choice."""
+    policy, batch, scores, loss = work.policy, work.batch, work.scores, work.loss
+    wanted: tuple[tuple[Also, bool], ...] = (("entropy", loss.entropy > 0), ("top", batch.given))
+    also = [name for name, asked in wanted if asked]
     device, reference_BGR = policy.device, scores.reference_BGR
     with torch.autocast(device.type, torch.bfloat16, enabled=work.bf16):
-        current_BGR = score(policy, batch.prompts[micro], batch.ids_BGR[micro], batch.mask_BGR[micro],
-                            temperature=batch.decoding.temperature,
-                            checkpoint_activations=work.config.checkpoint_activations)
+        current_BGR, *found = score_also(policy, batch.prompts[micro], batch.ids_BGR[micro], work.mask_BGR[micro],
+                                         also=also, temperature=batch.decoding.temperature,
+                                         checkpoint_activations=work.config.checkpoint_activations)
     advantages_BG, cloning_BG = (torch.as_tensor(values_BG[micro], dtype=torch.float32, device=device)
                                  for values_BG in (work.advantages_BG, work.cloning_BG))
-    tokens = Tokens(current_BGR, scores.old_BGR[micro].to(device), batch.mask_BGR[micro].to(device), advantages_BG)
-    return policy_loss(work.algorithm, tokens, torch.as_tensor(batch.guided_BG[micro], device=device), cloning_BG,
-                       None if reference_BGR is None else reference_BGR[micro].to(device), kl=work.kl,
-                       denominator=denominator)
+    tokens = Tokens(current_BGR, scores.old_BGR[micro].to(device), work.mask_BGR[micro].to(device), advantages_BG,
+                    found[0] if loss.entropy else None)
+    parts = policy_loss(work.algorithm, tokens, torch.as_tensor(batch.guided_BG[micro], device=device), cloning_BG,
+                        None if reference_BGR is None else reference_BGR[micro].to(device), kl=loss.kl,
+                        entropy=loss.entropy, denominator=denominator)
+    return parts, float(found[-1].sum()) if batch.given else 0.0

@@ -20,7 +20,7 @@ from taro.train.disruption import Disruption
 from taro.train.rewards import compute_rewards, control_totals
 from taro.train.rollouts import RolloutBatch, Scores, StepName, disrupt, roll_out, score_batch, score_prompts
 from taro.train.sets import open_encoded_shards
-from taro.train.update import update_policy
+from taro.train.update import learned_tokens, update_policy
 from tests.train.conftest import Tiny
 from tests.train.tiny import TEMPLATE, Sgd
 
@@ -178,3 +178,33 @@ def test_the_control_permutes_totals_inside_groups_only(policy: Policy, tiny: Ti
 def test_the_reader_gives_what_was_written(tiny: Tiny) -> None:
     shard_set = open_shards(tiny.shards)
     assert [ref.key for ref in shard_set.queries(split="val")] == ["clip-06", "clip-07"]
+
+
+def test_responses_that_did_not_end_are_out_of_loss_and_denominator(
+        policy: Policy, tiny: Tiny, config: TrainConfig) -> None:
+    """Masking a truncated response moves the weights as a batch does in which it has no token."""
+    batch = drawn(policy, tiny, config)
+    ended = torch.ones_like(batch.finished_BG)
+    ended[0, 1] = ended[2, :] = False  # of the last prompt nothing ended: its micro-batch is empty
+    cut = replace(batch, finished_BG=ended)
+    without = replace(batch, mask_BGR=batch.mask_BGR & ended[..., None])
+    scores = score_batch(policy, None, batch, config.reward)
+    advantages = np.random.default_rng(0).standard_normal((3, 4))
+    masking = config.model_copy(update={"loss": config.loss.model_copy(update={"mask_truncated": True})})
+    masked, plain, whole = (moved(tiny, x, scores, advantages, knobs) for x, knobs in
+                            ((cut, masking), (without, config), (batch, config)))
+    assert all(torch.equal(a, b) for a, b in zip(masked, plain, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(masked, whole, strict=True))
+    assert int(learned_tokens(cut, masking.loss).sum()) == int(without.mask_BGR.sum())
+
+
+def test_an_entropy_bonus_raises_the_policys_entropy(policy: Policy, tiny: Tiny, config: TrainConfig) -> None:
+    batch = drawn(policy, tiny, config)
+    scores = score_batch(policy, None, batch, config.reward)
+    trained = load_policy(tiny.policy, trainable=True)
+    knobs = config.loss.model_copy(update={"entropy": 1.0})
+    found = [update_policy(trained, torch.optim.SGD(trained.parameters(), lr=0.02), batch, scores, np.zeros((3, 4)),
+                           knobs, config.optimizer.model_copy(update={"lr": 0.02})) for _ in range(3)]
+    entropies = [one.entropy for one in found]
+    assert entropies[0] < entropies[1] < entropies[2] and found[0].masked is None
+    assert found[0].loss == pytest.approx(-entropies[0], rel=1e-5), "zero advantages leave the bonus alone"

@@ -6,10 +6,20 @@ are pure functions in `advantages` and `losses`. What guided rollouts cost is th
 
 from __future__ import annotations
 
-__all__ = ["ALGORITHMS"]
+from typing import Any
+
+__all__ = ["ALGORITHMS", "OWN_SETTINGS"]
 
 ALGORITHMS = {
+    "dapo": "taro.train.algorithms.dapo:DAPO",
     "dr_grpo": "taro.train.algorithms.dr_grpo:DrGRPO",
     "grpo": "taro.train.algorithms.grpo:GRPO",
+    "gspo": "taro.train.algorithms.gspo:GSPO",
 }
 """`loss.kind` -> module:class, called with the `LossConfig`; a name and no import, since settings need no torch"""
+
+OWN_SETTINGS: dict[str, dict[str, Any]] = {
+    "dapo": {"clip_high": 0.28, "dual_clip": None, "kl": 0.0},
+    "gspo": {"clip_low": 3e-4, "clip_high": 4e-4, "dual_clip": None},
+}
+"""`loss.kind` -> its paper's values of the other settings of `loss`, which hold where these are not given"""

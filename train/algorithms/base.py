@@ -23,12 +23,14 @@ __all__ = ["Algorithm", "TokenLoss", "Tokens", "make_algorithm"]
 @dataclass(frozen=True)
 class Tokens:
     """Responses to some prompts. logprobs_BGR: under the policy now, with a gradient; old_BGR: under the policy that
-    drew them; mask_BGR: valid tokens. An algorithm finds 0 in both log-probs where a token is not valid."""
+    drew them; mask_BGR: valid tokens; entropy_BGR: of the policy now, with a gradient, where it is asked for. An
+    algorithm finds 0 in both log-probs where a token is not valid."""
 
     logprobs_BGR: torch.Tensor
     old_BGR: torch.Tensor
     mask_BGR: torch.Tensor
     advantages_BG: torch.Tensor
+    entropy_BGR: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = {tuple(x.shape) for x in (self.logprobs_BGR, self.old_BGR, self.mask_BGR)}
@@ -52,6 +54,10 @@ class Algorithm(Protocol):
     def token_loss(self, tokens: Tokens) -> TokenLoss:
         """What each token of a free rollout costs. `tokens` may be any part of the step's prompts, so a token's loss
         must not depend on other prompts."""
+
+    def token_weights(self, mask_BGR: torch.Tensor) -> torch.Tensor:
+        """How much each token's loss counts in the sum over tokens, [B, G, R] or what broadcasts to it. KL, entropy and
+        guided prefixes count alike."""
 
     def denominator(self, mask_BGR: torch.Tensor, *, max_new_tokens: int) -> float:
         """What the sum of the losses of a mini-batch is divided by: counted once, over the whole mini-batch. A sum over

@@ -31,6 +31,10 @@ class GRPO:
         return TokenLoss(loss_BGR, clip_acts(tokens.logprobs_BGR, tokens.old_BGR, tokens.advantages_BG,
                                              clip_low=knobs.clip_low, clip_high=knobs.clip_high))
 
+    def token_weights(self, mask_BGR: torch.Tensor) -> torch.Tensor:
+        """Every token counts once."""
+        return mask_BGR.new_ones((), dtype=torch.float32)
+
     def denominator(self, mask_BGR: torch.Tensor, *, max_new_tokens: int) -> float:
         """The number of valid tokens."""
         return float(mask_BGR.sum())

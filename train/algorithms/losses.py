@@ -2,7 +2,7 @@
 
 The parts are values per token, [B, G, R]; `policy_loss` sums them over the valid tokens and divides by a denominator of
 the whole mini-batch that the caller counts once, so the gradient depends neither on micro-batch size nor on padding.
-Left out: entropy bonus (0 in the method). Legend: B prompts, G rollouts, R response tokens."""
+Legend: B prompts, G rollouts, R response tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 
 from taro.train.algorithms.base import Algorithm, Tokens
 
-__all__ = ["LossParts", "clip_acts", "clipped_surrogate", "k3_kl", "policy_loss"]
+__all__ = ["LossParts", "clip_acts", "clipped_surrogate", "k3_kl", "policy_loss",
+           "sequence_log_ratio"]
 
 LOG_RATIO_CLAMP = 20.0
 """Prevents exp overflow where a token's probability moved by more than e^20 between two passes."""
@@ -25,8 +26,10 @@ def _ratio(logprobs_BGR: torch.Tensor, old_BGR: torch.Tensor) -> torch.Tensor:
 
 
 def clipped_surrogate(logprobs_BGR: torch.Tensor, old_BGR: torch.Tensor, advantages_BG: torch.Tensor, *,
-                      clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float = 3.0) -> torch.Tensor:
-    """Per-token PPO loss `max(-A r, -A clip(r, 1 - low, 1 + high))`, limited to `-A * dual_clip` where A < 0.
+                      clip_low: float = 0.2, clip_high: float = 0.2,
+                      dual_clip: float | None = 3.0) -> torch.Tensor:
+    """Per-token PPO loss `max(-A r, -A clip(r, 1 - low, 1 + high))`, limited to `-A * dual_clip` where A < 0
+    (None: not limited).
 
     Symbols: r = exp(log pi - log pi_old). Source: PPO (arXiv 1707.06347), dual clip (arXiv 1912.09729).
 
@@ -36,6 +39,8 @@ def clipped_surrogate(logprobs_BGR: torch.Tensor, old_BGR: torch.Tensor, advanta
     """
     A_BG1, ratio_BGR = advantages_BG.unsqueeze(-1), _ratio(logprobs_BGR, old_BGR)
     loss_BGR = torch.maximum(-A_BG1 * ratio_BGR, -A_BG1 * ratio_BGR.clamp(1 - clip_low, 1 + clip_high))
+    if dual_clip is None:
+        return loss_BGR
     return torch.where(A_BG1 < 0, torch.minimum(loss_BGR, -A_BG1 * dual_clip), loss_BGR)
 
 
@@ -49,6 +54,19 @@ def clip_acts(logprobs_BGR: torch.Tensor, old_BGR: torch.Tensor, advantages_BG: 
     """
     A_BG1, ratio_BGR = advantages_BG.unsqueeze(-1), _ratio(logprobs_BGR, old_BGR)
     return ((ratio_BGR > 1 + clip_high) & (A_BG1 > 0)) | ((ratio_BGR < 1 - clip_low) & (A_BG1 < 0))
+
+
+def sequence_log_ratio(logprobs_BGR: torch.Tensor, old_BGR: torch.Tensor, mask_BGR: torch.Tensor) -> torch.Tensor:
+    """log s [B, G] = `1 / |o| * sum_t (log pi - log pi_old)`: the mean log-ratio of a response's valid tokens.
+
+    Source: GSPO (arXiv 2507.18071), eq. 7.
+
+    >>> lp, old = torch.tensor([[[0.3, 0.1, 9.0]]]), torch.zeros(1, 1, 3)
+    >>> round(sequence_log_ratio(lp, old, torch.tensor([[[True, True, False]]])).item(), 4)  # (0.3 + 0.1) / 2
+    0.2
+    """
+    sums_BG = torch.where(mask_BGR, logprobs_BGR - old_BGR, 0.0).sum(-1)
+    return sums_BG / mask_BGR.sum(-1).clamp(min=1)
 
 
 def k3_kl(logprobs_BGR: torch.Tensor, reference_BGR: torch.Tensor) -> torch.Tensor:
@@ -71,11 +89,14 @@ class LossParts:
     kl_sum: float
     clipped_sum: float
     """tokens of free rollouts whose ratio the clip acts on"""
+    entropy_sum: float = 0.0
 
 
 def policy_loss(algorithm: Algorithm, tokens: Tokens, guided_BG: torch.Tensor, cloning_BG: torch.Tensor,
-                reference_BGR: torch.Tensor | None, *, kl: float = 0.01, denominator: float) -> LossParts:
-    """`sum over valid tokens of (guided ? -w log pi : the algorithm's loss) + kl * k3, over denominator`.
+                reference_BGR: torch.Tensor | None, *, kl: float = 0.01, entropy: float = 0.0,
+                denominator: float) -> LossParts:
+    """`sum over valid tokens of weight * ((guided ? -w log pi : the algorithm's loss) + kl * k3 - entropy * H), over
+    denominator`; weight: `Algorithm.token_weights`; H: `tokens.entropy_BGR`.
 
     Args: cloning_BG: w, from `cloning_weights`; reference_BGR: log-probs under the start policy, None where kl is 0;
     denominator: from `Algorithm.denominator`, over the whole mini-batch."""
@@ -91,5 +112,11 @@ def policy_loss(algorithm: Algorithm, tokens: Tokens, guided_BG: torch.Tensor, c
         kl_BGR = k3_kl(clean.logprobs_BGR, torch.where(mask_BGR, reference_BGR, 0.0))
         kl_sum = float((kl_BGR.detach() * mask_BGR).sum())
         loss_BGR = loss_BGR + kl * kl_BGR
+    entropy_sum = 0.0
+    if tokens.entropy_BGR is not None:
+        entropy_BGR = torch.where(mask_BGR, tokens.entropy_BGR, 0.0)
+        entropy_sum = float(entropy_BGR.detach().sum())
+        loss_BGR = loss_BGR - entropy * entropy_BGR
     clipped = float((clipped_BGR & mask_BGR & ~guided_BG.unsqueeze(-1)).sum())
-    return LossParts((loss_BGR * mask_BGR).sum() / denominator, kl_sum, clipped)
+    weighted_BGR = loss_BGR * algorithm.token_weights(mask_BGR) * mask_BGR
+    return LossParts(weighted_BGR.sum() / denominator, kl_sum, clipped, entropy_sum)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from taro.core.config import Config
-from taro.train.algorithms import ALGORITHMS
+from taro.train.algorithms import ALGORITHMS, OWN_SETTINGS
 from taro.train.algorithms.cloning import OffPolicy
 
 __all__ = ["LossConfig", "OptimizerConfig", "States"]
@@ -25,7 +25,8 @@ class LossConfig(Config):
     """The loss (docs/method.md)."""
 
     kind: Annotated[str, AfterValidator(_algorithm)] = "grpo"
-    """grpo: advantages over std, token mean; dr_grpo: neither, a constant denominator"""
+    """grpo: advantages over std, token mean; dr_grpo: neither, a constant denominator; dapo: grpo with clip_high=0.28,
+    no dual_clip, kl=0; gspo: a ratio a response, clip_low=3e-4, clip_high=4e-4, no dual_clip (where not given)"""
     off_policy: OffPolicy = "mask"
     """how tokens of guided prefixes are learned from (docs/method.md)"""
     awr_beta: float = Field(1.0, gt=0)
@@ -36,8 +37,17 @@ class LossConfig(Config):
     """a token's ratio is clipped below 1 - clip_low"""
     clip_high: float = Field(0.2, gt=0)
     """and above 1 + clip_high"""
-    dual_clip: float = Field(3.0, gt=1)
-    """bound of the ratio where the advantage is negative"""
+    dual_clip: float | None = Field(3.0, gt=1)
+    """bound of the ratio where the advantage is negative; null: none"""
+    entropy: float = Field(0.0, ge=0)
+    """weight of the entropy bonus: the entropy of each token's distribution, in nats; 0: it is not computed"""
+    mask_truncated: bool = False
+    """leave tokens of responses that were cut off at max_new_tokens out of the loss and its denominator"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_settings(cls, data: Any) -> Any:
+        return {**OWN_SETTINGS.get(str(data.get("kind")), {}), **data} if isinstance(data, dict) else data
 
 
 class OptimizerConfig(Config):
