@@ -27,7 +27,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     [1.0, 0.967, 0.875, 0.75, 0.625, 0.533]
     """
     if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
+        return config.lr * ((step + 1) / config.warmup_steps)
     if config.schedule == "constant":
         return config.lr
     p = min(1.0, (step - config.warmup_steps) / max(steps - config.warmup_steps, 1))
