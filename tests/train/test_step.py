@@ -203,8 +203,8 @@ def test_an_entropy_bonus_raises_the_policys_entropy(policy: Policy, tiny: Tiny,
     scores = score_batch(policy, None, batch, config.reward)
     trained = load_policy(tiny.policy, trainable=True)
     knobs = config.loss.model_copy(update={"entropy": 1.0})
-    found = [update_policy(trained, torch.optim.SGD(trained.parameters(), lr=0.02), batch, scores, np.zeros((3, 4)),
-                           knobs, config.optimizer.model_copy(update={"lr": 0.02})) for _ in range(3)]
+    found = [update_policy(trained, Sgd(trained), batch, scores, np.zeros((3, 4)), knobs,
+                           config.optimizer.model_copy(update={"lr": 0.02})) for _ in range(3)]
     entropies = [one.entropy for one in found]
     assert entropies[0] < entropies[1] < entropies[2] and found[0].masked is None
     assert found[0].loss == pytest.approx(-entropies[0], rel=1e-5), "zero advantages leave the bonus alone"
