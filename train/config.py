@@ -18,10 +18,11 @@ from taro.train.other_names import OTHER_NAMES
 from taro.train.settings.data import NAME, DataConfig, Length, Shards, ShardSource
 from taro.train.settings.keeping import CheckpointConfig, ValidationConfig
 from taro.train.settings.rollout import Control, Gate, RewardConfig, RolloutConfig
+from taro.train.settings.tracking import TrackingConfig
 from taro.train.settings.update import LossConfig, OptimizerConfig
 
 __all__ = ["CheckpointConfig", "Control", "DataConfig", "Gate", "Length", "LossConfig", "OptimizerConfig",
-           "RewardConfig", "RolloutConfig", "ShardSource", "TrainConfig", "ValidationConfig"]
+           "RewardConfig", "RolloutConfig", "ShardSource", "TrackingConfig", "TrainConfig", "ValidationConfig"]
 
 
 class TrainConfig(Config):
@@ -54,6 +55,7 @@ class TrainConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """besides metrics.jsonl, which is always written"""
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

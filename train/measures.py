@@ -11,6 +11,7 @@ import json
 import math
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from taro.train.rewards import Rewards
 from taro.train.rollouts import RolloutBatch, Scores
 from taro.train.update import Update
 
-__all__ = ["dump_rollouts", "memory_gib", "step_measures"]
+__all__ = ["memory_gib", "rollout_lines", "step_measures", "write_rollouts"]
 
 
 def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG: np.ndarray, update: Update, *,
@@ -95,17 +96,18 @@ def memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def dump_rollouts(path: Path, batch: RolloutBatch, parts: Rewards, advantages_BG: np.ndarray) -> None:
-    """One JSON row a rollout: its text, its reward parts, its drop, its advantage, and of several shard sets the one it
-    comes from. The file is whole or not there."""
+def rollout_lines(batch: RolloutBatch, parts: Rewards, advantages_BG: np.ndarray) -> list[str]:
+    """Of each prompt one JSON row a rollout: its text, its reward parts, its drop, its advantage, and of several shard
+    sets the one it comes from."""
     lines = []
     for b, sample in enumerate(batch.samples):
         place = {name: value for name, value in (("set", sample.from_set), ("repeat", sample.repeat)) if value}
+        rows = []
         for g, text in enumerate(batch.texts_BG[b]):
             predicted, drop = parts.predicted_BG[b][g], float(parts.drop_BG[b, g])
             answers = parts.answers_BG[b][g] if parts.answers_BG else ()
             several = {"answers": [[window.start_s, window.end_s] for window in answers]} if len(answers) > 1 else {}
-            lines.append(json.dumps({
+            rows.append(json.dumps({
                 "step": batch.at.step, "key": sample.clip.key, "query_id": sample.query.id, "query": sample.query.text,
                 "g": g, "guided": bool(batch.guided_BG[b, g]), "text": text,
                 "forced_tokens": int(batch.forced_BG[b, g]), "reward": float(parts.total_BG[b, g]),
@@ -115,5 +117,11 @@ def dump_rollouts(path: Path, batch: RolloutBatch, parts: Rewards, advantages_BG
                 "predicted": None if predicted is None else [predicted.start_s, predicted.end_s],
                 "windows": [[window.start_s, window.end_s] for window in sample.query.windows],
                 "duration_s": sample.clip.duration_s, **several, **place}))
+        lines.append("".join(row + "\n" for row in rows))
+    return lines
+
+
+def write_rollouts(path: Path, lines: Sequence[str]) -> None:
+    """Writes the lines of a step's rollouts. The file is whole or not there."""
     make_folders(path.parent)
-    write_atomically(path, "".join(line + "\n" for line in lines).encode())
+    write_atomically(path, "".join(lines).encode())

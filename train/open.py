@@ -6,7 +6,7 @@ holds another run, a shard set of another vision tower, an empty split. Left out
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from taro.train.reference import Reference, open_reference
 from taro.train.run_dir import check_run, lock_folder, read_facts, write_facts
 from taro.train.sets import open_encoded_shards, with_variants
 from taro.train.trackers import Tracker, open_trackers, truncate_to_step
+from taro.train.tracking import table_rows
 from taro.train.update import make_optimizer
 from taro.train.watch import Watch
 
@@ -99,6 +100,14 @@ class Run:
             tracker.log(step, values)
         if self.on_step is not None:
             self.on_step({"step": step, "steps": self.steps, **values})
+
+    def log_rollouts(self, step: int, lines: Sequence[str]) -> None:
+        """When due, hands the trackers a table of some of the step's rollouts (JSON lines)."""
+        knobs = self.config.tracking
+        if self.config.trackers and knobs.rollout_table_every and step % knobs.rollout_table_every == 0:
+            rows = table_rows(lines, knobs.rollouts, seed=self.config.seed, step=step)
+            for tracker in self.trackers:
+                tracker.rollouts(step, rows)
 
     @contextlib.contextmanager
     def working(self, what: str) -> Iterator[Callable[[int, int], None]]:
@@ -162,11 +171,12 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     with explain_disk_errors(config.out, lambda: AGAIN):
         if found is not None:  # a run that was killed between its last checkpoint and the pruning saves no other
             prune_checkpoints(config.out / "checkpoints", keep=config.checkpoint.keep)
-        truncate_to_step(config.out, state.step)
+        logged = truncate_to_step(config.out, state.step)
         write_facts(config, {**data.summary(), **facts})
     reference = open_reference(config, folder, device, bf16=bf16)
     return Run(config, policy, policy, reference, asking, data, optimizer, state,
-               open_trackers(config.trackers, config.out, config.model_dump(mode="json"), resumed_at=state.step),
+               open_trackers(config.trackers, config.out, config.tracking, config.model_dump(mode="json"),
+                             resumed=(state.step, logged)),
                lock, bf16, on_step, None if found is None else state.step, plan=plan)
 
 

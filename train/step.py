@@ -9,11 +9,12 @@ from typing import Any
 from taro.core.errors import TaroError
 from taro.train.algorithms.base import make_algorithm
 from taro.train.curriculum import guide_probability
-from taro.train.measures import dump_rollouts, step_measures
+from taro.train.measures import rollout_lines, step_measures, write_rollouts
 from taro.train.open import Run
 from taro.train.rewards import compute_rewards, control_totals
 from taro.train.rollouts import StepName, roll_out, score_batch
 from taro.train.schedules import at_step
+from taro.train.speed import phase_speeds
 from taro.train.update import update_policy
 
 __all__ = ["train_step"]
@@ -35,17 +36,20 @@ def train_step(run: Run) -> dict[str, Any]:
     parts = compute_rewards(batch, scores, config.reward)
     totals_BG = control_totals(parts, batch, config.reward.control)
     advantages_BG = make_algorithm(config.loss).advantages(totals_BG)
+    lines = rollout_lines(batch, parts, advantages_BG)
     dump = run.folder / "rollouts" / f"step-{step:06d}.jsonl"
     if config.checkpoint.dump_rollouts:  # before the update: what it learns from is on the disk, whatever it does
-        dump_rollouts(dump, batch, parts, advantages_BG)
+        write_rollouts(dump, lines)
     with run.phases("update"):
         update = update_policy(run.policy, run.optimizer, batch, scores, advantages_BG, config.loss,
                                at_step(config.optimizer, step, run.steps), bf16=run.bf16)
     values = step_measures(batch, scores, parts, totals_BG, update, margin=config.reward.margin,
                            seconds=time.monotonic() - started, phases=run.phases.take())
+    values["tokens_per_s_by_phase"] = phase_speeds(batch, values["phases"], run.ranks)
     if update.skipped and not config.checkpoint.dump_rollouts:
-        dump_rollouts(dump, batch, parts, advantages_BG)
+        write_rollouts(dump, lines)
     run.log(step, values)
+    run.log_rollouts(step, "".join(lines).splitlines())
     for sign in run.watch.see(values):
         log.warning("step %d: %s", step, sign)
     run.last = {"step": step, **values}

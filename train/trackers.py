@@ -1,12 +1,12 @@
 """Where a step's numbers go: always `metrics.jsonl`, and tensorboard, wandb or trackio where asked for.
 
 The JSONL is the record that everything else reads (reports, resume, tests): a line a step, a line an evaluation. A
-resumed run truncates it to its checkpoint, so it never holds a step twice. Left out: console output, which is the
-command line's."""
+resumed run truncates it to its checkpoint, so it never holds a step twice. Left out: the others' own ways
+(`taro.train.tracking`), and console output, which is the command line's."""
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import importlib.util
 import json
 import math
@@ -18,6 +18,8 @@ from typing import Any, Protocol
 from taro.core.errors import ConfigError, MissingPackageError
 from taro.core.files import write_atomically
 from taro.core.jsonl import read_jsonl
+from taro.train.settings.tracking import TrackingConfig
+from taro.train.tracking import Resumed, open_tracking
 
 __all__ = ["JsonlTracker", "Tracker", "check_trackers", "finite", "open_trackers", "truncate_to_step"]
 
@@ -27,6 +29,9 @@ class Tracker(Protocol):
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Records one step (or, under the key `eval`, one evaluation)."""
+
+    def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Records a table of some of a step's rollouts (`taro.train.tracking.table_rows`)."""
 
     def close(self) -> None:
         """Flushes and releases what it holds."""
@@ -44,37 +49,12 @@ class JsonlTracker:
         self._file.flush()
         os.fsync(self._file.fileno())
 
+    def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: rollouts/step-N.jsonl has them all."""
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-
-class _Tensorboard:
-    def __init__(self, run: Path, resumed_at: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_at)
-
-    def log(self, step: int, values: Mapping[str, Any]) -> None:
-        for name, value in _flat(values).items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _Hosted:
-    """wandb, and trackio, which has the same functions."""
-
-    def __init__(self, name: str, run: Path, config: Mapping[str, Any]) -> None:
-        self._module: Any = importlib.import_module(name)
-        self._module.init(project="taro", name=run.name, config=dict(config))
-
-    def log(self, step: int, values: Mapping[str, Any]) -> None:
-        self._module.log(_flat(values), step=step)
-
-    def close(self) -> None:
-        self._module.finish()
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -86,17 +66,22 @@ def check_trackers(names: Sequence[str]) -> None:
                                       "it out (metrics.jsonl is always written)")
 
 
-def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any], *, resumed_at: int) -> list[Tracker]:
-    """The JSONL of a run folder and the trackers named."""
-    opened: list[Tracker] = [JsonlTracker(run / "metrics.jsonl")]
-    for name in names:
-        opened.append(_Tensorboard(run, resumed_at) if name == "tensorboard" else _Hosted(name, run, config))
+def open_trackers(names: Sequence[str], run: Path, tracking: TrackingConfig, config: Mapping[str, Any], *,
+                  resumed: Resumed = (0, ())) -> list[Tracker]:
+    """The JSONL of a run folder and the trackers named. `resumed`: where the run goes on, and what it had logged."""
+    with contextlib.ExitStack() as stack:  # where one does not start, those before it are closed
+        opened: list[Tracker] = []
+        for name in ("jsonl", *names):
+            opened.append(JsonlTracker(run / "metrics.jsonl") if name == "jsonl" else
+                          open_tracking(name, run, tracking, config, resumed=resumed))
+            stack.callback(opened[-1].close)
+        stack.pop_all()
     return opened
 
 
-def truncate_to_step(run: Path, completed: int) -> None:
+def truncate_to_step(run: Path, completed: int) -> list[dict[str, Any]]:
     """Removes what a run wrote after its checkpoint of `completed` updates (0: everything): metric lines and rollout
-    dumps. The evaluation of that very step precedes its checkpoint, so it stays."""
+    dumps. The evaluation of that very step precedes its checkpoint, so it stays. Returns the lines that there were."""
     rows = read_jsonl(run / "metrics.jsonl")
     if not all(type(row.get("step")) is int for row in rows):
         raise ConfigError(f"{run / 'metrics.jsonl'}: expected a step in every line; the file was damaged after it was "
@@ -108,6 +93,7 @@ def truncate_to_step(run: Path, completed: int) -> None:
         number = path.stem.removeprefix("step-")
         if number.isdecimal() and len(number) < 16 and int(number) >= completed:
             path.unlink()
+    return rows
 
 
 def finite(value: Any) -> Any:
@@ -117,13 +103,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}/"))
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            flat[prefix + key] = float(value)
-    return flat

@@ -18,7 +18,7 @@ PAGE = DOCS / "what-to-do-when.md"
 PACKAGES = ("taro", "preprocess", "shards", "train")
 GAP = "\0"
 MODELS_OF_SETTINGS = {"preprocess/config.py", "train/config.py",
-                      *(f"train/settings/{name}.py" for name in ("data", "keeping", "rollout", "update"))}
+                      *(f"train/settings/{name}.py" for name in ("data", "keeping", "rollout", "tracking", "update"))}
 """where a ValueError becomes a ConfigError"""
 SHORTEST = 6
 """characters of an entry: what is shorter would stand in messages by chance"""

@@ -22,7 +22,7 @@ from typing import Any
 RECORD = Path(__file__).with_name("golden.json")
 FAMILIES = {"qwen2_5_vl": "sandbox:policy", "qwen3_vl": "sandbox:policy-qwen3-vl"}
 STEPS, STOP = 20, 12
-NOT_RECORDED = {"tokens_per_s", "memory_gib", "seconds", "phases"}
+NOT_RECORDED = {"tokens_per_s", "memory_gib", "seconds", "phases", "tokens_per_s_by_phase"}
 """of a line of metrics.jsonl: what depends on the clock or the machine"""
 
 PINNED = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2",

@@ -104,5 +104,5 @@ def _stop(line: dict[str, Any]) -> None:
 
 def _numbers(line: str) -> dict[str, Any]:
     """What must repeat: all but clocks and memory."""
-    clocks = {"seconds", "phases", "tokens_per_s", "memory_gib"}
+    clocks = {"seconds", "phases", "tokens_per_s_by_phase", "tokens_per_s", "memory_gib"}
     return {key: value for key, value in json.loads(line).items() if key not in clocks}

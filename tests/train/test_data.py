@@ -28,7 +28,7 @@ from tests.helpers_models import tiny_qwen2_5_vl
 from tests.train.conftest import Tiny
 from tests.train.tiny import WIDTH, tiny_shards
 
-SPEED = ("seconds", "phases", "tokens_per_s", "memory_gib")
+SPEED = ("seconds", "phases", "tokens_per_s_by_phase", "tokens_per_s", "memory_gib")
 FEW = ("clip-00", "clip-01")
 
 

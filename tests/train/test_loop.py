@@ -30,7 +30,7 @@ from taro.train.sets import open_encoded_shards
 from tests.helpers_models import tiny_qwen2_5_vl
 from tests.train.conftest import Tiny
 
-SPEED = {"tokens_per_s", "memory_gib", "seconds", "phases"}
+SPEED = {"tokens_per_s", "memory_gib", "seconds", "phases", "tokens_per_s_by_phase"}
 VALIDATED = {"validation": {"split": "val", "every": 2, "max_new_tokens": 96, "repetition_penalty": 1.0}}
 
 KILLED_RUN = """

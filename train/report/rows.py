@@ -23,7 +23,7 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
 class RolloutLine(BaseModel):
-    """A row of rollouts/step-N.jsonl; see `taro.train.measures.dump_rollouts`. Unknown fields are passed over. Numbers
+    """A row of rollouts/step-N.jsonl; see `taro.train.measures.rollout_lines`. Unknown fields are passed over. Numbers
     may be nan where a step went wrong, None where there is none."""
 
     model_config = ConfigDict(extra="ignore")
