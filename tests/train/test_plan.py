@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from taro.models.grouped import _Prefix, _Rows
 from taro.models.language_model import LanguageModel
 from taro.models.load import load_policy
 from taro.models.prompt import Prompt
-from taro.train.config import TrainConfig
+from taro.train.config import OptimizerConfig, TrainConfig
+from taro.train.optimizer.optimizer import Optimizer
 from taro.train.plan.fits import LADDER, ways_to_fit
 from taro.train.plan.lengths import Lengths
 from taro.train.plan.make import ASSUMED, Machine, job_of, make_plan, with_job
@@ -31,6 +33,7 @@ from taro.train.plan.open import open_plan
 from taro.train.plan.shapes import RELEASED, ModelShape, released_shape, shape_of_config, shape_of_folder
 from taro.train.plan.show import plan_lines, use_text
 from taro.train.plan.speed import H100, measured_speed, seconds_of_step, speed_of, write_speed
+from taro.train.ranks import Ranks
 from tests.train.conftest import Tiny
 from tests.train.tiny import TEMPLATE, clip_record
 
@@ -150,6 +153,28 @@ def test_states_on_a_gpu() -> None:
     assert found == pytest.approx({"float32": 16, "bfloat16": 12, "8bit": 4.03125})
     whole, half = states_bytes(job), states_bytes(replace(job, world=2))
     assert half["moments"] * 2 == whole["moments"] and half["compute weights"] == whole["compute weights"]
+
+
+@pytest.mark.parametrize("states", ["float32", "bfloat16", "8bit"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_states_are_those_of_the_optimizer(tiny: Tiny, states: str, world: int) -> None:
+    """What the optimizer holds of bfloat16 matrices on the rank that has most, within the norms' share: they are
+    float32 and their own masters."""
+    shape = shape_of_folder(tiny.policy)
+    policy = load_policy(tiny.policy, trainable=True)
+    for module in policy.language_model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            module.to(torch.bfloat16)
+    policy.language_model.head.weight = policy.language_model.lm.embed_tokens.weight
+    config = OptimizerConfig.model_validate({"states": states})
+    optimizer = Optimizer(policy.named_parameters(), config, Ranks(0, world))
+    held = Counter[str]()
+    for slot in optimizer.slots:
+        held.update(slot.bytes())
+    planned = states_bytes(tiny_job(tiny.policy, bf16=True, states=states, world=world))
+    bound = shape.norms * 4 / world + 256 * 8 * len(optimizer.slots) * (world > 1)  # slices end at whole blocks
+    for part, name in (("master", "master weights"), ("gradient", "gradients"), ("moments", "moments")):
+        assert abs(held[part] - planned[name]) <= bound, f"{part}: {held[part]}, planned {planned[name]}"
 
 
 def test_7b_in_full_does_not_fit_one_gpu_and_is_told_what_would() -> None:

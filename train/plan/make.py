@@ -105,7 +105,7 @@ def job_of(config: TrainConfig, shape: ModelShape, lengths: Lengths, *, world: i
     prompts = -(-rollout.prompts // world)
     mini = -(-rollout.prompts // optimizer.mini_batches // world)
     return Job(
-        shape=shape, bf16=bf16, states=getattr(optimizer, "states", "float32"),
+        shape=shape, bf16=bf16, states=optimizer.states,
         reference="none" if config.loss.kl == 0 else getattr(config, "reference", "gpu"),
         adapters=None if lora is None else _adapters(lora), recompute=optimizer.checkpoint_activations,
         offload=bool(getattr(optimizer, "offload_activations", False)), world=world, prompts=prompts,
@@ -114,9 +114,8 @@ def job_of(config: TrainConfig, shape: ModelShape, lengths: Lengths, *, world: i
 
 
 def _adapters(lora: Any) -> Adapters:
-    targets = getattr(lora, "targets", "all-linear")
-    names = NAMES if isinstance(targets, str) else {str(one).rpartition(".")[2] for one in targets}
-    return Adapters(int(lora.rank), tuple(sorted(names & NAMES)))
+    names = {str(one).rpartition(".")[2] for one in lora.targets}
+    return Adapters(int(lora.rank), tuple(sorted(names & NAMES)), bool(lora.dora))
 
 
 def make_plan(config: TrainConfig, shape: ModelShape, lengths: Lengths, machine: Machine | None = None, *,

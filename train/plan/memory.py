@@ -26,6 +26,8 @@ MIXING = 10
 """bytes of an attention score while a token is decoded: both parts in bfloat16, the softmax and its input in float32"""
 MASKS = 5
 """bools of a packed row's mask [T, T] while it is made"""
+AWAY = 3
+"""layers whose inputs are on the GPU with offloaded activations: this one's, one on its way, the last one's"""
 UPDATED_AT_ONCE = 1 << 24
 """elements of a parameter that the optimizer updates at a time"""
 UPDATING = {"float32": 16, "bfloat16": 48, "8bit": 72}
@@ -34,10 +36,11 @@ UPDATING = {"float32": 16, "bfloat16": 48, "8bit": 72}
 
 @dataclass(frozen=True)
 class Adapters:
-    """LoRA: rank, and the names of the Linears in each layer that have one."""
+    """LoRA: rank, the names of the Linears in each layer that have one, and whether rows have norms of their own."""
 
     rank: int
     targets: tuple[str, ...]
+    dora: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ class Job:
         """Parameters that are trained."""
         if self.adapters is None:
             return self.shape.parameters
-        ends = self.shape.linears
-        return self.shape.L * self.adapters.rank * sum(sum(ends[name]) for name in self.adapters.targets)
+        ends, rank = self.shape.linears, self.adapters.rank
+        return self.shape.L * sum(rank * (inputs + outputs) + outputs * self.adapters.dora for inputs, outputs
+                                  in (ends[name] for name in self.adapters.targets))
 
 
 def states_bytes(job: Job) -> dict[str, int]:
@@ -160,7 +164,7 @@ def _update(job: Job) -> dict[str, int]:
     rows = job.micro
     ends = rows * (job.T * 2 * 4 * shape.D + job.G * job.R * 4 * shape.D + job.T**2)  # final norm; hidden states; mask
     if job.recompute:
-        layers = 2 if job.offload else shape.L
+        layers = min(AWAY, shape.L) if job.offload else shape.L
         held = rows * job.T * 4 * shape.D * layers
         layer = job.T * (kept - 4 * shape.D) + job.size * job.T**2
     else:
@@ -188,11 +192,15 @@ def _step(job: Job) -> int:
 
 
 def _streamed(job: Job) -> int:
-    """Weights of the reference that are on the GPU while it scores, beside those that stay."""
+    """A reference that comes a layer at a time scores the rows of a batch side by side (`taro.models.streamed`): 0 for
+    one that lies on the GPU."""
     if job.adapters is not None or job.reference not in {"sharded", "host"}:
         return 0
-    shape = job.shape
-    return max(2 * shape.layer_matrices, shape.V * shape.D) * job.size
+    shape, row = job.shape, job.T * 4 * job.shape.D
+    rows = job.batch * (row + job.M * shape.D * job.size * (1 + shape.levels))
+    hidden = job.batch * job.G * job.R * 4 * shape.D
+    return max(rows + 2 * shape.layer_matrices * job.size + _forward(job), rows + hidden + 3 * row,
+               hidden + shape.V * shape.D * job.size + 2 * _logits(job))
 
 
 def peak_by_phase(job: Job) -> dict[str, dict[str, int]]:
@@ -200,7 +208,8 @@ def peak_by_phase(job: Job) -> dict[str, dict[str, int]]:
     D, video = job.shape.D, job.M * job.shape.D * (job.size + 4) * (1 + job.shape.levels)
     scoring = max(_forward(job), MASKS * job.T**2, 2 * _logits(job) + (job.T + job.G * job.R) * 4 * D)
     # The features of the disrupted videos stand beside the others while a batch is scored.
-    scores = {"activations": scoring + video, "disrupted videos": states_bytes(job)["videos"],
-              "streamed reference": _streamed(job)}
+    videos, streamed = states_bytes(job)["videos"], _streamed(job)
+    scores = {"streamed reference" if streamed > scoring + video else "activations": max(streamed, scoring + video),
+              "disrupted videos": videos}
     return {"rollouts": {**cache_bytes(job), "decoding": _decoding(job)}, "scores": scores,
             "update": {**_update(job), "row's video": video}, "step": {"optimizer": _step(job)}}
