@@ -9,15 +9,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from taro.shards.reader import Sample
 from taro.train.data import TrainingData
+from taro.train.ranks import ALONE, Ranks
 
 __all__ = ["SamplesAhead"]
 
 
 class SamplesAhead:
-    """Reads the samples of `steps` steps, each while the one before is worked on."""
+    """Reads this rank's samples of `steps` steps, each while the one before is worked on."""
 
-    def __init__(self, data: TrainingData, steps: int) -> None:
-        self._data, self._steps = data, steps
+    def __init__(self, data: TrainingData, steps: int, ranks: Ranks = ALONE) -> None:
+        self._data, self._steps, self._ranks = data, steps, ranks
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="samples")
         self._next: tuple[int, Future[tuple[int, list[Sample]]]] | None = None
 
@@ -25,10 +26,13 @@ class SamplesAhead:
         """(epoch, samples) of a step, as `TrainingData.samples`; begins to read those of the next. What is wrong with a
         sample is raised when its step comes."""
         waiting, self._next = self._next, None
-        found = waiting[1].result() if waiting and waiting[0] == step else self._data.samples(step)
+        found = waiting[1].result() if waiting and waiting[0] == step else self._read(step)
         if step + 1 < self._steps:
-            self._next = step + 1, self._pool.submit(self._data.samples, step + 1)
+            self._next = step + 1, self._pool.submit(self._read, step + 1)
         return found
+
+    def _read(self, step: int) -> tuple[int, list[Sample]]:
+        return self._data.samples(step, rank=self._ranks.rank, world=self._ranks.world)
 
     def close(self) -> None:
         """Ends the reading; what was read for a step that does not come is dropped."""

@@ -191,12 +191,11 @@ class TrainingData:
         return self.order.steps_per_epoch(self._prompts)
 
     def samples(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[int, list[Sample]]:
-        """(epoch, samples) that `rank` of `world` takes at a step; all ranks together take `rollout.prompts`."""
+        """(epoch, samples) that `rank` of `world` takes at a step: of its `rollout.prompts` every `world`-th."""
         epoch, whole = self.order.step(step, self._prompts)
-        _, mine = self.order.step(step, self._prompts, rank=rank, world=world)
-        samples, start = [], rank * len(mine)
-        for at, index in enumerate(mine, start):
-            place, query = self.order.place(index)
+        samples = []
+        for at in range(rank, len(whole), world):
+            place, query = self.order.place(index := whole[at])
             one = self.drawn[place]
             repeat = whole[:at].count(index)  # a small set may come twice in a step
             sample = one.shard_set.sample(one.refs[query])

@@ -8,9 +8,10 @@ reached the shards stay in the denominator, as misses (docs/method.md, differenc
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from taro.core import draws
 from taro.grounding.answers import parse_answer, parse_answers
-from taro.metrics.answers import AnswerRow, UnaskedRow
+from taro.metrics.answers import AnswerRow, UnaskedRow, row_from_json, row_to_json
 from taro.metrics.scores import Prediction
 from taro.shards.skipped import Row, missed_rows, row_windows, skipped_rows
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from taro.models.policy import Policy
     from taro.models.sampler import Decoding
     from taro.shards.reader import QueryRef, Sample, ShardSet
+    from taro.train.ranks import Ranks
 
 __all__ = ["Questions", "evaluate_policy", "missing_predictions", "readable_misses", "unasked_rows"]
 
@@ -57,36 +59,57 @@ class Questions:
 
 def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decoding: Decoding, *,
                     questions: Questions | None = None, batch_prompts: int = 16, bf16: bool | None = None,
-                    progress: Callable[[int, int], None] | None = None) -> list[AnswerRow]:
-    """Answers every query that is asked, once each.
+                    progress: Callable[[int, int], None] | None = None, ranks: Ranks | None = None) -> list[AnswerRow]:
+    """Answers every query that is asked, once each. Many ranks take turns, a batch each, so that batches and answers
+    are those of one rank; every rank returns all rows, in the order of the set.
 
     Args: decoding: temperature 0 is greedy; sampled draws depend on (seed, clip, query) alone; questions: None: all of
-    the set; bf16: compute under autocast, None: on cuda; progress: called with (answered, all)."""
+    the set; bf16: compute under autocast, None: on cuda; progress: called with (answered, all), on all ranks equally
+    often; ranks: None: this process alone."""
+    from taro.train.ranks import ALONE
+
+    questions, ranks = questions or Questions(), ranks or ALONE
+    refs = questions.of(shard_set)
+    shard_set = shard_set.reading(shard_set.encoder)  # without the frame variants that a run may read
+    bf16 = policy.device.type == "cuda" if bf16 is None else bf16
+    batches = [refs[start : start + batch_prompts] for start in range(0, len(refs), batch_prompts)]
+    rows: list[AnswerRow] = []
+    for turn in range(0, len(batches), ranks.world):
+        mine = batches[turn + ranks.rank] if turn + ranks.rank < len(batches) else []
+        answered = _answer(policy, [shard_set.sample(ref) for ref in mine], asking, decoding, questions.seed,
+                           bf16=bf16) if mine else []
+        rows += answered if ranks.world == 1 else _gathered(ranks, answered)
+        if progress is not None:
+            progress(len(rows), len(refs))
+    return rows
+
+
+def _answer(policy: Policy, samples: Sequence[Sample], asking: Asking, decoding: Decoding, seed: int, *,
+            bf16: bool) -> list[AnswerRow]:
+    """The answers of one batch."""
     import torch
 
     from taro.models.asking import ask
     from taro.models.grouped import generate
 
-    questions = questions or Questions()
-    refs = questions.of(shard_set)
-    shard_set = shard_set.reading(shard_set.encoder)  # without the frame variants that a run may read
-    bf16 = policy.device.type == "cuda" if bf16 is None else bf16
-    rows: list[AnswerRow] = []
-    for start in range(0, len(refs), batch_prompts):
-        samples = [shard_set.sample(ref) for ref in refs[start : start + batch_prompts]]
-        prompts = [ask(policy, asking, sample.features, sample.query.text) for sample in samples]
-        uniforms_BGR = None if decoding.temperature == 0 else np.stack([
-            draws.uniforms(decoding.max_new_tokens, "evaluation", questions.seed, sample.clip.key,
-                           sample.query.id)[None] for sample in samples])
-        with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16):
-            drawn = generate(policy, prompts, G=1, decoding=decoding, uniforms_BGR=uniforms_BGR)
-        for sample, prompt, ids_GR, mask_GR, finished_G in zip(
-                samples, prompts, drawn.ids_BGR.cpu(), drawn.mask_BGR.cpu(), drawn.finished_BG.cpu(), strict=True):
-            ids, finished = ids_GR[0][mask_GR[0]], bool(finished_G[0])
-            rows.append(_row(sample, prompt.opened + policy.decode(ids), len(ids), finished, asking.protocol))
-        if progress is not None:
-            progress(len(rows), len(refs))
+    prompts = [ask(policy, asking, sample.features, sample.query.text) for sample in samples]
+    uniforms_BGR = None if decoding.temperature == 0 else np.stack([
+        draws.uniforms(decoding.max_new_tokens, "evaluation", seed, sample.clip.key, sample.query.id)[None]
+        for sample in samples])
+    with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16):
+        drawn = generate(policy, prompts, G=1, decoding=decoding, uniforms_BGR=uniforms_BGR)
+    rows = []
+    for sample, prompt, ids_GR, mask_GR, finished_G in zip(
+            samples, prompts, drawn.ids_BGR.cpu(), drawn.mask_BGR.cpu(), drawn.finished_BG.cpu(), strict=True):
+        ids, finished = ids_GR[0][mask_GR[0]], bool(finished_G[0])
+        rows.append(_row(sample, prompt.opened + policy.decode(ids), len(ids), finished, asking.protocol))
     return rows
+
+
+def _gathered(ranks: Ranks, rows: Sequence[AnswerRow]) -> list[AnswerRow]:
+    """The rows of all ranks, in rank order."""
+    every = ranks.gather(json.dumps([row_to_json(row) for row in rows]).encode())
+    return [row_from_json(row) for one in every for row in json.loads(one)]
 
 
 def _row(sample: Sample, text: str, tokens: int, finished: bool, protocol: str) -> AnswerRow:

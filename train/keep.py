@@ -35,7 +35,8 @@ def validate(run: Run) -> None:
         for one in run.data.validated:
             rows[one.name] = evaluate_policy(
                 run.sampling, one.shard_set, run.asking, decoding, questions=questions, bf16=run.bf16,
-                batch_prompts=knobs.batch_prompts, progress=_counted(count, sum(map(len, rows.values())), total))
+                batch_prompts=knobs.batch_prompts, progress=_counted(count, sum(map(len, rows.values())), total),
+                ranks=run.ranks)
     missing = {one.name: readable_misses(one.shard_set, knobs.split) if questions.are_all(one.shard_set) else []
                for one in run.data.validated}
     scores = score_rows([row for some in rows.values() for row in some], protocol=protocol,

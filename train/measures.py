@@ -19,58 +19,55 @@ import numpy as np
 import torch
 
 from taro.core.files import make_folders, write_atomically
-from taro.grounding.answers import parse_reasoning
-from taro.grounding.moment import Moment
-from taro.metrics.scores import first_span_hit
 from taro.train.algorithms.advantages import zero_variance
+from taro.train.gathered import StepRows
 from taro.train.rewards import Rewards
-from taro.train.rollouts import RolloutBatch, Scores
+from taro.train.rollouts import RolloutBatch
 from taro.train.update import Update
 
 __all__ = ["memory_gib", "rollout_lines", "step_measures", "write_rollouts"]
 
 
-def step_measures(batch: RolloutBatch, scores: Scores, parts: Rewards, totals_BG: np.ndarray, update: Update, *,
-                  margin: float, seconds: float, phases: dict[str, float]) -> dict[str, Any]:
-    """The numbers of one step. `margin`: of the bonus; `seconds`: that the step took, `phases`: its phases."""
+def step_measures(rows: StepRows, totals_BG: np.ndarray, update: Update, *, margin: float, seconds: float,
+                  phases: dict[str, float], memory_gib: Sequence[float]) -> dict[str, Any]:
+    """The numbers of one step, all ranks together. `totals_BG`: what was learned from; `margin`: of the bonus;
+    `seconds`: that the step took, `phases`: its phases; `memory_gib`: of each rank."""
+    parts, mask_BGR = rows.parts, rows.mask_BGR
     known_BG = np.isfinite(parts.drop_BG)
     drops = parts.drop_BG[known_BG]
-    lengths_BG = batch.mask_BGR.sum(-1)
-    gap_BGR = (batch.sampled_BGR - scores.old_BGR).abs()  # of a token's log-prob at sampling from that in scoring
+    lengths_BG = mask_BGR.sum(-1)
+    gap_BGR = (rows.sampled_BGR - rows.old_BGR).abs()  # of a token's log-prob at sampling from that in scoring
     tokens = int(lengths_BG.sum())
-    drawn_BGR = batch.mask_BGR & (torch.arange(batch.mask_BGR.shape[-1]) >= batch.forced_BG[..., None])
-    hits_BG = [[_reasoning(text, sample.query.windows, sample.clip.duration_s) for text in texts_G]
-               for texts_G, sample in zip(batch.texts_BG, batch.samples, strict=True)]
+    drawn_BGR = mask_BGR & (torch.arange(mask_BGR.shape[-1]) >= rows.forced_BG[..., None])
     return {
-        "epoch": batch.at.epoch, "phase": "guided" if batch.guided_BG.any() else "free",
+        "epoch": rows.at.epoch, "phase": "guided" if rows.guided_BG.any() else "free",
         "reward": float(parts.total_BG.mean()), "format": float(parts.format_BG.mean()),
         "tiou": float(parts.tiou_BG.mean()), "iou": float(parts.iou_BG.mean()), "bonus": float(parts.bonus_BG.mean()),
         "drop_mean": float(drops.mean()) if len(drops) else math.nan,
         "drop_std": float(drops.std()) if len(drops) else math.nan,
         "drop_above": _share_above(parts.drop_BG, margin),
         "no_drop": int((~known_BG).sum()),
-        "timestamps": float(np.mean([[hit[0] for hit in row] for row in hits_BG])),
-        "first_span": float(np.mean([[hit[1] for hit in row] for row in hits_BG])),
+        "timestamps": float(np.mean(rows.timestamps_BG)), "first_span": float(np.mean(rows.first_span_BG)),
         "reward_std": float(totals_BG.std(axis=-1).mean()),
         "zero_variance": float(zero_variance(totals_BG).mean()),
-        "guided": float(batch.guided_BG.mean()), "guided_fallbacks": batch.fallbacks,
+        "guided": float(rows.guided_BG.mean()), "guided_fallbacks": rows.fallbacks,
         "kl": update.kl, "clip_fraction": update.clip_fraction, "length": float(lengths_BG.float().mean()),
         "length_min": int(lengths_BG.min()), "length_max": int(lengths_BG.max()),
-        "entropy": float(-batch.sampled_BGR[drawn_BGR].mean()) if drawn_BGR.any() else math.nan,
-        "truncated": float((~batch.finished_BG).float().mean()), "logprob_gap": float(gap_BGR[batch.mask_BGR].mean()),
+        "entropy": float(-rows.sampled_BGR[drawn_BGR].mean()) if drawn_BGR.any() else math.nan,
+        "truncated": float((~rows.finished_BG).float().mean()), "logprob_gap": float(gap_BGR[mask_BGR].mean()),
         "loss": update.loss, "grad_norm": update.grad_norm, "skipped": update.skipped,
         "lr": update.lr, "tokens_per_s": tokens / max(seconds, 1e-9),
-        "memory_gib": memory_gib(), "seconds": seconds, "phases": phases,
-        **update.further, **_by_set(batch, parts),
+        "memory_gib": max(memory_gib), **({"memory_gib_ranks": list(memory_gib)} if len(memory_gib) > 1 else {}),
+        "seconds": seconds, "phases": phases, **update.further, **_by_set(rows),
     }
 
 
-def _by_set(batch: RolloutBatch, parts: Rewards) -> dict[str, Any]:
+def _by_set(rows: StepRows) -> dict[str, Any]:
     """`sets`: the same of each of several shard sets; nothing where there is one."""
-    names_B = np.array([sample.from_set for sample in batch.samples])
-    return {} if not all(names_B) else {"sets": {str(name): {
+    names_B, parts = np.array(rows.sets), rows.parts
+    return {} if not all(rows.sets) else {"sets": {str(name): {
         "prompts": int((names_B == name).sum()), "reward": float(parts.total_BG[names_B == name].mean()),
-        "tiou": float(parts.tiou_BG[names_B == name].mean())} for name in sorted(set(names_B))}}
+        "tiou": float(parts.tiou_BG[names_B == name].mean())} for name in sorted(set(rows.sets))}}
 
 
 def _share_above(drop_BG: np.ndarray, margin: float) -> float:
@@ -81,11 +78,6 @@ def _share_above(drop_BG: np.ndarray, margin: float) -> float:
         known += len(drops)
         above += int((drops > drops.mean() + margin).sum()) if len(drops) else 0
     return above / known if known else math.nan
-
-
-def _reasoning(text: str, windows: tuple[Moment, ...], duration_s: float) -> tuple[bool, bool]:
-    reasoning = parse_reasoning(text)
-    return reasoning.has_timestamp, first_span_hit(reasoning, [window.clip(duration_s) for window in windows])
 
 
 def memory_gib() -> float:

@@ -82,7 +82,7 @@ class Run:
     ahead: SamplesAhead = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ahead = SamplesAhead(self.data, self.steps)
+        self.ahead = SamplesAhead(self.data, self.steps, self.ranks)
 
     @property
     def folder(self) -> Path:

@@ -45,10 +45,15 @@ class Ranks:
         return [bytes(one[: int(length)].numpy().tobytes())
                 for one, length in zip(self._all(padded), lengths, strict=True)]
 
+    def all_of(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
+        """float64 [world, ...]: everyone's values, of one shape."""
+        mine = np.asarray(values, dtype=np.float64)
+        return np.stack([np.frombuffer(one, dtype=np.float64).reshape(mine.shape)
+                         for one in self.gather(mine.tobytes())])
+
     def sum(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """float64 sums over the ranks, added in rank order."""
-        mine = np.asarray(values, dtype=np.float64)
-        every = [np.frombuffer(one, dtype=np.float64).reshape(mine.shape) for one in self.gather(mine.tobytes())]
+        every = self.all_of(values)
         return np.asarray(sum(every[1:], every[0].copy()))
 
     def reduce_scatter(self, parts_WN: torch.Tensor) -> torch.Tensor:

@@ -143,8 +143,8 @@ class Rewards:
         parts = (self.format_BG, self.tiou_BG, self.bonus_BG, self.iou_BG, self.drop_BG)
         shapes = [part.shape for part in parts]
         assert len(set(shapes)) == 1 and len(shapes[0]) == 2, f"parts differ in shape: {shapes}"
-        assert (len(self.predicted_BG), {len(row) for row in self.predicted_BG}) == (
-            shapes[0][0], {shapes[0][1]}), f"{shapes[0]} and {len(self.predicted_BG)} groups of predictions"
+        assert [len(row) for row in self.predicted_BG] == [shapes[0][1]] * shapes[0][0], (
+            f"{shapes[0]} and {len(self.predicted_BG)} groups of predictions")
 
     @property
     def total_BG(self) -> np.ndarray:
@@ -180,11 +180,12 @@ def rewards(texts_BG: Sequence[Sequence[str]], windows_B: Sequence[Sequence[Mome
             continue
         tiou_BG.append([timestamp_aware_iou(predicted, windows, duration_s) for predicted in predicted_G])
         iou_BG.append([0.0 if predicted is None else best_iou(predicted, clipped) for predicted in predicted_G])
-    iou_array = np.array(iou_BG, dtype=np.float64)
+    iou_array = np.array(iou_BG, dtype=np.float64).reshape(drop_BG.shape)  # also of no prompt
     bonus_BG = sensitivity_bonus(drop_BG, iou_array, alpha=config.alpha, tau=config.tau, margin=config.margin,
                                  gate=config.gate)
-    return Rewards(np.array(format_BG), np.array(tiou_BG), bonus_BG, iou_array, drop_BG, tuple(predicted_BG),
-                   tuple(answers_BG))
+    return Rewards(np.array(format_BG, dtype=np.float64).reshape(drop_BG.shape),
+                   np.array(tiou_BG, dtype=np.float64).reshape(drop_BG.shape), bonus_BG, iou_array, drop_BG,
+                   tuple(predicted_BG), tuple(answers_BG))
 
 
 def compute_rewards(batch: RolloutBatch, scores: Scores, config: RewardConfig) -> Rewards:
@@ -197,7 +198,7 @@ def compute_rewards(batch: RolloutBatch, scores: Scores, config: RewardConfig) -
 
 def control_totals(parts: Rewards, batch: RolloutBatch, control: Control) -> np.ndarray:
     """Total rewards [B, G]; for the honesty control, permuted inside each group."""
-    if control == "none":
+    if control == "none" or not batch.samples:
         return parts.total_BG
     at = batch.at
     return np.stack([draws.rng("control", at.seed, at.epoch, at.step, sample_name(sample)).permutation(totals_G)

@@ -107,15 +107,15 @@ def roll_out(policy: Policy, asking: Asking, samples: Sequence[Sample], config: 
         forced_BG.append(forced_G)
     decoding = Decoding(config.max_new_tokens, temperature=config.temperature, top_p=config.top_p)
     autocast = torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16)
-    ids_BGR, mask_BGR, sampled_BGR, finished_BG = (torch.cat(parts) for parts in zip(*(
+    ids_BGR, mask_BGR, sampled_BGR, finished_BG = (torch.cat(parts) for parts in zip(_nothing(config), *(
         _decode(sampler, prompts[part], forced_BG[part], _uniforms(samples[part], config, at), decoding, autocast)
         for part in (slice(start, start + config.batch_prompts)
                      for start in range(0, len(prompts), config.batch_prompts))), strict=True))
-    R = max(int(mask_BGR.sum(-1).max()), 1)
+    R = max(int(mask_BGR.flatten(0, 1).any(0).sum()), 1)
     ids_BGR, mask_BGR, sampled_BGR = ids_BGR[..., :R], mask_BGR[..., :R], sampled_BGR[..., :R]
     texts_BG = tuple(tuple(prompt.opened + policy.decode(ids[mask]) for ids, mask in zip(ids_GR, mask_GR, strict=True))
                      for prompt, ids_GR, mask_GR in zip(prompts, ids_BGR, mask_BGR, strict=True))
-    lengths_BG = torch.tensor([[len(ids) for ids in forced_G] for forced_G in forced_BG])
+    lengths_BG = torch.tensor([len(ids) for forced_G in forced_BG for ids in forced_G]).long().view(-1, config.group)
     return RolloutBatch(at, decoding, tuple(samples), tuple(prompts), ids_BGR, mask_BGR, sampled_BGR, lengths_BG,
                         finished_BG, lengths_BG.numpy() > 0, fallbacks, texts_BG)
 
@@ -130,6 +130,13 @@ def _uniforms(samples: Sequence[Sample], config: RolloutConfig, at: StepName) ->
     return np.stack([
         np.stack([draws.uniforms(config.max_new_tokens, "rollout", at.seed, at.epoch, at.step, sample_name(sample), g)
                   for g in range(config.group)]) for sample in samples])
+
+
+def _nothing(config: RolloutConfig) -> tuple[torch.Tensor, ...]:
+    """What `_decode` gives of no prompt: a rank may have none."""
+    shape = 0, config.group, config.max_new_tokens
+    return (torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape),
+            torch.zeros(shape[:2], dtype=torch.bool))
 
 
 def _decode(sampler: Sampler, prompts: list[Prompt], forced_BG: list[list[list[int]]], uniforms_BGR: np.ndarray,
@@ -150,7 +157,7 @@ def disrupt(batch: RolloutBatch, disruption: Disruption) -> tuple[list[Prompt], 
                                     epoch=batch.at.epoch, sample=sample_name(sample))
         changed.append(features is not None)
         prompts.append(prompt if features is None else prompt.with_features(features))
-    return prompts, np.array(changed)
+    return prompts, np.array(changed, dtype=bool)
 
 
 @torch.no_grad()
@@ -164,7 +171,7 @@ def score_prompts(policy: Policy, prompts: Sequence[Prompt], batch: RolloutBatch
 def counted_tokens(policy: Policy, batch: RolloutBatch, over: Literal["reasoning", "response"]) -> np.ndarray:
     """bool [B, G, R]: tokens over which the drop is a mean (`reward.drop_over`)."""
     over_BGR = batch.mask_BGR.clone()
-    if over == "reasoning":
+    if over == "reasoning" and batch.prompts:
         over_BGR = torch.stack([torch.stack([policy.reasoning_mask(ids, prompt.opened) for ids in ids_GR])
                                 for prompt, ids_GR in zip(batch.prompts, batch.ids_BGR, strict=True)]) & batch.mask_BGR
     return np.asarray(over_BGR.numpy())

@@ -1,4 +1,6 @@
-"""One step of the loop: samples, rollouts, scores (current, reference, disrupted), rewards, advantages, update, log."""
+"""One step of the loop: samples, rollouts, scores (current, reference, disrupted), rewards, advantages, update, log.
+
+Each rank draws, scores and learns from prompts of its own; advantages and metrics are of all ranks together."""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from typing import Any
 from taro.core.errors import TaroError
 from taro.train.algorithms.base import make_algorithm
 from taro.train.curriculum import guide_probability
-from taro.train.measures import rollout_lines, step_measures, write_rollouts
+from taro.train.gathered import gather_prompts, gather_rows
+from taro.train.measures import memory_gib, rollout_lines, step_measures, write_rollouts
 from taro.train.open import Run
 from taro.train.rewards import compute_rewards, control_totals
 from taro.train.rollouts import StepName, roll_out, score_batch
@@ -24,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def train_step(run: Run) -> dict[str, Any]:
     """One step: returns its line of metrics.jsonl."""
-    started, config, step = time.monotonic(), run.config, run.state.step
+    started, config, step, ranks = time.monotonic(), run.config, run.state.step, run.ranks
     with run.phases("samples"):
         epoch, samples = run.ahead.take(step)
     guide = guide_probability(config.curriculum, step=step, epoch=epoch, steps_per_epoch=run.data.steps_per_epoch)
@@ -33,24 +36,27 @@ def train_step(run: Run) -> dict[str, Any]:
                          guide=guide, bf16=run.bf16)
     with run.phases("scores"):
         scores = score_batch(run.policy, run.reference, batch, config.reward, bf16=run.bf16)
-    parts = compute_rewards(batch, scores, config.reward)
-    totals_BG = control_totals(parts, batch, config.reward.control)
-    advantages_BG = make_algorithm(config.loss).advantages(totals_BG)
-    lines = rollout_lines(batch, parts, advantages_BG)
+    with run.phases("rewards"):
+        parts = compute_rewards(batch, scores, config.reward)
+        own_BG = control_totals(parts, batch, config.reward.control)
+        totals_BG = gather_prompts(ranks, {"totals": own_BG})[0]["totals"]
+        advantages_BG = make_algorithm(config.loss).advantages(totals_BG)[ranks.rank::ranks.world]
+        rows = gather_rows(ranks, batch, scores, parts, rollout_lines(batch, parts, advantages_BG))
     dump = run.folder / "rollouts" / f"step-{step:06d}.jsonl"
-    if config.checkpoint.dump_rollouts:  # before the update: what it learns from is on the disk, whatever it does
-        write_rollouts(dump, lines)
+    if config.checkpoint.dump_rollouts and ranks.first:  # what an update learns from is on the disk, whatever it does
+        write_rollouts(dump, rows.lines)
     with run.phases("update"):
         update = update_policy(run.policy, run.optimizer, batch, scores, advantages_BG, config.loss,
                                at_step(config.optimizer, step, run.steps), bf16=run.bf16)
-    values = step_measures(batch, scores, parts, totals_BG, update, margin=config.reward.margin,
-                           seconds=time.monotonic() - started, phases=run.phases.take())
-    values["tokens_per_s_by_phase"] = phase_speeds(batch, values["phases"], run.ranks)
-    if update.skipped and not config.checkpoint.dump_rollouts:
-        write_rollouts(dump, lines)
+    memory = [float(one) for one in ranks.all_of([memory_gib()])[:, 0]]
+    values = step_measures(rows, totals_BG, update, margin=config.reward.margin, seconds=time.monotonic() - started,
+                           phases=run.phases.take(), memory_gib=memory)
+    values["tokens_per_s_by_phase"] = phase_speeds(batch, values["phases"], ranks)
+    if update.skipped and not config.checkpoint.dump_rollouts and ranks.first:
+        write_rollouts(dump, rows.lines)
     run.log(step, values)
-    run.log_rollouts(step, "".join(lines).splitlines())
-    for sign in run.watch.see(values):
+    run.log_rollouts(step, "".join(rows.lines).splitlines())
+    for sign in run.watch.see(values) if ranks.first else ():
         log.warning("step %d: %s", step, sign)
     run.last = {"step": step, **values}
     run.state.step, run.state.skipped = step + 1, run.state.skipped + update.skipped

@@ -22,7 +22,8 @@ from taro.grounding.moment import Moment
 from taro.metrics.ranked import RankedPrediction, RankedScores, as_written, evaluate_ranked
 from taro.metrics.scores import Prediction, Scores, evaluate_predictions
 
-__all__ = ["AnswerRow", "UnaskedRow", "predictions", "rank_rows", "read_answers", "score_rows", "write_answers"]
+__all__ = ["AnswerRow", "UnaskedRow", "predictions", "rank_rows", "read_answers", "row_from_json",
+           "row_to_json", "score_rows", "write_answers"]
 
 MOST_S = 1e12
 
@@ -89,15 +90,31 @@ def write_answers(rows: Iterable[AnswerRow], path: Path, *, unasked: Iterable[Un
     make_folders(path.parent)
     with new_file(path.resolve()) as file:
         for row in rows:
-            several = {"answers": _lists(row.answers)} if len(row.answers) > 1 else {}
-            several |= {} if row.unclipped is None else {"unclipped": _lists(row.unclipped)}
-            file.write(json.dumps({"key": row.key, "query_id": row.query_id, "query": row.query, "video": row.video,
-                                   "video_sha256": row.video_sha256, "text": row.text,
-                                   "predicted": None if row.predicted is None else _lists([row.predicted])[0],
-                                   "windows": _lists(row.windows), "duration_s": row.duration_s, "tokens": row.tokens,
-                                   "finished": row.finished, **several}).encode() + b"\n")
+            written = row_to_json(row)
+            if len(row.answers) <= 1:
+                del written["answers"]
+            if row.unclipped is None:
+                del written["unclipped"]
+            file.write(json.dumps(written).encode() + b"\n")
         for one in unasked:
             file.write(json.dumps({**vars(one)}).encode() + b"\n")
+
+
+def row_to_json(row: AnswerRow) -> dict[str, Any]:
+    """All of a row, as JSON has it."""
+    return {"key": row.key, "query_id": row.query_id, "query": row.query, "video": row.video,
+            "video_sha256": row.video_sha256, "text": row.text,
+            "predicted": None if row.predicted is None else _lists([row.predicted])[0],
+            "windows": _lists(row.windows), "duration_s": row.duration_s, "tokens": row.tokens,
+            "finished": row.finished, "answers": _lists(row.answers),
+            "unclipped": None if row.unclipped is None else _lists(row.unclipped)}
+
+
+def row_from_json(data: dict[str, Any]) -> AnswerRow:
+    """The row that `row_to_json` wrote, equal to it."""
+    several = {name: None if data[name] is None else tuple(Moment(*ends) for ends in data[name])
+               for name in ("windows", "answers", "unclipped")}
+    return AnswerRow(**{**data, **several, "predicted": data["predicted"] and Moment(*data["predicted"])})
 
 
 def _lists(windows: Iterable[Moment]) -> list[list[float]]:

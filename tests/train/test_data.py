@@ -113,7 +113,11 @@ def test_steps_are_functions_of_their_number_and_ranks_add_up(tiny: Tiny, few: P
     for step in (5, 0, 4):
         epoch, whole = run.data.samples(step)
         halves = [run.data.samples(step, rank=rank, world=2)[1] for rank in (0, 1)]
-        assert [sample_name(s) for half in halves for s in half] == [sample_name(s) for s in whole]
+        thirds = [run.data.samples(step, rank=rank, world=3)[1] for rank in range(3)]
+        for parts in (halves, thirds):
+            turns = [parts[at % len(parts)][at // len(parts)] for at in range(len(whole))]
+            assert [sample_name(s) for s in turns] == [sample_name(s) for s in whole]
+        assert [len(part) for part in thirds] == [2, 1, 1]
         assert epoch == step // 3
     names = [sample_name(sample) for step in range(3) for sample in run.data.samples(step)[1]]
     assert Counter(name[:3] for name in names) == {"all": 8, "few": 4}
