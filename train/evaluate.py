@@ -38,11 +38,12 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Questions:
     """Which queries of a set are asked: all of a split, or `limit` of them drawn once by the seed. `seed`: also of
-    sampled answers."""
+    sampled answers; `ranks`: who share the work, None: this process alone."""
 
     split: str | None = None
     limit: int | None = None
     seed: int = 0
+    ranks: Ranks | None = None
 
     def of(self, shard_set: ShardSet) -> list[QueryRef]:
         """References of the queries, in set order."""
@@ -59,16 +60,17 @@ class Questions:
 
 def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decoding: Decoding, *,
                     questions: Questions | None = None, batch_prompts: int = 16, bf16: bool | None = None,
-                    progress: Callable[[int, int], None] | None = None, ranks: Ranks | None = None) -> list[AnswerRow]:
+                    progress: Callable[[int, int], None] | None = None) -> list[AnswerRow]:
     """Answers every query that is asked, once each. Many ranks take turns, a batch each, so that batches and answers
     are those of one rank; every rank returns all rows, in the order of the set.
 
     Args: decoding: temperature 0 is greedy; sampled draws depend on (seed, clip, query) alone; questions: None: all of
     the set; bf16: compute under autocast, None: on cuda; progress: called with (answered, all), on all ranks equally
-    often; ranks: None: this process alone."""
+    often."""
     from taro.train.ranks import ALONE
 
-    questions, ranks = questions or Questions(), ranks or ALONE
+    questions = questions or Questions()
+    ranks = questions.ranks or ALONE
     refs = questions.of(shard_set)
     shard_set = shard_set.reading(shard_set.encoder)  # without the frame variants that a run may read
     bf16 = policy.device.type == "cuda" if bf16 is None else bf16

@@ -28,15 +28,14 @@ def validate(run: Run) -> None:
         return
     started = time.monotonic()
     decoding = Decoding(knobs.max_new_tokens, temperature=0.0, repetition_penalty=knobs.repetition_penalty)
-    questions, protocol = Questions(knobs.split, knobs.limit, run.config.seed), run.asking.protocol
+    questions, protocol = Questions(knobs.split, knobs.limit, run.config.seed, run.ranks), run.asking.protocol
     rows: dict[str, list[AnswerRow]] = {}
     total = sum(len(questions.of(one.shard_set)) for one in run.data.validated)
     with run.working(f"validating on {knobs.split}") as count:
         for one in run.data.validated:
             rows[one.name] = evaluate_policy(
                 run.sampling, one.shard_set, run.asking, decoding, questions=questions, bf16=run.bf16,
-                batch_prompts=knobs.batch_prompts, progress=_counted(count, sum(map(len, rows.values())), total),
-                ranks=run.ranks)
+                batch_prompts=knobs.batch_prompts, progress=_counted(count, sum(map(len, rows.values())), total))
     missing = {one.name: readable_misses(one.shard_set, knobs.split) if questions.are_all(one.shard_set) else []
                for one in run.data.validated}
     scores = score_rows([row for some in rows.values() for row in some], protocol=protocol,
