@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,21 +14,29 @@ import yaml
 
 from taro.core.errors import TaroError
 from taro.core.files import fsync, remove_temporary_folders, replace_folder, write_atomically
+from taro.core.tensors import LazyTensor
 from taro.models.export import export_checkpoint
 from taro.train.checkpoint import DamagedError, load_checkpoint
+from taro.train.checkpoint.read import Reader
+from taro.train.checkpoint.state import step_folder
 from taro.train.open import Run
 
 __all__ = ["export_run"]
 
 
 def export_run(run: Run) -> Path:
-    """Writes `out`/export and returns it. An older export is there until the new one is whole."""
+    """Writes `out`/export and returns it; all ranks call it, rank 0 writes. An older export is there until the new one
+    is whole."""
     final, temporary = run.folder / "export", run.folder / ".tmp-export"
+    run.saver.finish()
     exported = _use_wanted_weights(run)
+    if not run.ranks.first:
+        return final
     remove_temporary_folders(run.folder)
     try:
         dtype = torch.float32 if run.config.checkpoint.export_dtype == "float32" else None
-        export_checkpoint(run.policy, run.policy.folder, temporary, dtype=dtype)
+        with _trained_weights(run, exported) as weights:
+            export_checkpoint(run.policy, run.policy.folder, temporary, dtype=dtype, weights=weights)
         template = run.asking.template
         write_atomically(temporary / "template.yaml",
                          yaml.safe_dump(template.model_dump(mode="json"), sort_keys=False).encode())
@@ -45,10 +56,29 @@ def _use_wanted_weights(run: Run) -> int:
     """Loads the best checkpoint where that is to be exported and is not the last. Returns the step of the weights."""
     if run.config.checkpoint.export != "best" or run.state.best_step is None or run.state.best_step == run.state.step:
         return run.state.step
-    best = run.folder / "checkpoints" / f"step-{run.state.best_step:06d}"
+    best = run.folder / "checkpoints" / step_folder(run.state.best_step)
     try:
-        load_checkpoint(best, run.policy.named_parameters(), run.optimizer)
+        load_checkpoint(best, run.optimizer, ranks=run.ranks, facts=run.must_stay)
     except DamagedError as error:
         raise TaroError(f"{error}. Training is done and this was the best on validation; bring it back from a copy, or "
                         "export the last weights instead: --resume --set checkpoint.export=last") from None
     return run.state.best_step
+
+
+@contextlib.contextmanager
+def _trained_weights(run: Run, step: int) -> Iterator[dict[str, LazyTensor]]:
+    """By name those weights of which the policy computes with a rounded copy, as the checkpoint of `step` has them: a
+    rank has slices of them only. In host memory there is one at a time."""
+    copies = {slot.name: slot for slot in run.optimizer.slots if slot.is_copy}
+    with contextlib.ExitStack() as stack:
+        if not copies:
+            yield {}
+            return
+        reader = stack.enter_context(Reader(run.folder / "checkpoints" / step_folder(step))).check()
+        yield {name: LazyTensor(slot.weight.dtype, tuple(slot.parameter.shape),
+                                partial(_whole, reader, name, tuple(slot.parameter.shape)))
+               for name, slot in copies.items()}
+
+
+def _whole(reader: Reader, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    return reader.read(name, "weight", 0, torch.Size(shape).numel()).reshape(shape)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from taro.metrics.answers import AnswerRow, score_rows
 from taro.metrics.scores import METRICS
 from taro.models.sampler import Decoding
-from taro.train.checkpoint import prune_checkpoints, save_checkpoint
 from taro.train.evaluate import Questions, evaluate_policy, readable_misses
 from taro.train.open import Run
 
@@ -58,10 +57,10 @@ def _counted(count: Callable[[int, int], None], before: int, total: int) -> Call
 
 
 def save_and_prune(run: Run) -> None:
-    """Saves a checkpoint and prunes older ones."""
-    folder = run.folder / "checkpoints"
-    if (folder / f"step-{run.state.step:06d}").exists():  # validation kept it a moment ago
+    """Begins to save a checkpoint, after which older ones are pruned; after the last step waits for both."""
+    if run.saver.newest == run.state.step:  # validation kept it a moment ago
         return
     with run.working("saving a checkpoint"):
-        save_checkpoint(folder, run.policy.named_parameters(), run.optimizer, run.state)
-        prune_checkpoints(folder, keep=run.config.checkpoint.keep)
+        run.saver.save(run.state)
+        if run.state.step == run.steps:
+            run.saver.finish()

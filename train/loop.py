@@ -61,6 +61,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
             validate(run)
         while run.state.step < run.steps:
             train_step(run)
+            run.saver.poll()
             if is_due(run, config.validation.every):
                 validate(run)
             if is_due(run, config.checkpoint.every) and (not run.state.nonfinite_streak or run.state.step == run.steps):

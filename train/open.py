@@ -25,6 +25,7 @@ from taro.train.ahead import SamplesAhead
 from taro.train.checkpoint import (
     DamagedError,
     RunState,
+    Saver,
     checkpoints,
     prune_checkpoints,
     read_state,
@@ -80,9 +81,18 @@ class Run:
     phases: Phases = field(default_factory=Phases)
     plan: Plan | None = None
     ahead: SamplesAhead = field(init=False)
+    saver: Saver = field(init=False)
 
     def __post_init__(self) -> None:
         self.ahead = SamplesAhead(self.data, self.steps, self.ranks)
+        knobs = self.config.checkpoint
+        self.saver = Saver(self.folder / "checkpoints", self.optimizer, ranks=self.ranks, keep=knobs.keep,
+                           facts=self.must_stay, background=knobs.background)
+
+    @property
+    def must_stay(self) -> dict[str, str]:
+        """What a checkpoint says of the settings that its tensors depend on."""
+        return _must_stay(self.config)
 
     @property
     def folder(self) -> Path:
@@ -120,9 +130,10 @@ class Run:
             tell(None, 0, None)
 
     def close(self) -> None:
-        """Closes the trackers, then leaves the folder to others, whatever the trackers meet."""
+        """Ends what is being written, closes the trackers, then leaves the folder to others, whatever those meet."""
         self.ahead.close()
         try:
+            self.saver.close()
             for tracker in self.trackers:
                 tracker.close()
         finally:
@@ -165,7 +176,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
         for name in ("checkpoints", "rollouts"):
             make_folders(config.out / name)
     optimizer = make_optimizer(policy, config.optimizer, seed=config.seed)
-    found = resume_checkpoint(config.out / "checkpoints", policy.named_parameters(), optimizer) if resume else None
+    found = resume_checkpoint(config.out / "checkpoints", optimizer, facts=_must_stay(config)) if resume else None
     state = found or RunState()
     state.data_sha256 = data.sha256
     with explain_disk_errors(config.out, lambda: AGAIN):
@@ -178,6 +189,10 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
                open_trackers(config.trackers, config.out, config.tracking, config.model_dump(mode="json"),
                              resumed=(state.step, logged)),
                lock, bf16, on_step, None if found is None else state.step, plan=plan)
+
+
+def _must_stay(config: TrainConfig) -> dict[str, str]:
+    return {"optimizer.states": config.optimizer.states}
 
 
 def _check_data(folder: Path, data: TrainingData) -> None:

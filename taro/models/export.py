@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -44,19 +45,22 @@ PASSED_OVER = frozenset({".git", ".gitattributes", ".cache", "additional_chat_te
 MAX_NAMED = 20
 
 
-def export_checkpoint(policy: Policy, base: str | Path, out: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+def export_checkpoint(policy: Policy, base: str | Path, out: str | Path, *, dtype: torch.dtype | None = None,
+                      weights: Mapping[str, LazyTensor] | None = None) -> Path:
     """Writes `out`: `base` with the policy's language model and head in place of its own, the tower as it is, so that
     stock transformers loads it and computes what the policy does.
 
     Tensors keep `base`'s names, files and dtypes; language model and head take `dtype` where it is given, which
-    config.json then names. A head that is the embeddings is written once. What of `base` stays behind is logged."""
+    config.json then names. A head that is the embeddings is written once. What of `base` stays behind is logged.
+    `weights`: by the policy's names, what is more exact than the tensors that it computes with."""
     base, out = Path(base), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     files, names = tensor_files(base), places(base, policy.family)
     _copy_kinds(base, out, {file.name for file in files.values()})
-    trained = {(part, name): tensor for part in ("lm", "head")
-               for name, tensor in getattr(policy.language_model, part).state_dict().items()}
     tied = policy.language_model.head.weight is policy.language_model.lm.embed_tokens.weight
+    trained = {(part, name): (weights or {}).get(_own_name(part, name, tied=tied), tensor.detach())
+               for part in ("lm", "head")
+               for name, tensor in getattr(policy.language_model, part).state_dict().items()}
     assert trained.keys() - names.values() <= ({EMBEDDINGS, HEAD} if tied else set()), "another model's folder"
     if tied and EMBEDDINGS in names.values():
         names = {name: where for name, where in names.items() if where != HEAD}
@@ -74,13 +78,20 @@ def export_checkpoint(policy: Policy, base: str | Path, out: str | Path, *, dtyp
     return out
 
 
-def _exported(trained: torch.Tensor | None, name: str, handle: Any, dtype: torch.dtype | None) -> LazyTensor:
+def _own_name(part: str, name: str, *, tied: bool) -> str:
+    """The policy's name of a parameter; of a head that is the embeddings theirs."""
+    return "lm.embed_tokens.weight" if tied and part == "head" else f"{part}.{name}"
+
+
+def _exported(trained: torch.Tensor | LazyTensor | None, name: str, handle: Any,
+              dtype: torch.dtype | None) -> LazyTensor:
     """The tensor to be written under `name`: the trained one, or the base's own."""
     stored: torch.dtype = getattr(torch, DTYPES[handle.get_slice(name).get_dtype()])
     if trained is None:
         return LazyTensor(stored, tuple(handle.get_slice(name).get_shape()), partial(handle.get_tensor, name))
-    ours, wanted = trained.detach(), dtype or stored
-    return LazyTensor(wanted, tuple(ours.shape), partial(ours.to, device="cpu", dtype=wanted))
+    wanted = dtype or stored
+    read = trained.read if isinstance(trained, LazyTensor) else lambda: trained
+    return LazyTensor(wanted, tuple(trained.shape), lambda: read().to(device="cpu", dtype=wanted))
 
 
 def _copy_kinds(base: Path, out: Path, weights: set[str]) -> None:

@@ -79,7 +79,7 @@ def train(family: str, policy: str) -> dict[str, Any]:
     return {"metrics": [{key: value for key, value in row.items() if key not in NOT_RECORDED} for row in rows],
             "rollouts": {path.name: sha256(path) for path in sorted((run / "rollouts").iterdir())},
             "weights": tensor_digests(run / "export" / "model.safetensors"),
-            "moments": tensor_digests(run / f"checkpoints/step-{STEPS:06d}/optimizer.safetensors")}
+            "moments": moment_digests(run / f"checkpoints/step-{STEPS:06d}/rank-00000-of-00001.safetensors")}
 
 
 def sets(settings: tuple[str, ...]) -> list[str]:
@@ -111,6 +111,11 @@ def tensor_digests(file: Path) -> dict[str, str]:
 
     return {name: hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
             for name, tensor in sorted(load_file(file).items())}
+
+
+def moment_digests(file: Path) -> dict[str, str]:
+    """As `tensor_digests`, of the optimizer's moments in a rank's file of a checkpoint."""
+    return {name: digest for name, digest in tensor_digests(file).items() if not name.endswith(".weight")}
 
 
 def sha256(path: Path) -> str:

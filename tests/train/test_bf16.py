@@ -28,5 +28,5 @@ def test_the_start_policy_has_kl_zero_and_weights_stay_float32(
     assert report.skipped == 0 and all(row["loss"] is not None for row in rows)
     from safetensors.torch import load_file
 
-    state = load_file(config.out / "checkpoints/step-000003/optimizer.safetensors")
+    state = load_file(config.out / "checkpoints/step-000003/rank-00000-of-00001.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}

@@ -13,23 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from typer.testing import CliRunner
 
 from taro.cli.app import app
 from taro.core.errors import ConfigError, TaroError
 from taro.models.load import load_policy
-from taro.train.checkpoint import (
-    DamagedError,
-    RunState,
-    checkpoints,
-    load_checkpoint,
-    prune_checkpoints,
-    read_state,
-    resume_checkpoint,
-    save_checkpoint,
-)
+from taro.train.checkpoint import checkpoints
+from taro.train.checkpoint.state import read_content, write_content
 from taro.train.config import TrainConfig, ValidationConfig
 from taro.train.loop import train
 from taro.train.open import open_run
@@ -129,112 +120,24 @@ def test_sigint_and_a_mad_clock_change_nothing_of_a_run(make_config: Make, whole
 def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(
         whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = copy_of(whole, tmp_path / "run")
-    flip(run / "checkpoints/step-000004/model.safetensors", -5)
-    damaged = (run / "checkpoints/step-000004/model.safetensors").read_bytes()
+    flip(run / "checkpoints/step-000004/rank-00000-of-00001.safetensors", -5)
+    damaged = (run / "checkpoints/step-000004/rank-00000-of-00001.safetensors").read_bytes()
     config = TrainConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
     with caplog.at_level(logging.WARNING):
         train(config, resume=True)
-    assert "step-000004/model.safetensors: damaged" in caplog.text
+    assert "step-000004/rank-00000-of-00001.safetensors: damaged" in caplog.text
     assert "kept as damaged-step-000004, and the run goes on from step-000002" in caplog.text
-    assert (run / "checkpoints/damaged-step-000004/model.safetensors").read_bytes() == damaged
+    assert (run / "checkpoints/damaged-step-000004/rank-00000-of-00001.safetensors").read_bytes() == damaged
     assert_same(run, whole)
-
-
-class Bare:
-    """Two parameters with an optimizer that has moments, and their checkpoints."""
-
-    def __init__(self, folder: Path) -> None:
-        torch.manual_seed(0)
-        self.named = {"a": torch.nn.Parameter(torch.randn(3, 2)), "b": torch.nn.Parameter(torch.randn(4))}
-        self.optimizer = torch.optim.AdamW(self.named.values(), lr=0.1)
-        self.folder = folder
-
-    def save(self, step: int, **state: Any) -> Path:
-        for parameter in self.named.values():
-            parameter.grad = torch.ones_like(parameter) * step
-        self.optimizer.step()
-        return save_checkpoint(self.folder, self.named.items(), self.optimizer, RunState(step=step, **state))
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "flipped", "folder"])
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-def test_whatever_happens_to_a_file_the_newest_whole_checkpoint_is_loaded(
-        tmp_path: Path, damage: str, name: str) -> None:
-    bare = Bare(tmp_path)
-    first, second = bare.save(1), bare.save(2)
-    kept = {path.name: path.read_bytes() for path in first.iterdir()}
-    path = second / name
-    data = path.read_bytes()
-    if damage in ("gone", "folder"):
-        path.unlink()
-    if damage == "folder":
-        path.mkdir()
-    elif damage == "flipped":
-        flip(path, len(data) // 2)
-    elif damage != "gone":
-        path.write_bytes(data[: len(data) // 2 if damage == "cut" else 0])
-    fresh = Bare(tmp_path)
-    state = resume_checkpoint(tmp_path, fresh.named.items(), fresh.optimizer)
-    assert state == RunState(step=1)
-    assert (tmp_path / "damaged-step-000002").is_dir() and checkpoints(tmp_path) == [first]
-    assert {path.name: path.read_bytes() for path in first.iterdir()} == kept
-    bare.save(2)
-    flip(tmp_path / "step-000002" / "model.safetensors", -1)
-    resume_checkpoint(tmp_path, fresh.named.items(), fresh.optimizer)
-    assert {path.name for path in tmp_path.iterdir()} == {"step-000001", "damaged-step-000002", "damaged-step-000002-2"}
-
-
-def test_any_flipped_bit_of_a_state_is_found(tmp_path: Path) -> None:
-    path = Bare(tmp_path).save(7, best_step=5, best_score=0.25) / "state.json"
-    whole = path.read_bytes()
-    found = 0
-    for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        try:
-            assert read_state(path.parent) == RunState(step=7, best_step=5, best_score=0.25), place
-        except TaroError:
-            found += 1
-    assert found > 0.8 * len(whole), "only a blank, and the name of the check, may change unseen"
-
-
-def test_where_no_checkpoint_is_whole_the_run_is_refused_and_nothing_is_moved(tmp_path: Path) -> None:
-    bare = Bare(tmp_path)
-    for step in (1, 2):
-        flip(bare.save(step) / "model.safetensors", -1)
-    with pytest.raises(TaroError, match=r"got 2 damaged ones \(.*step-000002.*step-000001.*move the checkpoints"):
-        resume_checkpoint(tmp_path, bare.named.items(), bare.optimizer)
-    assert {path.name for path in tmp_path.iterdir()} == {"step-000001", "step-000002"}
-
-
-def test_another_policys_checkpoint_is_no_damaged_one(tmp_path: Path) -> None:
-    bare = Bare(tmp_path)
-    bare.save(1)
-    other = {"a": torch.nn.Parameter(torch.zeros(2, 2))}
-    with pytest.raises(TaroError, match="not this policy's") as caught:
-        resume_checkpoint(tmp_path, other.items(), torch.optim.AdamW(other.values()))
-    assert not isinstance(caught.value, DamagedError) and checkpoints(tmp_path)
-
-
-def test_a_kept_checkpoint_keeps_its_best_too_and_steps_are_numbers(tmp_path: Path) -> None:
-    bare = Bare(tmp_path)
-    for step, best in ((1, None), (2, 2), (3, 2), (4, 4), (999_999, 4), (1_000_000, 1_000_000)):
-        bare.save(step, best_step=best)
-    (tmp_path / ".tmp-pruned-step-000001/of a pruning that was killed").mkdir(parents=True)
-    prune_checkpoints(tmp_path, keep=2)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-000004", "step-999999", "step-1000000"]
-    assert len(list(tmp_path.iterdir())) == 3
-    state = load_checkpoint(checkpoints(tmp_path)[-1], bare.named.items(), bare.optimizer)
-    assert state.step == 1_000_000
 
 
 def with_a_best_step(whole: Path, run: Path) -> TrainConfig:
     """A copy of the run whose step 2 was the best on validation; its settings, exporting that."""
     copy_of(whole, run)
     data = {**yaml.safe_load((run / "config.yaml").read_text()), "checkpoint": {"every": 2, "export": "best"}}
-    bare_state = json.loads((run / "checkpoints/step-000004/state.json").read_text())
-    bare_state["state"]["best_step"] = 2
-    del bare_state["check"]
-    (run / "checkpoints/step-000004/state.json").write_text(json.dumps(bare_state))
+    content = read_content(run / "checkpoints/step-000004")
+    content.state.best_step = 2
+    write_content(run / "checkpoints/step-000004", content)
     return TrainConfig.model_validate(data)
 
 
@@ -265,8 +168,8 @@ def test_an_export_says_of_which_step_it_is(whole: Path, tmp_path: Path) -> None
 def test_the_best_that_is_damaged_is_named_with_the_way_out(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = with_a_best_step(whole, run)
-    flip(run / "checkpoints/step-000002/model.safetensors", -1)
-    with pytest.raises(TaroError, match=r"step-000002/model.safetensors: damaged.*checkpoint\.export=last"):
+    flip(run / "checkpoints/step-000002/rank-00000-of-00001.safetensors", -1)
+    with pytest.raises(TaroError, match=r"step-000002/rank-00000-.*: damaged.*checkpoint\.export=last"):
         train(config, resume=True)
     assert (run / "export/model.safetensors").read_bytes() == (whole / "export/model.safetensors").read_bytes()
 

@@ -62,7 +62,7 @@ def test_a_killed_run_resumes_bitwise(tiny: Tiny, tmp_path: Path) -> None:
     assert report.steps == 6
     assert lines(run) == lines(tmp_path / "whole")
     for name in ("export/model.safetensors", *(f"rollouts/step-{step:06d}.jsonl" for step in range(6)),
-                 "checkpoints/step-000006/model.safetensors", "checkpoints/step-000006/optimizer.safetensors"):
+                 "checkpoints/step-000006/rank-00000-of-00001.safetensors"):
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert read_state(run / "checkpoints/step-000006") == read_state(tmp_path / "whole/checkpoints/step-000006")
 
@@ -204,11 +204,11 @@ def test_old_checkpoints_go_and_the_best_stays(make_config: Callable[..., TrainC
 def test_a_damaged_checkpoint_is_named(make_config: Callable[..., TrainConfig]) -> None:
     config = make_config(length={"amount": 2})
     train(config)
-    path = config.out / "checkpoints/step-000002/optimizer.safetensors"
+    path = config.out / "checkpoints/step-000002/rank-00000-of-00001.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(TaroError, match=r"optimizer\.safetensors: damaged"):
+    with pytest.raises(TaroError, match=r"rank-00000-of-00001\.safetensors: damaged"):
         train(config, resume=True)
 
 

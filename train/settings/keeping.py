@@ -36,6 +36,9 @@ class CheckpointConfig(Config):
     """steps; also after the last"""
     keep: int = Field(2, ge=1)
     """newest checkpoints kept, besides the best on validation"""
+    background: bool = True
+    """write checkpoints while training goes on; host memory then holds the trained weights and moments once more.
+    false: training waits, and host memory holds one tensor"""
     dump_rollouts: bool = True
     """write every step's rollouts to OUT/rollouts"""
     export: Literal["last", "best"] = "last"
