@@ -24,7 +24,7 @@ from taro.train.optimizer.pieces import Piece
 
 __all__ = ["Row", "Table", "file_header", "in_file_order", "rank_file", "read_table", "rows_of"]
 
-BYTES = {name: getattr(torch, dtype).itemsize for name, dtype in DTYPES.items()}
+BYTES: dict[str, int] = {name: getattr(torch, dtype).itemsize for name, dtype in DTYPES.items()}
 NAMES = {getattr(torch, dtype): name for name, dtype in DTYPES.items()}
 
 

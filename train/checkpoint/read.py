@@ -101,15 +101,17 @@ class Reader(contextlib.AbstractContextManager["Reader"]):
         if old:  # a parameter that never had a gradient has no moments there
             held = {key: (one[0], wanted.get(key, one)[1]) for key, one in held.items()}
             held = {**{key: one for key, one in wanted.items() if key[1] != "weight"}, **held}
-        for what, weights in (("weights are not this policy's", True), ("optimizer state is not this run's", False)):
-            differ = [key for key in sorted({*held, *wanted})
-                      if (key[1] == "weight") == weights and held.get(key) != wanted.get(key)]
-            if differ:
-                name, kind = differ[0]
-                raise TaroError(f"{self.path}: its {what} ({len(differ)} tensors differ; {name[:200]!a}, "
-                                f"{kind[:40]!a}: {_described(held.get(differ[0]))} there, "
-                                f"{_described(wanted.get(differ[0]))} here); resume with the policy and the settings "
-                                "that the run was started with")
+        differ = [key for key in sorted({*held, *wanted}, key=lambda key: (key[1] != "weight", key))
+                  if held.get(key) != wanted.get(key)]
+        if differ:
+            name, kind = differ[0]
+            what = (f"{len(differ)} tensors differ; {name[:200]!a}, {kind[:40]!a}: {_described(held.get(differ[0]))} "
+                    f"there, {_described(wanted.get(differ[0]))} here")
+            if kind == "weight":
+                raise TaroError(f"{self.path}: its weights are not this policy's ({what}); resume with the policy that "
+                                "the run was started with")
+            raise TaroError(f"{self.path}: its optimizer state is not this run's ({what}); resume with the settings "
+                            "that the run was started with")
 
     def read(self, name: str, kind: str, start: int, length: int) -> torch.Tensor:
         """Elements `start` and on of a tensor, flattened, on the CPU."""

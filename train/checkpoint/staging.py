@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from taro.train.checkpoint.pieces import Piece
+from taro.core.tensors import tensor_bytes
+from taro.train.optimizer.pieces import Piece
 
 __all__ = ["Staging", "free_host_bytes", "staged_bytes"]
 
@@ -95,7 +96,7 @@ class Staging:
         if self._copied is not None:
             self._copied.synchronize()
         for chunk in self._chunks:
-            yield memoryview(chunk.numpy())
+            yield tensor_bytes(chunk)
 
     def close(self) -> None:
         """Gives the memory back. Nobody may hold `parts` any more."""
