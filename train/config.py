@@ -65,6 +65,9 @@ class TrainConfig(Config):
         if self.reward.no_think and self.curriculum.schedule != "off":
             raise ValueError("reward.no_think=true leaves no reasoning to guide; set curriculum.schedule=off")
         _check_sources(self.sources, self.validation)
+        if self.reward.overlong_tokens > self.rollout.max_new_tokens:
+            raise ValueError(f"reward.overlong_tokens={self.reward.overlong_tokens} are more tokens than a response "
+                             f"may have, rollout.max_new_tokens={self.rollout.max_new_tokens}")
         if self.rollout.min_free_tokens >= self.rollout.max_new_tokens and self.curriculum.schedule != "off":
             raise ValueError(f"rollout.min_free_tokens={self.rollout.min_free_tokens} leaves no room for a guided "
                              f"prefix in max_new_tokens={self.rollout.max_new_tokens}")

@@ -58,7 +58,7 @@ def step_measures(rows: StepRows, totals_BG: np.ndarray, update: Update, *, marg
         "loss": update.loss, "grad_norm": update.grad_norm, "skipped": update.skipped,
         "lr": update.lr, "tokens_per_s": tokens / max(seconds, 1e-9),
         "memory_gib": max(memory_gib), **({"memory_gib_ranks": list(memory_gib)} if len(memory_gib) > 1 else {}),
-        "seconds": seconds, "phases": phases, **update.further, **_by_set(rows),
+        "seconds": seconds, "phases": phases, **parts.extra_means, **update.further, **_by_set(rows),
     }
 
 
@@ -98,6 +98,7 @@ def rollout_lines(batch: RolloutBatch, parts: Rewards, advantages_BG: np.ndarray
         for g, text in enumerate(batch.texts_BG[b]):
             predicted, drop = parts.predicted_BG[b][g], float(parts.drop_BG[b, g])
             answers = parts.answers_BG[b][g] if parts.answers_BG else ()
+            extra = parts.extra_of(b, g)
             several = {"answers": [[window.start_s, window.end_s] for window in answers]} if len(answers) > 1 else {}
             rows.append(json.dumps({
                 "step": batch.at.step, "key": sample.clip.key, "query_id": sample.query.id, "query": sample.query.text,
@@ -108,7 +109,7 @@ def rollout_lines(batch: RolloutBatch, parts: Rewards, advantages_BG: np.ndarray
                 "drop": drop if math.isfinite(drop) else None, "advantage": float(advantages_BG[b, g]),
                 "predicted": None if predicted is None else [predicted.start_s, predicted.end_s],
                 "windows": [[window.start_s, window.end_s] for window in sample.query.windows],
-                "duration_s": sample.clip.duration_s, **several, **place}))
+                "duration_s": sample.clip.duration_s, **({"extra": extra} if extra else {}), **several, **place}))
         lines.append("".join(row + "\n" for row in rows))
     return lines
 

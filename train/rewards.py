@@ -9,7 +9,7 @@ duration in seconds, d_i the log-probability drop of rollout i."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,12 +20,13 @@ from taro.grounding.moment import Moment, best_iou, iou
 from taro.grounding.protocols import merged, set_iou
 from taro.train.config import Control, Gate, RewardConfig
 from taro.train.data import sample_name
+from taro.train.extra_rewards import Response, extra_values, overlong
 
 if TYPE_CHECKING:
     from taro.train.rollouts import RolloutBatch, Scores
 
 __all__ = ["Rewards", "compute_rewards", "control_totals", "format_reward", "log_prob_drop", "rewards",
-           "sensitivity_bonus", "timestamp_aware_iou", "timestamp_aware_set_iou"]
+           "sensitivity_bonus", "timestamp_aware_iou", "timestamp_aware_set_iou", "with_extra"]
 
 
 def format_reward(text: str, *, no_think: bool = False) -> float:
@@ -138,6 +139,10 @@ class Rewards:
     predicted_BG: tuple[tuple[Moment | None, ...], ...]
     answers_BG: tuple[tuple[tuple[Moment, ...], ...], ...] = ()
     """all windows of each answer where it may have several (`multi-window`), else empty"""
+    extra_BGE: np.ndarray | None = None
+    """what is added besides, by `RewardConfig.extra_names`, before its weight (`taro.train.extra_rewards`)"""
+    extra: tuple[tuple[str, float], ...] = ()
+    """its names and weights"""
 
     def __post_init__(self) -> None:
         parts = (self.format_BG, self.tiou_BG, self.bonus_BG, self.iou_BG, self.drop_BG)
@@ -148,8 +153,23 @@ class Rewards:
 
     @property
     def total_BG(self) -> np.ndarray:
-        """`format + tIoU + bonus`, [B, G]."""
-        return np.asarray(self.format_BG + self.tiou_BG + self.bonus_BG)
+        """`format + tIoU + bonus`, and the extra rewards by their weights, [B, G]."""
+        total_BG = np.asarray(self.format_BG + self.tiou_BG + self.bonus_BG)
+        if self.extra_BGE is None:
+            return total_BG
+        return np.asarray(total_BG + self.extra_BGE @ np.array([weight for _, weight in self.extra]))
+
+    @property
+    def extra_means(self) -> dict[str, float]:
+        """Mean of each extra reward before its weight, by its name in metrics.jsonl."""
+        if self.extra_BGE is None:
+            return {}
+        return {f"extra/{name}": float(self.extra_BGE[..., e].mean()) for e, (name, _) in enumerate(self.extra)}
+
+    def extra_of(self, b: int, g: int) -> dict[str, float]:
+        """The extra rewards of one rollout, by name."""
+        return {} if self.extra_BGE is None else {
+            name: float(value) for (name, _), value in zip(self.extra, self.extra_BGE[b, g], strict=True)}
 
 
 def rewards(texts_BG: Sequence[Sequence[str]], windows_B: Sequence[Sequence[Moment]], durations_B: Sequence[float],
@@ -192,8 +212,36 @@ def compute_rewards(batch: RolloutBatch, scores: Scores, config: RewardConfig) -
     """The rewards of a step's rollouts, each with its own log-probability drop."""
     drop_BG = log_prob_drop(scores.old_BGR.numpy(), scores.disrupted_BGR.numpy(), scores.over_BGR)
     drop_BG = np.where(scores.disrupted_B[:, None], drop_BG, np.nan)
-    return rewards(batch.texts_BG, [sample.query.windows for sample in batch.samples],
-                   [sample.clip.duration_s for sample in batch.samples], drop_BG, config)
+    parts = rewards(batch.texts_BG, [sample.query.windows for sample in batch.samples],
+                    [sample.clip.duration_s for sample in batch.samples], drop_BG, config)
+    return with_extra(parts, batch, config) if config.extra_names else parts
+
+
+def with_extra(parts: Rewards, batch: RolloutBatch, config: RewardConfig) -> Rewards:
+    """The same with the user's rewards (`reward.extra`) and overlong shaping. Raises ConfigError where a function is
+    not what `taro.train.extra_rewards` asks for."""
+    lengths_BG = batch.mask_BGR.sum(-1).tolist()
+    responses_BG = [[_response(parts, batch, b, g, lengths_BG[b][g]) for g in range(len(texts_G))]
+                    for b, texts_G in enumerate(batch.texts_BG)]
+    columns = [extra_values(responses_BG, config.extra).reshape(*parts.drop_BG.shape, len(config.extra))]
+    weights = [weight for _, weight in config.extra]
+    if config.overlong_tokens:
+        longest = batch.decoding.max_new_tokens
+        columns.append(np.array([[[overlong(tokens, longest=longest, cache=config.overlong_tokens)]
+                                  for tokens in lengths_G] for lengths_G in lengths_BG]
+                                ).reshape(*parts.drop_BG.shape, 1))
+        weights.append(1.0)
+    return replace(parts, extra_BGE=np.concatenate(columns, axis=-1),
+                   extra=tuple(zip(config.extra_names, weights, strict=True)))
+
+
+def _response(parts: Rewards, batch: RolloutBatch, b: int, g: int, tokens: int) -> Response:
+    sample, predicted = batch.samples[b], parts.predicted_BG[b][g]
+    windows = tuple((window.start_s, window.end_s) for window in sample.query.windows)
+    return Response(batch.texts_BG[b][g], sample.query.text, sample.clip.key, sample.query.id, sample.clip.duration_s,
+                    windows, None if predicted is None else (predicted.start_s, predicted.end_s),
+                    float(parts.iou_BG[b, g]), float(parts.tiou_BG[b, g]), tokens, bool(batch.finished_BG[b, g]),
+                    bool(batch.guided_BG[b, g]))
 
 
 def control_totals(parts: Rewards, batch: RolloutBatch, control: Control) -> np.ndarray:

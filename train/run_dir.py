@@ -23,6 +23,7 @@ from taro.models.resolve import folder_sha256, resolve_model
 from taro.shards.manifest import read_manifest
 from taro.shards.places import open_store
 from taro.train.config import TrainConfig
+from taro.train.extra_rewards import check_extra
 from taro.train.trackers import check_trackers
 
 __all__ = ["check_folder", "check_run", "lock_folder", "read_facts", "write_facts"]
@@ -36,10 +37,12 @@ KNOWN_BY = {"policy": "policy_sha256", "template": "template_sha256", "dtype": "
 
 
 def check_run(config: TrainConfig, *, resume: bool) -> None:
-    """Raises TaroError: a folder with another run, a tracker that is not installed, a place without a shard set, a
+    """Raises TaroError: a folder with another run, a tracker that is not installed, a reward of the user's that
+    cannot be used, a place without a shard set, a
     policy that is nowhere."""
     check_folder(config, resume=resume)
     check_trackers(config.trackers)
+    check_extra(config.reward.extra)
     for source in config.sources:
         read_manifest(open_store(source.path))
     resolve_model(config.policy)

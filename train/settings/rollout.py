@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from taro.core.config import Config
 from taro.train.disruption import Kind
@@ -37,6 +37,13 @@ class RolloutConfig(Config):
     """prompts decoded and scored at once"""
 
 
+def _function(name: str) -> str:
+    module, colon, function = name.partition(":")
+    if not (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise ValueError("expected module:function, such as rewards:short")
+    return name
+
+
 class RewardConfig(Config):
     """The reward (docs/method.md)."""
 
@@ -61,9 +68,26 @@ class RewardConfig(Config):
     """how answers are read and compared; taro: the first window, against the best of the ground truth; multi-window:
     all of an answer's windows against all of the ground truth's (docs/evaluation.md); ask for them: template taro-multi
     """
+    extra: tuple[tuple[Annotated[str, AfterValidator(_function)], float], ...] = ()
+    """functions of your own and their weights in the total, `[["module:function", weight], ...]` (docs/rewards.md)"""
+    overlong_tokens: int = Field(0, ge=0)
+    """DAPO's overlong shaping: over the last so many tokens before rollout.max_new_tokens the total falls by up to 1;
+    0: off"""
     control: Control = "none"
     """permute-rewards: an honesty control, totals are permuted inside each group, so a free rollout can
     learn nothing from them (guided ones still imitate prefixes, with advantages that mean nothing)"""
+
+    @property
+    def extra_names(self) -> tuple[str, ...]:
+        """Names of what is added to the method's reward, in metrics and rollouts: those of the functions."""
+        return (*(name.partition(":")[2] for name, _ in self.extra), *(["overlong"] if self.overlong_tokens else []))
+
+    @model_validator(mode="after")
+    def _each_name_once(self) -> Self:
+        if len(set(self.extra_names)) < len(self.extra_names):
+            raise ValueError(f"extra rewards have the names {', '.join(self.extra_names)}; each function needs a name "
+                             "of its own")
+        return self
 
     @model_validator(mode="after")
     def _no_think_has_no_reasoning(self) -> Self:
