@@ -32,7 +32,7 @@ most likely one, else 0"""
 def score(policy: Policy, prompts: Sequence[Prompt], ids_BGR: torch.Tensor, mask_BGR: torch.Tensor, *,
           temperature: float = 1.0, checkpoint_activations: bool = False,
           packer: Packer = one_group_a_row) -> torch.Tensor:
-    """log pi(o_t | video, query, o_<t) [B, G, R], fp32; 0 where `mask_BGR` is False.
+    """log pi(o_t | video, query, o_<t) [B, G, R], fp32 (float64 of a float64 policy); 0 where `mask_BGR` is False.
 
     Args:
         ids_BGR: response tokens, valid ones first; mask_BGR: which are valid.
@@ -54,7 +54,7 @@ def score_also(policy: Policy, prompts: Sequence[Prompt], ids_BGR: torch.Tensor,
     scores = torch.zeros(1 + len(also), ids_BGR.numel(), dtype=torch.float32, device=policy.device)
     for row in packer(prompts, ids_BGR, mask_BGR):
         found_CN = _row_scores(policy, row, also, temperature=temperature, checkpoint=checkpoint_activations)
-        scores = scores.index_copy(1, row.to_N.to(policy.device), found_CN)
+        scores = scores.to(found_CN.dtype).index_copy(1, row.to_N.to(policy.device), found_CN)
     return scores.view(-1, *ids_BGR.shape)
 
 
@@ -75,7 +75,8 @@ def _row_scores(policy: Policy, row: PackedBatch, also: Sequence[Also], *, tempe
 def masked_logits(policy: Policy, hidden_MD: torch.Tensor, temperature: float) -> torch.Tensor:
     """fp32 logits [M, V] over the temperature, tokens that no response may hold at -inf: what is sampled from and what
     is scored, so that the two cannot drift apart."""
-    logits: torch.Tensor = policy.language_model.head(hidden_MD).float() / temperature
+    logits: torch.Tensor = policy.language_model.head(hidden_MD)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     return logits.masked_fill(policy.banned_V, float("-inf"))
 
 
@@ -97,7 +98,7 @@ def _token_scores(policy: Policy, hidden_MD: torch.Tensor, ids_M: torch.Tensor, 
             if name == "entropy":  # a banned token has p = 0 and log p = -inf: 0, in the gradient too
                 found.append(-(logp_MV.exp() * logp_MV.masked_fill(policy.banned_V, 0.0)).sum(-1))
             else:
-                found.append((logp_MV.detach().argmax(-1) == ids).float())
+                found.append((logp_MV.detach().argmax(-1) == ids).to(logp_MV.dtype))
         return torch.stack(found)
 
     kept = torch.is_grad_enabled()

@@ -156,6 +156,23 @@ def test_bytes_of_a_parameter_are_those_that_the_setting_says(states: str, dtype
     assert optimizer.bytes_per_parameter == pytest.approx(held, abs=0.05)
 
 
+def test_many_small_micro_batches_add_up_in_a_bfloat16_gradient() -> None:
+    """1 and then 300 times 1/1000: to nearest, each of them would leave 1 as it is. A float32 norm is beside it."""
+    n = 8192
+    short, norm = torch.nn.Parameter(torch.zeros(n, dtype=torch.bfloat16)), torch.nn.Parameter(torch.zeros(4))
+    optimizer = Optimizer([("w", short), ("norm", norm)], OptimizerConfig(states="8bit"))
+    for micro in range(301):
+        ((short.float().sum() + norm.sum()) * (1e-3 if micro else 1.0)).backward()
+        optimizer.collect()
+    gradient = optimizer.slots[0].gradient
+    assert short.grad is None and gradient is not None and gradient.dtype == torch.bfloat16
+    assert float(gradient.double().mean()) == pytest.approx(1.3, abs=0.01) and gradient.unique().numel() > 2
+    exact = (float((gradient.double() ** 2).sum()) + 4 * 1.3**2) ** 0.5
+    assert optimizer.norm() == pytest.approx(exact, rel=1e-5), "not rounded to bfloat16"
+    optimizer.begin()
+    assert optimizer.norm() == 0.0
+
+
 def test_a_second_moment_in_bfloat16_does_not_stand_still() -> None:
     store, n = Bfloat16(4096, torch.device("cpu")), 4096
     store.write(slice(0, n), torch.ones(n), torch.zeros(n, dtype=torch.int64))

@@ -1,10 +1,10 @@
 """AdamW over a policy that every rank holds whole, its states spread over the ranks (ZeRO-2, arXiv 1910.02054).
 
 A micro-batch's gradients leave as soon as backward has them: where autograd itself does not add them up, they go to
-their owner's slice in float32 and their memory is free again. Over ranks a decoder layer's are summed at once, layers
-in one fixed order, so that ranks meet in the same order whatever came first. After the update each rank sends its
-slices of the new weights to all. Why not FSDP2: every rank decodes with the whole bfloat16 model; to gather its layers
-again for forward and backward would cost memory and time and save neither.
+their owner's slice (in float32; of one rank with 8-bit states in bfloat16) and their memory is free again. Over ranks a
+decoder layer's are summed at once, layers in one fixed order, so that ranks meet in the same order whatever came first.
+After the update each rank sends its slices of the new weights to all. Why not FSDP2: every rank decodes with the whole
+bfloat16 model; to gather its layers again for forward and backward would cost memory and time and save neither.
 Legend: W ranks, N elements of a layer's slices."""
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ class Optimizer:
     def begin(self) -> None:
         """Clears the gradients."""
         for slot in self.slots:
-            slot.parameter.grad = None
-            if slot.gradient is not None:
-                slot.gradient.zero_()
+            slot.clear()
         self._restart()
 
     def collect(self) -> None:
@@ -72,7 +70,7 @@ class Optimizer:
     def norm(self) -> float:
         """Of the whole gradient, over all ranks."""
         mine = [one for slot in self.slots if (one := slot.slice_of_gradient()) is not None]
-        if self.ranks.world == 1:
+        if self.ranks.world == 1 and not any(one.dtype == torch.bfloat16 for one in mine):
             return float(torch.nn.utils.get_total_norm(mine)) if mine else 0.0
         squares = [float(torch.linalg.vector_norm(one, dtype=torch.float64)) ** 2 for one in mine]
         return math.sqrt(float(self.ranks.sum([sum(squares)])[0]))
@@ -108,11 +106,9 @@ class Optimizer:
         self._share()
 
     def _hook(self, slot: Slot) -> Callable[[torch.Tensor], None]:
-        def taken(parameter: torch.Tensor) -> None:
+        def taken(_: torch.Tensor) -> None:
             if self.ranks.world == 1:
-                assert slot.gradient is not None and parameter.grad is not None
-                slot.gradient.add_(parameter.grad.view(-1))
-                parameter.grad = None
+                slot.add(self._seed, self.steps)
                 return
             self._waiting[self._place[slot.name]] -= 1
             while self._next < len(self._layers) and self._waiting[self._next] <= 0:

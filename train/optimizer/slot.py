@@ -37,7 +37,8 @@ class AdamW:
 
 
 class Slot:
-    """See the module. `gradient`: [n] accumulated, None where autograd's own is used."""
+    """See the module. `gradient`: [n] accumulated; None where autograd's own is used, and where short ones have not
+    begun."""
 
     def __init__(self, name: str, parameter: torch.nn.Parameter, states: States, rank: int, world: int) -> None:
         self.name, self.parameter, self._states = name, parameter, states
@@ -47,8 +48,11 @@ class Slot:
         own = self.flat[self.start : self.stop]
         self.weight = own.float() if short and states != "8bit" else own
         wide = torch.float32 if short else parameter.dtype
-        self.accumulates = world > 1 or (short and states != "8bit")
-        self.gradient: torch.Tensor | None = torch.zeros(n, dtype=wide, device=device) if self.accumulates else None
+        self.accumulates, self._added = world > 1 or short, 0
+        self._takes_over = world == 1 and short and states == "8bit"
+        self.gradient: torch.Tensor | None = None
+        if self.accumulates and not self._takes_over:
+            self.gradient = torch.zeros(n, dtype=wide, device=device)
         self.moments: tuple[Moment, Moment]
         if states == "8bit":
             self.moments = EightBit(n, device, signed=True), EightBit(n, device, signed=False)
@@ -73,6 +77,32 @@ class Slot:
             return self.gradient
         found = self.parameter.grad
         return None if found is None else found.reshape(-1)[self.start : self.stop]
+
+    def clear(self) -> None:
+        """Forgets the gradient."""
+        self.parameter.grad, self._added = None, 0
+        if self._takes_over:
+            self.gradient = None
+        elif self.gradient is not None:
+            self.gradient.zero_()
+
+    @torch.no_grad()
+    def add(self, seed: int, step: int) -> None:
+        """Takes what backward left, of the one rank that there is. Under 8-bit states the sum is bfloat16, rounded by
+        chance: to nearest, a micro-batch that adds less than 1/512 of the sum would add nothing."""
+        assert self.parameter.grad is not None
+        left, self.parameter.grad = self.parameter.grad.view(-1), None
+        if self.gradient is None:
+            self.gradient = left
+        elif not self._takes_over:
+            self.gradient.add_(left)
+        else:
+            key = name_key("gradient", seed, step, self._added, self.name)
+            for start in range(0, self.whole, CHUNK):
+                part = slice(start, min(start + CHUNK, self.whole))
+                bits = element_bits(key, part.start, part.stop, left.device)
+                self.gradient[part] = round_bfloat16(self.gradient[part].float().add_(left[part]), bits)
+        self._added += 1
 
     @torch.no_grad()
     def update(self, how: AdamW) -> None:
