@@ -44,6 +44,9 @@ class TrainConfig(Config):
     """auto: a GPU where there is one"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """of computation, weights stay float32; auto: bfloat16 on cuda, float32 on cpu"""
+    reference: Literal["gpu", "sharded", "host"] = "gpu"
+    """where the start policy of loss.kl lies; the numbers are the same. gpu: beside the policy, on every GPU; sharded:
+    shared out over the GPUs, gathered a layer at a time; host: in the machine's memory, streamed a layer at a time"""
     length: Length = Length()
     data: DataConfig = DataConfig()
     curriculum: Curriculum = Curriculum()
@@ -64,6 +67,9 @@ class TrainConfig(Config):
                              f"optimizer.mini_batches={self.optimizer.mini_batches}")
         if self.reward.no_think and self.curriculum.schedule != "off":
             raise ValueError("reward.no_think=true leaves no reasoning to guide; set curriculum.schedule=off")
+        if self.optimizer.offload_activations and not self.optimizer.checkpoint_activations:
+            raise ValueError("optimizer.offload_activations moves what optimizer.checkpoint_activations keeps; set "
+                             "that to true as well")
         _check_sources(self.sources, self.validation)
         if self.reward.overlong_tokens > self.rollout.max_new_tokens:
             raise ValueError(f"reward.overlong_tokens={self.reward.overlong_tokens} are more tokens than a response "

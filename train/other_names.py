@@ -45,6 +45,8 @@ _SAME: dict[str, tuple[str, ...]] = {
         "gradient_accumulation_steps", "ppo_micro_batch_size", "ppo_micro_batch_size_per_gpu", "micro_batch_size"),
     "optimizer.checkpoint_activations": ("gradient_checkpointing", "enable_gradient_checkpointing",
                                          "activation_checkpointing"),
+    "optimizer.offload_activations": ("enable_activation_offload", "activation_offloading"),
+    "reference=host": ("ref_model_offload", "param_offload"),
     "validation.every": ("eval_steps", "test_freq", "eval_freq"),
     "validation.batch_prompts": ("per_device_eval_batch_size", "val_batch_size"),
     "checkpoint.every": ("save_steps", "save_freq"),

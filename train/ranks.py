@@ -67,11 +67,12 @@ class Ranks:
         dist.reduce_scatter_tensor(out_N, parts_WN.view(-1))
         return out_N
 
-    def all_gather(self, mine_N: torch.Tensor) -> torch.Tensor:
-        """[world, N]: everyone's [N], of one dtype and length."""
+    def all_gather(self, mine_N: torch.Tensor, every: torch.Tensor | None = None) -> torch.Tensor:
+        """[world, N]: everyone's [N], of one dtype and length; in the memory of `every` [world * N] where it is
+        given."""
         if self.world == 1:
-            return mine_N[None]
-        every = mine_N.new_empty(self.world * len(mine_N))
+            return (mine_N if every is None else every.copy_(mine_N))[None]
+        every = mine_N.new_empty(self.world * len(mine_N)) if every is None else every
         dist.all_gather_into_tensor(every, mine_N.contiguous())
         return every.view(self.world, -1)
 

@@ -28,7 +28,7 @@ from taro.train.trackers import check_trackers
 
 __all__ = ["check_folder", "check_run", "lock_folder", "read_facts", "write_facts"]
 
-RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "tracking", "device", "out"}
+RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "tracking", "device", "out", "reference"}
 """settings that a resumed run may change: none of them reaches the numbers of a step that both runs have; `length`
 does where the learning rate falls until the end of the run, and then may not change"""
 KNOWN_BY = {"policy": "policy_sha256", "template": "template_sha256", "dtype": "compute_dtype",

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from taro.models.logprobs import Also, score_also
+from taro.models.offload import Offload, Recompute
 from taro.models.policy import Policy
 from taro.train.algorithms.base import Algorithm, Tokens, make_algorithm
 from taro.train.algorithms.cloning import cloning_weights
@@ -63,6 +64,7 @@ class _Work:
     loss: LossConfig
     config: OptimizerConfig
     bf16: bool
+    recompute: Recompute
 
 
 def make_optimizer(policy: Policy, config: OptimizerConfig, ranks: Ranks = ALONE, *, seed: int = 0) -> Optimizer:
@@ -77,7 +79,8 @@ def update_policy(policy: Policy, optimizer: Optimizer, batch: RolloutBatch, sco
     the step's prompt `rank + i * world`."""
     cloning_BG = cloning_weights(advantages_BG, mode=loss.off_policy, beta=loss.awr_beta)
     work = _Work(policy, batch, learned_tokens(batch, loss), scores, advantages_BG, cloning_BG, make_algorithm(loss),
-                 loss, config, bf16)
+                 loss, config, bf16,
+                 Offload(policy.device) if config.offload_activations else config.checkpoint_activations)
     ranks, lr = optimizer.ranks, config.lr
     prompts, cut = (int(one) for one in ranks.sum([len(batch.samples), int((~batch.finished_BG).sum())]))
     size = prompts // config.mini_batches
@@ -138,7 +141,7 @@ def _micro_batch(work: _Work, micro: slice, denominator: float) -> tuple[LossPar
     with torch.autocast(device.type, torch.bfloat16, enabled=work.bf16):
         current_BGR, *found = score_also(policy, batch.prompts[micro], batch.ids_BGR[micro], work.mask_BGR[micro],
                                          also=also, temperature=batch.decoding.temperature,
-                                         checkpoint_activations=work.config.checkpoint_activations)
+                                         checkpoint_activations=work.recompute)
     advantages_BG, cloning_BG = (torch.as_tensor(values_BG[micro], dtype=torch.float32, device=device)
                                  for values_BG in (work.advantages_BG, work.cloning_BG))
     tokens = Tokens(current_BGR, scores.old_BGR[micro].to(device), work.mask_BGR[micro].to(device), advantages_BG,

@@ -7,16 +7,17 @@ Legend: B rows, T tokens, D width, M video tokens, L deepstack levels, V vocabul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint as recompute
 
 from taro.models.attention import Attention, is_routed, route
+from taro.models.offload import Recompute, recomputing
 
-__all__ = ["LanguageModel", "VideoTokens", "hidden_states"]
+__all__ = ["LanguageModel", "RowPass", "VideoTokens", "hidden_states"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,13 @@ class LanguageModel(torch.nn.Module):
         route(lm)
         self.lm, self.head = lm, head
 
+    def embed(self, ids_BT: torch.Tensor, video: VideoTokens | None) -> torch.Tensor:
+        """Embeddings [B, T, D] with the video in place; ids at the video's places are not looked at."""
+        embeds: torch.Tensor = self.lm.embed_tokens(ids_BT)
+        return embeds if video is None else video.place(embeds)
+
     def forward(self, ids_BT: torch.Tensor, positions_3BT: torch.Tensor, attention: Attention, *,
-                video: VideoTokens | None = None, checkpoint: bool = False) -> torch.Tensor:
+                video: VideoTokens | None = None, checkpoint: Recompute = False) -> torch.Tensor:
         """Hidden states [B, T, D] after the final norm.
 
         Args:
@@ -68,23 +74,36 @@ class LanguageModel(torch.nn.Module):
             positions_3BT: M-RoPE positions.
             attention: the attention of this use.
             video: needed by rows that hold a video's tokens; tokens decoded after them do without.
-            checkpoint: recompute each layer in the backward pass instead of keeping its activations.
+            checkpoint: recompute each layer in the backward pass instead of keeping its activations; its input is
+                kept, or offloaded to host memory.
         """
-        embeds = self.lm.embed_tokens(ids_BT)
-        embeds = embeds if video is None else video.place(embeds)
-        return hidden_states(self.lm, embeds, positions_3BT, attention, video=video, checkpoint=checkpoint)
+        return hidden_states(self.lm, self.embed(ids_BT, video), positions_3BT, attention, video=video,
+                             checkpoint=checkpoint)
 
 
 def hidden_states(lm: Any, embeds_BTD: torch.Tensor, positions_3BT: torch.Tensor, attention: Attention, *,
-                  video: VideoTokens | None = None, checkpoint: bool = False) -> torch.Tensor:
+                  video: VideoTokens | None = None, checkpoint: Recompute = False) -> torch.Tensor:
     """As `LanguageModel.forward`, of a stock text model that went through `route`, from embeddings with the video in
     place."""
-    assert is_routed(lm), "route(lm) comes first"
-    angles = lm.rotary_emb(embeds_BTD, positions_3BT)
-    x = embeds_BTD
+    row = RowPass(lm, embeds_BTD, positions_3BT, attention, video)
+    how = recomputing(checkpoint, len(lm.layers))
     for number, layer in enumerate(lm.layers):
-        run = partial(recompute, layer, use_reentrant=False) if checkpoint else layer
-        x = run(x, attention_mask=None, position_embeddings=angles, attention=attention)
-        x = x if video is None else video.add(number, x)
-    normed: torch.Tensor = lm.norm(x)
+        row.through(number, partial(how, layer) if how else layer)
+    normed: torch.Tensor = lm.norm(row.x_BTD)
     return normed
+
+
+class RowPass:
+    """Rows of tokens on their way through the layers of a stock text model that went through `route`: `x_BTD` is what
+    the last of them put out. For whoever goes through the layers in an order of their own."""
+
+    def __init__(self, lm: Any, embeds_BTD: torch.Tensor, positions_3BT: torch.Tensor, attention: Attention,
+                 video: VideoTokens | None = None) -> None:
+        assert is_routed(lm), "route(lm) comes first"
+        self.x_BTD, self._attention, self._video = embeds_BTD, attention, video
+        self._angles = lm.rotary_emb(embeds_BTD, positions_3BT)
+
+    def through(self, number: int, layer: Callable[..., torch.Tensor]) -> None:
+        """Through layer `number`, and what the video adds behind it."""
+        x = layer(self.x_BTD, attention_mask=None, position_embeddings=self._angles, attention=self._attention)
+        self.x_BTD = x if self._video is None else self._video.add(number, x)

@@ -15,9 +15,9 @@ from taro.models.language_model import LanguageModel
 from taro.models.policy import Policy
 from taro.models.resolve import compute_device, resolve_model
 from taro.models.tokenizer_files import check_tokenizer_files, tokenizer_errors
-from taro.models.weights import build, fill
+from taro.models.weights import HEAD, Dtypes, Keep, build, fill
 
-__all__ = ["load_frozen", "load_policy", "open_policy"]
+__all__ = ["build_policy", "fill_policy", "frozen_dtypes", "load_frozen", "load_policy", "open_policy"]
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,16 @@ def load_policy(folder: str | Path, *, device: str | torch.device = "cpu", dtype
         trainable: parameters of language model and head require gradients.
 
     Raises ModelError: a missing or damaged file, an unknown family, tensors that do not fit the config."""
+    policy, tied = build_policy(folder)
+    fill_policy(policy, device=torch.device(device), dtype=dtype, tied=tied)
+    policy.language_model.requires_grad_(trainable)
+    policy.encoder = load_encoder(policy.folder, device=device, dtype=dtype) if tower is True else tower or None
+    return policy
+
+
+def build_policy(folder: str | Path) -> tuple[Policy, bool]:
+    """A policy whose language model and head have no memory yet, and whether config.json ties the two. Raises
+    ModelError as `load_policy`, but for the tensors."""
     from transformers import AutoTokenizer
 
     folder = Path(folder)
@@ -48,25 +58,35 @@ def load_policy(folder: str | Path, *, device: str | torch.device = "cpu", dtype
     text = config.text_config
     lm: Any = build(folder, family, lambda: family.build_lm(config))
     head: Any = build(folder, family, lambda: torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False))
-    fill({"lm": lm, "head": head}, folder, family, device=torch.device(device), dtype=dtype,
-         tied=bool(config.tie_word_embeddings))
-    language_model = LanguageModel(lm, head).eval().requires_grad_(trainable)
-    encoder = load_encoder(folder, device=device, dtype=dtype) if tower is True else tower or None
-    return Policy(folder, config, family, tokenizer, language_model, encoder)
+    language_model = LanguageModel(lm, head).eval().requires_grad_(False)
+    return Policy(folder, config, family, tokenizer, language_model, None), bool(config.tie_word_embeddings)
+
+
+def fill_policy(policy: Policy, *, device: torch.device, dtype: torch.dtype | Dtypes, tied: bool,
+                keep: Keep = lambda place, tensor: tensor) -> None:
+    """Gives a policy of `build_policy` its tensors, see `taro.models.weights.fill`."""
+    model = policy.language_model
+    fill({"lm": model.lm, "head": model.head}, policy.folder, policy.family, device=device, dtype=dtype, tied=tied,
+         keep=keep)
+    model.requires_grad_(False)
+
+
+def frozen_dtypes(policy: Policy, *, bf16: bool, tied: bool) -> Dtypes:
+    """Of a policy to compute with, not to train. With `bf16` its matrices are bfloat16, its embeddings and norms are
+    not: under autocast it then rounds exactly where the policy in training does, so that a reference equal to the
+    policy has KL 0."""
+    parts = {"lm": policy.language_model.lm, "head": policy.language_model.head}
+    linear = {(part, f"{name}.{leaf}".lstrip(".")) for part, module in parts.items()
+              for name, inner in module.named_modules() if isinstance(inner, torch.nn.Linear)
+              for leaf in ("weight", "bias")} - ({HEAD} if tied else set())
+    return lambda place: torch.bfloat16 if bf16 and place in linear else torch.float32
 
 
 def load_frozen(folder: str | Path, device: torch.device, *, bf16: bool) -> Policy:
-    """A policy to compute with, not to train. With `bf16` its matrices are bfloat16, its embeddings and norms are not:
-    under autocast it then rounds exactly where the float32 policy in training does, so that a reference equal to the
-    policy has KL 0. Raises ModelError as `load_policy`."""
-    policy = load_policy(folder, device="cpu" if bf16 else device, dtype=torch.float32)
-    if bf16:
-        model = policy.language_model
-        tied = model.head.weight is model.lm.embed_tokens.weight
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear) and not (tied and module is model.head):
-                module.to(torch.bfloat16)
-        model.to(device)
+    """A policy to compute with, see `frozen_dtypes`; every tensor goes to the device in its own dtype, one at a time.
+    Raises ModelError as `load_policy`."""
+    policy, tied = build_policy(folder)
+    fill_policy(policy, device=device, dtype=frozen_dtypes(policy, bf16=bf16, tied=tied), tied=tied)
     return policy
 
 

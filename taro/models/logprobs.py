@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
+from taro.models.offload import Recompute
 from taro.models.packing import PackedBatch, Packer, one_group_a_row
 from taro.models.policy import Policy
 from taro.models.prompt import Prompt
@@ -30,14 +31,14 @@ most likely one, else 0"""
 
 
 def score(policy: Policy, prompts: Sequence[Prompt], ids_BGR: torch.Tensor, mask_BGR: torch.Tensor, *,
-          temperature: float = 1.0, checkpoint_activations: bool = False,
+          temperature: float = 1.0, checkpoint_activations: Recompute = False,
           packer: Packer = one_group_a_row) -> torch.Tensor:
     """log pi(o_t | video, query, o_<t) [B, G, R], fp32 (float64 of a float64 policy); 0 where `mask_BGR` is False.
 
     Args:
         ids_BGR: response tokens, valid ones first; mask_BGR: which are valid.
         temperature: logits are divided by it, as in sampling.
-        checkpoint_activations: recompute the layers in the backward pass.
+        checkpoint_activations: recompute the layers in the backward pass; their inputs are kept, or offloaded.
         packer: lays the groups out in rows.
 
     Raises ValueError where prompts, ids and mask do not fit each other."""
@@ -46,7 +47,7 @@ def score(policy: Policy, prompts: Sequence[Prompt], ids_BGR: torch.Tensor, mask
 
 
 def score_also(policy: Policy, prompts: Sequence[Prompt], ids_BGR: torch.Tensor, mask_BGR: torch.Tensor, *,
-               also: Sequence[Also] = (), temperature: float = 1.0, checkpoint_activations: bool = False,
+               also: Sequence[Also] = (), temperature: float = 1.0, checkpoint_activations: Recompute = False,
                packer: Packer = one_group_a_row) -> torch.Tensor:
     """`score`, and what `also` names, [1 + len(also), B, G, R]."""
     if not ids_BGR.shape == mask_BGR.shape or len(prompts) != len(ids_BGR):
@@ -58,13 +59,13 @@ def score_also(policy: Policy, prompts: Sequence[Prompt], ids_BGR: torch.Tensor,
     return scores.view(-1, *ids_BGR.shape)
 
 
-def row_logprobs(policy: Policy, row: PackedBatch, *, temperature: float, checkpoint: bool) -> torch.Tensor:
+def row_logprobs(policy: Policy, row: PackedBatch, *, temperature: float, checkpoint: Recompute) -> torch.Tensor:
     """fp32 log-probs [N] of the row's targets."""
     return _row_scores(policy, row, (), temperature=temperature, checkpoint=checkpoint)[0]
 
 
 def _row_scores(policy: Policy, row: PackedBatch, also: Sequence[Also], *, temperature: float,
-                checkpoint: bool) -> torch.Tensor:
+                checkpoint: Recompute) -> torch.Tensor:
     device = policy.device
     hidden_TD = policy.language_model(row.ids_T.to(device)[None], row.positions_3T.to(device)[:, None],
                                       row.attention(device), video=row.video, checkpoint=checkpoint)[0]

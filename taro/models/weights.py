@@ -17,7 +17,7 @@ from taro.models.families.base import Family
 from taro.models.kinds import misfit
 from taro.models.tensors import check_floats, places, tensor_files, tensors
 
-__all__ = ["EMBEDDINGS", "HEAD", "build", "fill"]
+__all__ = ["Dtypes", "EMBEDDINGS", "HEAD", "Keep", "Place", "build", "fill"]
 
 EMBEDDINGS, HEAD = ("lm", "embed_tokens.weight"), ("head", "weight")
 """the two places (part, name inside it) that may hold one tensor"""
@@ -32,23 +32,35 @@ def build(folder: Path, family: Family, make: Callable[[], torch.nn.Module]) -> 
         raise ModelError(f"{folder}: config.json describes no {family.name}: {error!s:.300}") from None
 
 
-def fill(modules: Mapping[str, Any], folder: Path, family: Family, *, device: torch.device, dtype: torch.dtype,
-         tied: bool = False) -> None:
-    """Gives `modules` ("lm", "head", "tower") their tensors; those of other parts are not read.
+Place = tuple[str, str]
+"""of a tensor: its part ("lm", "head", "tower") and its name inside that"""
+Dtypes = Callable[[Place], torch.dtype]
+"""of the tensor at a place, once it is loaded"""
+Keep = Callable[[Place, torch.Tensor], torch.Tensor]
+"""(place, tensor as read) -> what stands for it in the module: itself, or one without memory where its numbers are kept
+elsewhere"""
+
+
+def fill(modules: Mapping[str, Any], folder: Path, family: Family, *, device: torch.device,
+         dtype: torch.dtype | Dtypes, tied: bool = False, keep: Keep = lambda place, tensor: tensor) -> None:
+    """Gives `modules` ("lm", "head", "tower") their tensors; those of other parts are not read. Each tensor is brought
+    to its device and dtype by itself, so no second copy of the model is made.
 
     `tied`: what config.json says of head and embeddings. Tied, the one that is not stored is the other; stored both,
     they are one where they are equal in `dtype`, else two, as transformers loads them. Raises ModelError: a missing or
     damaged file, a number that is not finite, no head where it is not tied, tensors that do not fit the config."""
-    found: dict[tuple[str, str], torch.Tensor] = {}
+    found: dict[Place, torch.Tensor] = {}
     of_model = places(folder, family)
     if "lm" in modules:
         check_floats(folder, of_model)  # of the tower too: an export has it
     wanted = {name: where for name, where in of_model.items() if where[0] in modules}
     for name, tensor in tensors(folder, wanted.__contains__):
-        found[wanted[name]] = tensor.to(device=device, dtype=dtype)
-        if not _finite(found[wanted[name]]):
+        place = wanted[name]
+        loaded = tensor.to(device=device, dtype=dtype if isinstance(dtype, torch.dtype) else dtype(place))
+        if not _finite(loaded):
             raise ModelError(f"{folder}: {name} holds numbers that are not finite (NaN or infinite); its training "
                              "diverged, or the file is damaged: give an earlier checkpoint, or copy it again")
+        found[place] = keep(place, loaded)
     one = tied and "head" in modules and _tie(found)
     _check(modules, found, folder, family)
     for part, module in modules.items():

@@ -81,6 +81,8 @@ class OptimizerConfig(Config):
     computes in bfloat16. What is short is rounded by chance, right in the mean"""
     checkpoint_activations: bool = False
     """compute activations again in the backward pass: less memory, slower"""
+    offload_activations: bool = False
+    """keep what checkpoint_activations still holds, the layers' inputs, in the machine's memory until it is needed"""
     max_nonfinite: int = Field(3, ge=1)
     """consecutive steps with a non-finite loss or gradient after which the run stops"""
 
