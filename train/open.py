@@ -18,7 +18,7 @@ from taro.core.files import explain_disk_errors, make_folders
 from taro.grounding.prompts import Asking
 from taro.models.asking import asking_of, check_asking
 from taro.models.folder import pixel_settings
-from taro.models.load import load_policy
+from taro.models.load import load_compute
 from taro.models.policy import Policy
 from taro.models.resolve import compute_device, folder_sha256, resolve_model
 from taro.train.ahead import SamplesAhead
@@ -169,7 +169,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     else:
         facts["policy_sha256"] = folder_sha256(folder)
     plan = check_fits(config, data, asking, folder, bf16=bf16)
-    policy = load_policy(folder, device=device, dtype=torch.float32, trainable=True)
+    policy = load_compute(folder, device, bf16=bf16, trainable=True)
     check_asking(policy, asking)
     with explain_disk_errors(config.out, lambda: AGAIN):
         lock = lock_folder(config, resume=resume)

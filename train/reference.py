@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from taro.models.load import load_frozen
+from taro.models.load import load_compute
 from taro.models.streamed import HostStore, ShardedStore, StreamedPolicy
 from taro.train.config import TrainConfig
 from taro.train.ranks import ALONE, Ranks
@@ -29,7 +29,7 @@ def open_reference(config: TrainConfig, folder: Path, device: torch.device, *, b
     if config.loss.kl == 0:
         return None
     if config.reference == "gpu":
-        policy = load_frozen(folder, device, bf16=bf16)
+        policy = load_compute(folder, device, bf16=bf16)
         return lambda batch: score_prompts(policy, batch.prompts, batch, bf16=bf16)
 
     def gather(mine_U: torch.Tensor, out_U: torch.Tensor) -> None:

@@ -61,8 +61,9 @@ class LanguageModel(torch.nn.Module):
         self.lm, self.head = lm, head
 
     def embed(self, ids_BT: torch.Tensor, video: VideoTokens | None) -> torch.Tensor:
-        """Embeddings [B, T, D] with the video in place; ids at the video's places are not looked at."""
-        embeds: torch.Tensor = self.lm.embed_tokens(ids_BT)
+        """Embeddings [B, T, D] with the video in place, in the precision of the norms: what goes from layer to layer is
+        not rounded where the embeddings are. Ids at the video's places are not looked at."""
+        embeds: torch.Tensor = self.lm.embed_tokens(ids_BT).to(self.lm.norm.weight.dtype)
         return embeds if video is None else video.place(embeds)
 
     def forward(self, ids_BT: torch.Tensor, positions_3BT: torch.Tensor, attention: Attention, *,

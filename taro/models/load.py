@@ -15,9 +15,9 @@ from taro.models.language_model import LanguageModel
 from taro.models.policy import Policy
 from taro.models.resolve import compute_device, resolve_model
 from taro.models.tokenizer_files import check_tokenizer_files, tokenizer_errors
-from taro.models.weights import HEAD, Dtypes, Keep, build, fill
+from taro.models.weights import Dtypes, Keep, build, fill
 
-__all__ = ["build_policy", "fill_policy", "frozen_dtypes", "load_frozen", "load_policy", "open_policy"]
+__all__ = ["build_policy", "compute_dtypes", "fill_policy", "load_compute", "load_policy", "open_policy"]
 
 log = logging.getLogger(__name__)
 
@@ -71,26 +71,26 @@ def fill_policy(policy: Policy, *, device: torch.device, dtype: torch.dtype | Dt
     model.requires_grad_(False)
 
 
-def frozen_dtypes(policy: Policy, *, bf16: bool, tied: bool) -> Dtypes:
-    """Of a policy to compute with, not to train. With `bf16` its matrices are bfloat16, its embeddings and norms are
-    not: under autocast it then rounds exactly where the policy in training does, so that a reference equal to the
-    policy has KL 0."""
+def compute_dtypes(policy: Policy, *, bf16: bool) -> Dtypes:
+    """Of the tensors that a policy computes with. With `bf16` its matrices and embeddings are bfloat16, its norms are
+    not, nor is what goes from layer to layer: under autocast that rounds exactly where float32 weights would."""
     parts = {"lm": policy.language_model.lm, "head": policy.language_model.head}
-    linear = {(part, f"{name}.{leaf}".lstrip(".")) for part, module in parts.items()
-              for name, inner in module.named_modules() if isinstance(inner, torch.nn.Linear)
-              for leaf in ("weight", "bias")} - ({HEAD} if tied else set())
-    return lambda place: torch.bfloat16 if bf16 and place in linear else torch.float32
+    short = {(part, f"{name}.{leaf}".lstrip(".")) for part, module in parts.items()
+             for name, inner in module.named_modules() if isinstance(inner, torch.nn.Linear | torch.nn.Embedding)
+             for leaf in ("weight", "bias")}
+    return lambda place: torch.bfloat16 if bf16 and place in short else torch.float32
 
 
-def load_frozen(folder: str | Path, device: torch.device, *, bf16: bool) -> Policy:
-    """A policy to compute with, see `frozen_dtypes`; every tensor goes to the device in its own dtype, one at a time.
-    Raises ModelError as `load_policy`."""
+def load_compute(folder: str | Path, device: torch.device, *, bf16: bool, trainable: bool = False) -> Policy:
+    """A policy in the precision that it computes in, see `compute_dtypes`; every tensor goes to the device in its own
+    dtype, one at a time. Raises ModelError as `load_policy`."""
     policy, tied = build_policy(folder)
-    fill_policy(policy, device=device, dtype=frozen_dtypes(policy, bf16=bf16, tied=tied), tied=tied)
+    fill_policy(policy, device=device, dtype=compute_dtypes(policy, bf16=bf16), tied=tied)
+    policy.language_model.requires_grad_(trainable)
     return policy
 
 
 def open_policy(name: str, device: str) -> Policy:
     """A policy to ask, by the names of a model and of a device; in bfloat16 on a GPU."""
     where = compute_device(device)
-    return load_frozen(resolve_model(name), where, bf16=where.type == "cuda")
+    return load_compute(resolve_model(name), where, bf16=where.type == "cuda")

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 
 from taro.models.language_model import LanguageModel, RowPass
-from taro.models.load import build_policy, fill_policy, frozen_dtypes
+from taro.models.load import build_policy, compute_dtypes, fill_policy
 from taro.models.logprobs import token_logprobs
 from taro.models.packing import PackedBatch, one_group_a_row
 from taro.models.prompt import Prompt
@@ -161,7 +161,7 @@ class StreamedPolicy:
         self.policy, tied = build_policy(folder)
         self.device, self._store = device, store
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        model, dtypes = self.policy.language_model, frozen_dtypes(self.policy, bf16=bf16, tied=tied)
+        model, dtypes = self.policy.language_model, compute_dtypes(self.policy, bf16=bf16)
         self._layers = [_unit(number, {("lm", f"layers.{number}."): layer}, dtypes, store.world)
                         for number, layer in enumerate(model.lm.layers)]
         for unit in self._layers:

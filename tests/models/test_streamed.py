@@ -9,7 +9,7 @@ import torch
 
 from taro.core.errors import ModelError
 from taro.models.families import FAMILIES
-from taro.models.load import load_frozen, load_policy
+from taro.models.load import load_compute, load_policy
 from taro.models.logprobs import score
 from taro.models.offload import Offload, offloaded_bytes
 from taro.models.packing import one_group_a_row
@@ -36,7 +36,7 @@ def policy(folder: Path) -> Policy:
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_streamed_policy_scores_as_a_whole_one(folder: Path, policy: Policy, bf16: bool) -> None:
     prompts, rollouts = sampled(policy)
-    whole, streamed = load_frozen(folder, CPU, bf16=bf16), StreamedPolicy(folder, CPU, HostStore(CPU), bf16=bf16)
+    whole, streamed = load_compute(folder, CPU, bf16=bf16), StreamedPolicy(folder, CPU, HostStore(CPU), bf16=bf16)
     for _ in range(2):  # a second pass finds everything where it was
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             plain = score(whole, prompts, rollouts.ids_BGR, rollouts.mask_BGR, temperature=0.7)
