@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from taro.core.errors import ConfigError
 from taro.core.files import explain_disk_errors, make_folders
 from taro.grounding.prompts import Asking
