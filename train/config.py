@@ -15,13 +15,14 @@ from taro.core.config import Config
 from taro.core.places import LocalPath, ModelName, TemplateName
 from taro.train.curriculum import Curriculum
 from taro.train.other_names import OTHER_NAMES
+from taro.train.settings.adapters import LoraConfig
 from taro.train.settings.data import NAME, DataConfig, Length, Shards, ShardSource
 from taro.train.settings.keeping import CheckpointConfig, ValidationConfig
 from taro.train.settings.rollout import Control, Gate, RewardConfig, RolloutConfig
 from taro.train.settings.tracking import TrackingConfig
 from taro.train.settings.update import LossConfig, OptimizerConfig
 
-__all__ = ["CheckpointConfig", "Control", "DataConfig", "Gate", "Length", "LossConfig", "OptimizerConfig",
+__all__ = ["CheckpointConfig", "Control", "DataConfig", "Gate", "Length", "LoraConfig", "LossConfig", "OptimizerConfig",
            "RewardConfig", "RolloutConfig", "ShardSource", "TrackingConfig", "TrainConfig", "ValidationConfig"]
 
 
@@ -47,6 +48,8 @@ class TrainConfig(Config):
     reference: Literal["gpu", "sharded", "host"] = "gpu"
     """where the start policy of loss.kl lies; the numbers are the same. gpu: beside the policy, on every GPU; sharded:
     shared out over the GPUs, gathered a layer at a time; host: in the machine's memory, streamed a layer at a time"""
+    lora: LoraConfig | None = None
+    """adapters to train beside a frozen policy; null: the whole language model is trained"""
     length: Length = Length()
     data: DataConfig = DataConfig()
     curriculum: Curriculum = Curriculum()

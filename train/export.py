@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -15,6 +16,8 @@ import yaml
 from taro.core.errors import TaroError
 from taro.core.files import fsync, remove_temporary_folders, replace_folder, write_atomically
 from taro.core.tensors import LazyTensor
+from taro.models.adapter_folder import write_adapter
+from taro.models.adapters import Lora
 from taro.models.export import export_checkpoint
 from taro.train.checkpoint import DamagedError, load_checkpoint
 from taro.train.checkpoint.read import Reader
@@ -23,10 +26,12 @@ from taro.train.open import Run
 
 __all__ = ["export_run"]
 
+log = logging.getLogger(__name__)
+
 
 def export_run(run: Run) -> Path:
-    """Writes `out`/export and returns it; all ranks call it, rank 0 writes. An older export is there until the new one
-    is whole."""
+    """Writes `out`/export, and `out`/adapter where adapters were trained; returns the first. All ranks call it, rank 0
+    writes. An older export is there until the new one is whole."""
     final, temporary = run.folder / "export", run.folder / ".tmp-export"
     run.saver.finish()
     exported = _use_wanted_weights(run)
@@ -43,6 +48,8 @@ def export_run(run: Run) -> Path:
         write_atomically(temporary / "taro.json", json.dumps(
             {"template": "template.yaml", "template_name": template.name, "template_sha256": template.sha256,
              "no_think": run.config.reward.no_think, "steps": exported, "seed": run.config.seed}, indent=1).encode())
+        if run.config.lora is not None:
+            _write_apart(run, temporary)
         for path in (*temporary.iterdir(), temporary):
             fsync(path)
     except BaseException:
@@ -50,6 +57,27 @@ def export_run(run: Run) -> Path:
         raise
     replace_folder(temporary, final)
     return final
+
+
+def _write_apart(run: Run, export: Path) -> None:
+    """Writes `out`/adapter, which peft loads over the base, with the template files of `export`. An adapter's folder as
+    the start leaves none: its base, with that adapter merged into it, is nowhere."""
+    final, temporary = run.folder / "adapter", run.folder / ".tmp-adapter"
+    if run.policy.adapter is not None:
+        log.warning("%s is an adapter, which was merged into its base before training: the new adapter fits no model "
+                    "that is on a disk, so export/ alone is written", run.config.policy)
+        return
+    assert run.config.lora is not None
+    try:
+        write_adapter(run.policy, Lora(**run.config.lora.model_dump()), run.config.policy, temporary)
+        for name in ("template.yaml", "taro.json"):
+            shutil.copyfile(export / name, temporary / name)
+        for path in (*temporary.iterdir(), temporary):
+            fsync(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    replace_folder(temporary, final)
 
 
 def _use_wanted_weights(run: Run) -> int:

@@ -14,11 +14,13 @@ from typing import Any
 from taro.core.errors import ConfigError
 from taro.core.files import explain_disk_errors, make_folders
 from taro.grounding.prompts import Asking
+from taro.models.adapters import Merged
 from taro.models.asking import asking_of, check_asking
 from taro.models.folder import pixel_settings
 from taro.models.load import load_compute
 from taro.models.policy import Policy
-from taro.models.resolve import compute_device, folder_sha256, resolve_model
+from taro.models.resolve import base_of, compute_device, folder_sha256, resolve_model
+from taro.train.adapters import load_with_adapters, without_adapters
 from taro.train.ahead import SamplesAhead
 from taro.train.checkpoint import (
     DamagedError,
@@ -55,13 +57,13 @@ OnWork = Callable[[str | None, int, int | None], None]
 
 @dataclass
 class Run:
-    """Everything that a step needs. `state` and the tensors change; the rest is fixed for the run. `sampling`: what
-    rollouts and answers are drawn from, the policy itself or a replica of it; `bf16`: it computes in bfloat16; `plan`:
-    of its memory, on a GPU."""
+    """Everything that a step needs. `state` and the tensors change; the rest is fixed for the run. `merged`: the
+    replica of a policy with adapters; `bf16`: it computes in bfloat16; `plan`: of its memory, on a
+    GPU."""
 
     config: TrainConfig
     policy: Policy
-    sampling: Policy
+    merged: Merged | None
     reference: Reference | None
     asking: Asking
     data: TrainingData
@@ -96,6 +98,16 @@ class Run:
     def folder(self) -> Path:
         """The run folder."""
         return self.config.out
+
+    @property
+    def sampling(self) -> Policy:
+        """What rollouts and answers are drawn from: the policy, or the merged replica of one with adapters."""
+        return self.policy if self.merged is None else self.merged.policy
+
+    def refresh(self) -> None:
+        """Brings `sampling` up to the policy, whose weights changed."""
+        if self.merged is not None:
+            self.merged.refresh()
 
     @property
     def steps(self) -> int:
@@ -149,7 +161,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     fit, before any weight is read where that can be told."""
     check_run(config, resume=resume)
     folder, device = resolve_model(config.policy), compute_device(config.device)
-    pixel_settings(folder)  # training needs no processor, but whoever loads the export does
+    pixel_settings(base_of(folder))  # training needs no processor, but whoever loads the export does
     data = TrainingData([_open_set(source, folder, config.reward, config.seed) for source in config.sources],
                         prompts=config.rollout.prompts, seed=config.seed, draws=config.data.draws,
                         validation=config.validation)
@@ -166,8 +178,11 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
         facts = _with_policy(config.out, facts)
     else:
         facts["policy_sha256"] = folder_sha256(folder)
-    plan = check_fits(config, data, asking, folder, bf16=bf16)
-    policy = load_compute(folder, device, bf16=bf16, trainable=True)
+    plan = check_fits(config, data, asking, base_of(folder), bf16=bf16)
+    if config.lora is None:
+        policy = load_compute(folder, device, bf16=bf16, trainable=True)
+    else:
+        policy = load_with_adapters(config.lora, folder, device, seed=config.seed, bf16=bf16)
     check_asking(policy, asking)
     with explain_disk_errors(config.out, lambda: AGAIN):
         lock = lock_folder(config, resume=resume)
@@ -182,8 +197,11 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
             prune_checkpoints(config.out / "checkpoints", keep=config.checkpoint.keep)
         logged = truncate_to_step(config.out, state.step)
         write_facts(config, {**data.summary(), **facts})
-    reference = open_reference(config, folder, device, bf16=bf16)
-    return Run(config, policy, policy, reference, asking, data, optimizer, state,
+    if config.lora is None:
+        merged, reference = None, open_reference(config, folder, device, bf16=bf16)
+    else:
+        merged, reference = Merged(policy), without_adapters(config, policy, bf16=bf16)
+    return Run(config, policy, merged, reference, asking, data, optimizer, state,
                open_trackers(config.trackers, config.out, config.tracking, config.model_dump(mode="json"),
                              resumed=(state.step, logged)),
                lock, bf16, on_step, None if found is None else state.step, plan=plan)

@@ -19,7 +19,7 @@ from taro.core.errors import ConfigError
 from taro.core.files import locked, make_folders, remove_temporary, remove_temporary_folders, write_atomically
 from taro.core.json import read_json
 from taro.core.places import paths_for, paths_from, real_paths
-from taro.models.resolve import folder_sha256, resolve_model
+from taro.models.resolve import base_of, folder_sha256, resolve_model
 from taro.shards.manifest import read_manifest
 from taro.shards.places import open_store
 from taro.train.config import TrainConfig
@@ -45,7 +45,7 @@ def check_run(config: TrainConfig, *, resume: bool) -> None:
     check_extra(config.reward.extra)
     for source in config.sources:
         read_manifest(open_store(source.path))
-    resolve_model(config.policy)
+    base_of(resolve_model(config.policy))
 
 
 def check_folder(config: TrainConfig, *, resume: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from taro.core.errors import TaroError
 from taro.train.algorithms.base import make_algorithm
 from taro.train.curriculum import guide_probability
+from taro.train.gap import check_gap
 from taro.train.gathered import gather_prompts, gather_rows
 from taro.train.measures import memory_gib, rollout_lines, step_measures, write_rollouts
 from taro.train.open import Run
@@ -36,6 +37,7 @@ def train_step(run: Run) -> dict[str, Any]:
                          guide=guide, bf16=run.bf16)
     with run.phases("scores"):
         scores = score_batch(run.policy, run.reference, batch, config.reward, bf16=run.bf16)
+    check_gap(batch, scores, config.rollout.max_gap, ranks)
     with run.phases("rewards"):
         parts = compute_rewards(batch, scores, config.reward)
         own_BG = control_totals(parts, batch, config.reward.control)
@@ -48,6 +50,7 @@ def train_step(run: Run) -> dict[str, Any]:
     with run.phases("update"):
         update = update_policy(run.policy, run.optimizer, batch, scores, advantages_BG, config.loss,
                                at_step(config.optimizer, step, run.steps), bf16=run.bf16)
+        run.refresh()
     memory = [float(one) for one in ranks.all_of([memory_gib()])[:, 0]]
     values = step_measures(rows, totals_BG, update, margin=config.reward.margin, seconds=time.monotonic() - started,
                            phases=run.phases.take(), memory_gib=memory)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from taro.models.adapters import dropout_on
 from taro.models.logprobs import Also, score_also
 from taro.models.offload import Offload, Recompute
 from taro.models.policy import Policy
@@ -20,6 +21,7 @@ from taro.train.algorithms.base import Algorithm, Tokens, make_algorithm
 from taro.train.algorithms.cloning import cloning_weights
 from taro.train.algorithms.losses import LossParts, policy_loss
 from taro.train.config import LossConfig, OptimizerConfig
+from taro.train.data import sample_name
 from taro.train.optimizer.optimizer import Optimizer
 from taro.train.ranks import ALONE, Ranks
 from taro.train.rollouts import RolloutBatch, Scores
@@ -86,10 +88,10 @@ def update_policy(policy: Policy, optimizer: Optimizer, batch: RolloutBatch, sco
     size = prompts // config.mini_batches
     done: list[tuple[float, ...]] = []
     skipped = 0
-    for _ in range(config.inner_epochs):
+    for again in range(config.inner_epochs):
         for number in range(config.mini_batches):
             first, last = (_before(ranks, bound) for bound in (number * size, (number + 1) * size))
-            result = _mini_batch(work, optimizer, range(first, last), -(-size // ranks.world))
+            result = _mini_batch(work, optimizer, range(first, last), -(-size // ranks.world), again)
             done.append(result)
             if math.isfinite(result[0]) and math.isfinite(result[3]):
                 optimizer.step(lr, optimizer.clipped(result[3]))
@@ -111,20 +113,23 @@ def _before(ranks: Ranks, number: int) -> int:
     return len(range(ranks.rank, number, ranks.world))
 
 
-def _mini_batch(work: _Work, optimizer: Optimizer, mini: range, most: int) -> tuple[float, ...]:
+def _mini_batch(work: _Work, optimizer: Optimizer, mini: range, most: int,
+                again: int) -> tuple[float, ...]:
     """Accumulates the mini-batch's gradient; returns loss, mean KL, clip fraction, gradient norm, entropy and accuracy,
     over all ranks. `mini`: which prompts of this rank it holds; `most`: the largest number that a rank may hold of
-    it."""
+    it; `again`: of the pass over the step's batch."""
     batch, mask_BGR = work.batch, work.mask_BGR[mini.start : mini.stop]
     share = work.algorithm.denominator(mask_BGR, max_new_tokens=batch.decoding.max_new_tokens)
     denominator, tokens = (max(float(one), 1.0) for one in optimizer.ranks.sum([share, int(mask_BGR.sum())]))
     sums = np.zeros(5)
-    for at in range(0, most, work.config.micro_prompts):
-        start = mini.start + at
+    for offset in range(0, most, work.config.micro_prompts):
+        start = mini.start + offset
         if start < mini.stop:
             micro = slice(start, min(start + work.config.micro_prompts, mini.stop))
-            parts, right = _micro_batch(work, micro, denominator)
-            parts.loss.backward()
+            at = batch.at
+            with dropout_on(work.policy, [(at.seed, at.step, again, sample_name(one)) for one in batch.samples[micro]]):
+                parts, right = _micro_batch(work, micro, denominator)
+                parts.loss.backward()
             sums += float(parts.loss.detach()), parts.kl_sum, parts.clipped_sum, parts.entropy_sum, right
         optimizer.collect()
     loss, kl, clipped, entropy, accuracy = (float(one) for one in optimizer.ranks.sum(sums) / [1, *[tokens] * 4])

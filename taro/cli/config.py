@@ -83,7 +83,10 @@ def _rows(model: type[Config], recipe: str | None, overrides: list[str], package
         elif values is None or ".N." in setting.path:
             source, value = "default", None if setting.default is None else json.loads(setting.default)
         else:
-            value = value_at(values, setting.path)
+            try:
+                value = value_at(values, setting.path)
+            except KeyError:  # of a section that is null
+                value = None if setting.default is None else json.loads(setting.default)
         rows.append({"name": setting.path, "value": value, "source": source, "meaning": setting.meaning,
                      "default": None if setting.default is None else json.loads(setting.default)})
     return rows

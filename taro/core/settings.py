@@ -49,7 +49,8 @@ def settings_of(model: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
         yield Setting(path, _meanings(model).get(name, ""),
                       None if field.is_required() else json.dumps(default, default=str))
         for one in inner:
-            yield from settings_of(one, f"{path}.{ITEM}.")
+            section = one in get_args(field.annotation)  # `Section | None`; a list's items stand deeper
+            yield from settings_of(one, f"{path}." if section else f"{path}.{ITEM}.")
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

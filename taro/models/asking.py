@@ -12,6 +12,7 @@ from taro.core.errors import ConfigError
 from taro.core.json import read_json
 from taro.grounding.prompts import Asking, load_template
 from taro.models.folder import template_name
+from taro.models.resolve import base_of, is_adapter
 
 if TYPE_CHECKING:
     from taro.models.features import VideoFeatures
@@ -23,9 +24,12 @@ __all__ = ["ask", "asking_of", "check_asking"]
 
 def asking_of(folder: Path, *, template: str | None = None, no_think: bool | None = None,
               protocol: str = "taro") -> Asking:
-    """What is given counts; else what the folder's taro.json says; else the template "taro", with reasoning.
+    """What is given counts; else what the folder's taro.json says, of an adapter's without one its base's; else the
+    template "taro", with reasoning.
 
     Raises ConfigError: no such template, or a taro.json whose no_think is neither true nor false."""
+    if is_adapter(folder) and not (folder / "taro.json").exists():
+        folder = base_of(folder)
     if no_think is None:
         no_think = read_json(folder / "taro.json").get("no_think", False)
         if not isinstance(no_think, bool):

@@ -18,6 +18,7 @@ from taro.models.families.pixels import normalise, resize_frames, to_patches
 from taro.models.features import EncoderFingerprint, FrameSampling, VideoFeatures, patch_times_s, resized_hw
 from taro.models.fingerprint import encoder_fingerprint
 from taro.models.folder import pixel_settings, read_config
+from taro.models.resolve import base_of
 from taro.models.weights import build, fill
 
 __all__ = ["Encoder", "load_encoder"]
@@ -77,7 +78,7 @@ def load_encoder(folder: str | Path, *, device: str | torch.device = "cpu",
                  dtype: torch.dtype = torch.float32) -> Encoder:
     """The frozen vision tower of a Hugging Face model folder; of its weights only the tower's are read. Raises
     ModelError: a missing or damaged file, an unknown family, tensors that do not fit the config."""
-    folder = Path(folder)
+    folder = base_of(Path(folder))
     config = read_config(folder)
     family = family_of(config, folder)
     tower = build(folder, family, lambda: family.build_tower(config))

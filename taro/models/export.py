@@ -21,6 +21,7 @@ import torch
 from taro.core.errors import ModelError
 from taro.core.json import read_json
 from taro.core.tensors import DTYPES, LazyTensor, write_tensors
+from taro.models.adapters import linears, lora_layers, weight_of
 from taro.models.folder import template_name
 from taro.models.policy import Policy
 from taro.models.tensors import INDEX, is_index, opened, places, tensor_files, weights_name
@@ -58,16 +59,15 @@ def export_checkpoint(policy: Policy, base: str | Path, out: str | Path, *, dtyp
     files, names = tensor_files(base), places(base, policy.family)
     _copy_kinds(base, out, {file.name for file in files.values()})
     tied = policy.language_model.head.weight is policy.language_model.lm.embed_tokens.weight
-    trained = {(part, name): (weights or {}).get(_own_name(part, name, tied=tied), tensor.detach())
-               for part in ("lm", "head")
-               for name, tensor in getattr(policy.language_model, part).state_dict().items()}
+    trained = _trained(policy, weights or {}, tied=tied)
     assert trained.keys() - names.values() <= ({EMBEDDINGS, HEAD} if tied else set()), "another model's folder"
     if tied and EMBEDDINGS in names.values():
         names = {name: where for name, where in names.items() if where != HEAD}
     weight_map, size_bytes = {}, 0
     for file in sorted({files[name] for name in names}):
         with opened(file) as handle:
-            content = {name: _exported(trained.get(names[name]), name, handle, dtype)
+            content = {name: _exported(trained.get(names[name]), name, handle,
+                                       None if names[name][0] == "tower" else dtype)
                        for name in names if files[name] == file}
             write_tensors(out / file.name, content, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(content, file.name))
@@ -78,6 +78,21 @@ def export_checkpoint(policy: Policy, base: str | Path, out: str | Path, *, dtyp
     return out
 
 
+def _trained(policy: Policy, weights: Mapping[str, LazyTensor], *,
+             tied: bool) -> dict[tuple[str, str], torch.Tensor | LazyTensor]:
+    """The tensors that may not be the base's own: all of language model and head, or with adapters, trained or merged
+    on loading, those that they change."""
+    layers = lora_layers(policy)
+    if layers:
+        loaded = {("lm", f"{name}.weight"): linears(policy)[name].weight.detach() for name in policy.changed}
+        shapes = {name: tuple(one.get_base_layer().weight.shape) for name, one in layers.items()}
+        return {**loaded, **{("lm", f"{name}.weight"): LazyTensor(torch.float32, shapes[name], partial(weight_of, one))
+                             for name, one in layers.items()}}
+    return {(part, name): weights.get(_own_name(part, name, tied=tied), tensor.detach())
+            for part in ("lm", "head")
+            for name, tensor in getattr(policy.language_model, part).state_dict().items()}
+
+
 def _own_name(part: str, name: str, *, tied: bool) -> str:
     """The policy's name of a parameter; of a head that is the embeddings theirs."""
     return "lm.embed_tokens.weight" if tied and part == "head" else f"{part}.{name}"
@@ -85,11 +100,12 @@ def _own_name(part: str, name: str, *, tied: bool) -> str:
 
 def _exported(trained: torch.Tensor | LazyTensor | None, name: str, handle: Any,
               dtype: torch.dtype | None) -> LazyTensor:
-    """The tensor to be written under `name`: the trained one, or the base's own."""
+    """The tensor to be written under `name`: the trained one, or the base's own; `dtype`: None: as in the base."""
     stored: torch.dtype = getattr(torch, DTYPES[handle.get_slice(name).get_dtype()])
-    if trained is None:
-        return LazyTensor(stored, tuple(handle.get_slice(name).get_shape()), partial(handle.get_tensor, name))
     wanted = dtype or stored
+    if trained is None:
+        shape = tuple(handle.get_slice(name).get_shape())
+        return LazyTensor(wanted, shape, lambda: handle.get_tensor(name).to(wanted))
     read = trained.read if isinstance(trained, LazyTensor) else lambda: trained
     return LazyTensor(wanted, tuple(trained.shape), lambda: read().to(device="cpu", dtype=wanted))
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from taro.models.adapter_folder import read_adapter
 from taro.models.encoder import Encoder, load_encoder
 from taro.models.families import family_of
 from taro.models.folder import check_tokenizer, read_config
 from taro.models.language_model import LanguageModel
 from taro.models.policy import Policy
-from taro.models.resolve import compute_device, resolve_model
+from taro.models.resolve import base_of, compute_device, resolve_model
 from taro.models.tokenizer_files import check_tokenizer_files, tokenizer_errors
 from taro.models.weights import Dtypes, Keep, build, fill
 
@@ -27,7 +29,8 @@ def load_policy(folder: str | Path, *, device: str | torch.device = "cpu", dtype
     """A policy from a Hugging Face model folder.
 
     Args:
-        folder: config.json, *.safetensors, tokenizer and (to encode) processor files.
+        folder: config.json, *.safetensors, tokenizer and (to encode) processor files; or an adapter's
+            (`taro.models.adapter_folder`), which is merged into its base.
         tower: also load the frozen vision tower, to encode frames; training leaves it out. An encoder of the same
             folder that is loaded already is used as it is.
         trainable: parameters of language model and head require gradients.
@@ -45,7 +48,8 @@ def build_policy(folder: str | Path) -> tuple[Policy, bool]:
     ModelError as `load_policy`, but for the tensors."""
     from transformers import AutoTokenizer
 
-    folder = Path(folder)
+    adapter = Path(folder)
+    folder = base_of(adapter)
     config = read_config(folder)
     family = family_of(config, folder)
     check_tokenizer_files(folder)
@@ -59,15 +63,19 @@ def build_policy(folder: str | Path) -> tuple[Policy, bool]:
     lm: Any = build(folder, family, lambda: family.build_lm(config))
     head: Any = build(folder, family, lambda: torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False))
     language_model = LanguageModel(lm, head).eval().requires_grad_(False)
-    return Policy(folder, config, family, tokenizer, language_model, None), bool(config.tie_word_embeddings)
+    policy = Policy(folder, config, family, tokenizer, language_model, None)
+    if adapter != folder:
+        policy.adapter = read_adapter(policy, adapter)
+    return policy, bool(config.tie_word_embeddings)
 
 
 def fill_policy(policy: Policy, *, device: torch.device, dtype: torch.dtype | Dtypes, tied: bool,
                 keep: Keep = lambda place, tensor: tensor) -> None:
-    """Gives a policy of `build_policy` its tensors, see `taro.models.weights.fill`."""
-    model = policy.language_model
-    fill({"lm": model.lm, "head": model.head}, policy.folder, policy.family, device=device, dtype=dtype, tied=tied,
-         keep=keep)
+    """Gives a policy of `build_policy` its tensors, see `taro.models.weights.fill`, those of an adapter merged in."""
+    model, adapter = policy.language_model, policy.adapter
+    with contextlib.nullcontext() if adapter is None else adapter.merging() as merge:
+        fill({"lm": model.lm, "head": model.head}, policy.folder, policy.family, device=device, dtype=dtype, tied=tied,
+             keep=keep if merge is None else lambda place, tensor: keep(place, merge(place, tensor)))
     model.requires_grad_(False)
 
 

@@ -20,6 +20,7 @@ from taro.models.families.base import Family
 from taro.models.features import EncoderFingerprint, FrameSampling, VideoFeatures
 from taro.models.fingerprint import encoder_fingerprint
 from taro.models.language_model import LanguageModel
+from taro.models.merging import StoredAdapter
 from taro.models.prompt import Prompt, PromptFormat
 
 __all__ = ["Policy"]
@@ -29,13 +30,15 @@ MAX_TOKENS_PER_CHARACTER = 4
 
 
 class Policy:
-    """See the module. `encoder` is None where it was not asked for: training must not hold the tower."""
+    """See the module. `encoder` is None where it was not asked for: training must not hold the tower. `adapter`: what
+    was merged into the tensors of `folder` as they were loaded."""
 
     def __init__(self, folder: Path, config: Any, family: Family, tokenizer: Any, language_model: LanguageModel,
                  encoder: Encoder | None) -> None:
         self.folder, self.config, self.family, self.tokenizer = folder, config, family, tokenizer
         self.language_model, self.encoder = language_model, encoder
         self.prompts = PromptFormat(folder, config, family, tokenizer)
+        self.adapter: StoredAdapter | None = None
         self._pieces: dict[tuple[int, ...], str] = {}
 
     @property
@@ -47,9 +50,18 @@ class Policy:
         """Language model and head (once, where tied); never the tower."""
         return self.language_model.named_parameters()
 
+    def trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Those of `named_parameters` that require gradients: all in full training, under LoRA the adapters."""
+        return ((name, one) for name, one in self.named_parameters() if one.requires_grad)
+
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """As `named_parameters`, without names."""
         return self.language_model.parameters()
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Linears of the language model whose weights, as loaded, are not those in `folder`."""
+        return () if self.adapter is None else tuple(self.adapter.linears)
 
     def prompt(self, features: VideoFeatures, user_text: str) -> Prompt:
         """See `PromptFormat.prompt`."""

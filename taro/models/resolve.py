@@ -18,17 +18,21 @@ from typing import TYPE_CHECKING
 
 from taro.core.errors import ConfigError, ModelError
 from taro.core.files import file_sha256
+from taro.core.json import read_json
 from taro.core.places import expand_home, hub_id
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SANDBOX", "SHIPPED", "compute_device", "folder_sha256", "model_id", "model_name", "resolve_model"]
+__all__ = ["ADAPTER", "SANDBOX", "SHIPPED", "base_of", "compute_device", "folder_sha256", "is_adapter", "model_id",
+           "model_name", "resolve_model"]
 
 SHIPPED = ("policy", "policy-qwen3-vl", "captioner", "clip")
 """models of taro.sandbox that are named sandbox:NAME"""
 
 SANDBOX = "sandbox:"
+ADAPTER = "adapter_config.json"
+"""peft's settings: without a config.json beside it the folder is an adapter's, and names its base"""
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """config, weights, tokenizer, processor and templates; pickles and code stay where they are"""
 DEVICE = re.compile(r"cpu|cuda(?::[0-9]{1,3})?")
@@ -50,6 +54,31 @@ def resolve_model(name: str | Path) -> Path:
     return _fetched(hub["id"], hub["revision"])
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter and no model of its own."""
+    return (folder / ADAPTER).is_file() and not (folder / "config.json").exists()
+
+
+def base_of(folder: Path) -> Path:
+    """The folder of the model that an adapter folder is of; any other folder itself. Raises ModelError where it names
+    none, or one that is nowhere."""
+    if not is_adapter(folder):
+        return folder
+    settings = read_json(folder / ADAPTER)
+    name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not isinstance(name, str) or not name or not isinstance(revision, str | None):
+        raise ModelError(f"{folder / ADAPTER}: base_model_name_or_path is {name!r:.200}; expected the model that the "
+                         "adapter was trained on: a folder, or a hub id with its revision beside it")
+    at = f"{name}@{revision}" if revision and hub_id(name) is not None and "@" not in name else name
+    try:
+        base = resolve_model(at)
+    except ModelError as error:
+        raise ModelError(f"{folder / ADAPTER}: its base_model_name_or_path cannot be used: {error}") from None
+    if is_adapter(base):
+        raise ModelError(f"{folder / ADAPTER}: its base {name!r:.200} is an adapter too; expected a whole model")
+    return base
+
+
 def model_name(folder: Path) -> str:
     """The way back: what to write for a folder in a command."""
     if folder.name in SHIPPED and folder == _weights() / folder.name:
@@ -68,11 +97,14 @@ def model_id(folder: Path) -> tuple[str, str | None]:
 
 
 def folder_sha256(folder: Path) -> str:
-    """Digest over a model folder's weights, configs and tokenizer (names and bytes): what a captioner is."""
+    """Digest over a model folder's weights, configs and tokenizer (names and bytes): what a captioner is. Of an
+    adapter's folder over its base too."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in {".safetensors", ".bin", ".pt", ".json", ".jinja", ".txt"}:
             digest.update(f"{path.name}\n{file_sha256(path)}\n".encode())
+    if is_adapter(folder):
+        digest.update(folder_sha256(base_of(folder)).encode())
     return digest.hexdigest()
 
 

@@ -35,6 +35,9 @@ class RolloutConfig(Config):
     """tokens that a guided prefix must leave free for the rest; longer paths lose captions from their end"""
     batch_prompts: int = Field(16, ge=1)
     """prompts decoded and scored at once"""
+    max_gap: float = Field(0.1, gt=0)
+    """largest mean over a step's drawn tokens of |log-prob when drawn - log-prob when scored|; beyond it the run stops.
+    float32 gives about 1e-6, bfloat16 about 0.02; at 0.1 ratios err by half of what loss.clip_low allows"""
 
 
 def _function(name: str) -> str:
