@@ -54,6 +54,7 @@ class StoredAdapter:
         read = {part: handle.get_tensor(key).to(tensor.device) for part, key in self.linears[name].items()}
         whole = merged_weight(tensor, read["lora_A"], read["lora_B"], self.scaling, read.get("lora_magnitude_vector"))
         if not bool(torch.isfinite(whole).all()):
-            raise ModelError(f"{self.folder / ADAPTER_TENSORS}: the adapter of {name} makes numbers that are not finite; "
-                             "its training diverged, or the file is damaged: give an earlier one, or copy it again")
+            raise ModelError(f"{self.folder / ADAPTER_TENSORS}: the adapter of {name} makes numbers that are "
+                             "not finite; its training diverged, or the file is damaged: give an earlier one, or copy "
+                             "it again")
         return whole.to(tensor.dtype)
