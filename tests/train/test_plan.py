@@ -10,21 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from benchmarks.shapes import random_config
 from taro.cli.app import app
 from taro.core.config import load_config, recipe_names
+from taro.models import logprobs
 from taro.models.attention import masked
 from taro.models.families import FAMILIES
+from taro.models.features import VideoFeatures
+from taro.models.folder import read_config
 from taro.models.grouped import _Prefix, _Rows
 from taro.models.language_model import LanguageModel
 from taro.models.load import load_policy
+from taro.models.packing import pack
+from taro.models.policy import Policy
 from taro.models.prompt import Prompt
 from taro.train.config import OptimizerConfig, TrainConfig
 from taro.train.optimizer.optimizer import Optimizer
+from taro.train.plan import memory
 from taro.train.plan.fits import LADDER, ways_to_fit
 from taro.train.plan.lengths import Lengths
 from taro.train.plan.make import ASSUMED, Machine, job_of, make_plan, with_job
@@ -34,7 +42,9 @@ from taro.train.plan.shapes import RELEASED, ModelShape, released_shape, shape_o
 from taro.train.plan.show import plan_lines, use_text
 from taro.train.plan.speed import H100, measured_speed, seconds_of_step, speed_of, write_speed
 from taro.train.ranks import Ranks
+from tests.helpers_models import TINY
 from tests.train.conftest import Tiny
+from tests.train.live_bytes import LiveBytes
 from tests.train.tiny import TEMPLATE, clip_record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +124,56 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(size: str) -> None:
     two, shape = kept_by_autograd(size, 2, T)
     job = replace(job_of(config_of(), shape, LENGTHS), shape=shape)
     assert two - one == T * kept_bytes(job) + 2 * T * T
+
+
+@pytest.fixture(scope="module", params=sorted(TINY))
+def bf16_policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    """A small policy of each family, its MLP five times as wide as itself and its vocabulary large as in released ones,
+    with the compute weights of a GPU: bfloat16 matrices, values in float32 between."""
+    folder = TINY[request.param](tmp_path_factory.mktemp("model"), width=64, tied=False)
+    config = read_config(folder)
+    config.text_config.intermediate_size, config.text_config.vocab_size = 320, 4000
+    family = FAMILIES[request.param]
+    lm: Any = family.build_lm(config)
+    head = torch.nn.Linear(64, 4000, bias=False)
+    policy = Policy(folder, config, family, AutoTokenizer.from_pretrained(folder), LanguageModel(lm, head), None)
+    for module in policy.language_model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            module.to(torch.bfloat16)
+    lm.embed_tokens = _Upcast(lm.embed_tokens)
+    return policy
+
+
+@pytest.mark.parametrize(("way", "chunk"), [
+    ("recomputed", 8), ("recomputed", 4096), ("kept", 8), ("scored", 8), ("scored", 4096)])
+def test_peaks_of_a_row_are_those_of_torch(bf16_policy: Policy, way: str, chunk: int,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward, and backward where it is an update, of one packed row on a CPU: all tensors alive at once, within 4 %.
+    Where many tokens' logits exist at once these are the peak, else it lies inside a layer."""
+    policy, G, R = bf16_policy, 4, 60
+    monkeypatch.setattr(logprobs, "TOKENS_AT_ONCE", chunk)
+    monkeypatch.setattr(memory, "TOKENS_AT_ONCE", chunk)
+    shape = shape_of_config(policy.config)
+    main, *deep = (torch.zeros(4, 4, shape.D) for _ in range(1 + shape.levels))
+    prompt = policy.prompt(VideoFeatures(main, np.arange(4.0), (4, 4, 4), 2.0, tuple(deep)), "a" * 150)
+    ids = torch.full((1, G, R), 70)
+    row = pack([prompt], ids, torch.ones_like(ids, dtype=torch.bool), groups=[0])
+    live = LiveBytes(policy.parameters())
+    removed = [one.register_post_accumulate_grad_hook(lambda one: setattr(one, "grad", None))
+               for one in policy.parameters()]
+    assert policy.banned_V.any()  # made before anything is counted
+    with live, torch.set_grad_enabled(way != "scored"):
+        with torch.autocast("cpu", torch.bfloat16):
+            found_N = logprobs.row_logprobs(policy, row, temperature=1.0, checkpoint=way == "recomputed")
+        if way != "scored":
+            found_N.mean().backward()
+    for hook in removed:
+        hook.remove()
+    job = replace(job_of(config_of(), shape, LENGTHS), recompute=way == "recomputed", prompts=1, batch=1, G=G, R=R,
+                  P=len(prompt.ids_P), M=16, reference="none")
+    parts = memory.peak_by_phase(job)["scores" if way == "scored" else "update"]
+    planned = sum(size for name, size in parts.items() if name != "disrupted videos")
+    assert planned == pytest.approx(live.peak, rel=0.04), f"{live.peak:,} bytes, planned {parts}"
 
 
 def test_caches_are_those_of_grouped_decoding(tiny: Tiny) -> None:

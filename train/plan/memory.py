@@ -148,9 +148,9 @@ def attention_bytes(job: Job) -> int:
 def _forward(job: Job) -> int:
     """A layer of a packed row without autograd: inside the MLP, or inside attention."""
     shape, size = job.shape, job.size
-    mlp = 3 * 4 * shape.D + 3 * size * shape.F
-    attention = 2 * 4 * shape.D + (4 + 4 * size) * shape.H * shape.d
-    return job.T * max(mlp, attention) + attention_bytes(job)
+    mlp = job.T * (4 * 4 * shape.D + 3 * size * shape.F) + job.T**2  # embeddings, input, residual, normed; 3 products
+    attention = job.T * (3 * 4 * shape.D + (4 + 4 * size) * shape.H * shape.d) + attention_bytes(job)
+    return max(mlp, attention) + job.T * 2 * 4 * shape.d  # cosines and sines of the positions
 
 
 def _logits(job: Job) -> int:
@@ -162,7 +162,8 @@ def _update(job: Job) -> dict[str, int]:
     """Forward and backward of a micro-batch: where the logits stand, or inside the last layer, whichever is more."""
     shape, kept = job.shape, kept_bytes(job)
     rows = job.micro
-    ends = rows * (job.T * 2 * 4 * shape.D + job.G * job.R * 4 * shape.D + job.T**2)  # final norm; hidden states; mask
+    mask = rows * job.T * (job.T + 2 * 4 * shape.d)  # and cosines and sines of the positions
+    ends = rows * (2 * job.T + job.G * job.R) * 4 * shape.D  # of the last norm, and hidden states that predict tokens
     if job.recompute:
         layers = min(AWAY, shape.L) if job.offload else shape.L
         held = rows * job.T * 4 * shape.D * layers
@@ -175,14 +176,18 @@ def _update(job: Job) -> dict[str, int]:
     full = job.adapters is None
     head = shape.V * shape.D * job.size if full else 0
     waiting = head if shape.tied else 0
-    inside = shape.D * shape.F * job.size if full else 0
+    inside = shape.D * shape.F * job.size if full and job.world > 1 else 0
     moments = [
-        {"activations": held + ends + layer, "gradients on the way": inside + waiting},
-        {"activations": held + ends, "logits": 3 * _logits(job), "gradients on the way": head * (chunks > 1)}]
+        {"activations": held + mask + layer, "gradients on the way": inside + waiting},
+        {"activations": held + mask + ends, "logits": 3 * _logits(job), "gradients on the way": head * (chunks > 1)}]
+    if chunks > 1:  # autograd adds up the head's gradient of two chunks: both, and their sum
+        moments.append({"activations": held + mask + ends, "gradients on the way": 3 * head})
     if job.world > 1 and full:  # a layer's gradients, or the head's, in float32 for all ranks, beside themselves
         most = max(shape.layer_matrices, shape.V * shape.D)
-        moments.append({"activations": held + ends,
+        moments.append({"activations": held + mask + ends,
                         "gradients on the way": most * (job.size + 4) + most * 4 // job.world})
+    if rows > 1:  # the ends of the other rows wait while one goes back
+        moments[0]["activations"] += ends * (rows - 1) // rows
     return max(moments, key=lambda parts: sum(parts.values()))
 
 
