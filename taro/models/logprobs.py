@@ -77,7 +77,8 @@ def masked_logits(policy: Policy, hidden_MD: torch.Tensor, temperature: float) -
     """fp32 logits [M, V] over the temperature, tokens that no response may hold at -inf: what is sampled from and what
     is scored, so that the two cannot drift apart."""
     logits: torch.Tensor = policy.language_model.head(hidden_MD)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits / temperature  # a line of its own: what stood before is freed, and two of them are the most
     return logits.masked_fill(policy.banned_V, float("-inf"))
 
 

@@ -106,9 +106,9 @@ def job_of(config: TrainConfig, shape: ModelShape, lengths: Lengths, *, world: i
     mini = -(-rollout.prompts // optimizer.mini_batches // world)
     return Job(
         shape=shape, bf16=bf16, states=optimizer.states,
-        reference="none" if config.loss.kl == 0 else getattr(config, "reference", "gpu"),
+        reference="none" if config.loss.kl == 0 else config.reference,
         adapters=None if lora is None else _adapters(lora), recompute=optimizer.checkpoint_activations,
-        offload=bool(getattr(optimizer, "offload_activations", False)), world=world, prompts=prompts,
+        offload=optimizer.offload_activations, world=world, prompts=prompts,
         batch=min(rollout.batch_prompts, prompts), micro=min(optimizer.micro_prompts, max(mini, 1)), G=rollout.group,
         R=rollout.max_new_tokens, P=lengths.longest, M=lengths.video, top_p=rollout.top_p < 1)
 

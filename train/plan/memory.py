@@ -182,6 +182,9 @@ def _update(job: Job) -> dict[str, int]:
         {"activations": held + mask + ends, "logits": 3 * _logits(job), "gradients on the way": head * (chunks > 1)}]
     if chunks > 1:  # autograd adds up the head's gradient of two chunks: both, and their sum
         moments.append({"activations": held + mask + ends, "gradients on the way": 3 * head})
+    if job.states == "8bit" and full and job.world == 1 and job.prompts > job.micro:  # added up in parts, by chance
+        most = max(shape.layer_matrices, shape.V * shape.D) * job.size + UPDATING["8bit"] * UPDATED_AT_ONCE // 2
+        moments.append({"activations": held + mask, "gradients on the way": most + waiting})
     if job.world > 1 and full:  # a layer's gradients, or the head's, in float32 for all ranks, beside themselves
         most = max(shape.layer_matrices, shape.V * shape.D)
         moments.append({"activations": held + mask + ends,
