@@ -13,6 +13,7 @@ programs write anyway: temporary names, the caption journal, rollouts without th
 
     python benchmarks/faults.py --kills 50
     python benchmarks/faults.py --kills 5 --stage train --json
+    python benchmarks/faults.py --kills 100 --stage train --gpus 2        # ranks on the CPU: all of them are killed
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from taro.core import draws
 
 TARO = [sys.executable, "-m", "taro"]
-SPEED = {"tokens_per_s", "memory_gib", "seconds", "phases"}
+SPEED = {"tokens_per_s", "tokens_per_s_by_phase", "memory_gib", "seconds", "phases"}
 VIDEOS, STEPS, KILLS_A_JOB = 16, 10, 7
 POLL_S, PATIENCE_S = 0.0005, 300.0
+RANKS = 1
+"""of training; `--gpus` sets it"""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,8 @@ def train_command(out: Path) -> list[str]:
                 "rollout.prompts": 2, "rollout.group": 4, "curriculum.amount": 3, "checkpoint.every": 2,
                 "loss.kl": 0.01, "validation.split": "val", "validation.every": 5, "validation.limit": 4}
     more = ["--resume"] if (out / "config.yaml").is_file() else []
+    if RANKS > 1:
+        more += ["--gpus", str(RANKS), "--set", "device=cpu"]
     return [*TARO, "train", "sandbox", *more, *(f"--set={key}={value}" for key, value in settings.items())]
 
 
@@ -262,12 +267,15 @@ def prepare(folder: Path) -> None:
 
 def main() -> None:
     """Command line; see the module."""
+    global RANKS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="of each stage")
     parser.add_argument("--stage", choices=["both", *STAGES], default="both")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gpus", type=int, default=1, help="ranks of training, on the CPU")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    RANKS = args.gpus
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     began, kills, problems = time.monotonic(), [], []
     with tempfile.TemporaryDirectory() as scratch:

@@ -9,6 +9,8 @@ import itertools
 import json
 import logging
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from taro.train.checkpoint import (
 from taro.train.optimizer.optimizer import Optimizer
 from taro.train.ranks import ALONE, Ranks
 from taro.train.settings.update import OptimizerConfig, States
+from tests.helpers_faults import ROOT
 from tests.train.ranks_of_threads import on_ranks
 
 ONE = "rank-00000-of-00001.safetensors"
@@ -373,3 +376,12 @@ def test_blocks_are_the_files_own_whatever_its_parts(tmp_path: Path, monkeypatch
     flip(tmp_path / "x", 25)
     assert blocks.wrong_blocks(tmp_path / "x", expected, 95, [1, 2, 9]) == [2]
     assert blocks.wrong_blocks(tmp_path / "x", expected, 94, [1]) == [1], "another size is no block's fault"
+
+
+def test_ranks_killed_at_any_moment_end_as_one_process_that_was_not() -> None:
+    """Real processes, killed while they write; started again as two, one or three."""
+    done = subprocess.run([sys.executable, "benchmarks/kill_ranks.py", "--kills", "4"], cwd=ROOT, capture_output=True,
+                          text=True, check=False)
+    found = json.loads(done.stdout or "{}")
+    assert done.returncode == 0 and found["kills"] == 4 and not found["problems"], (done.stdout, done.stderr)
+    assert found["left"].get(".tmp-step-", 0) >= 1, "some were killed while they wrote"
