@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -117,7 +118,7 @@ def measure(size: str, states: str, folder: Path) -> list[tuple[str, str]]:
     waits, writes = [], []
     for step in (1, 2):
         started = time.monotonic()
-        waits.append(timed(lambda step=step: saver.save(RunState(step=step))))
+        waits.append(timed(partial(saver.save, RunState(step=step))))
         saver.finish()
         writes.append(time.monotonic() - started)
     plain.append(plain_write(folder / "plain", size_bytes))

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[attr-defined]  a part of its public documents
 
 from taro.core.files import remove_temporary_folders
 from taro.train.checkpoint import RunState, Saver, checkpoints, resume_checkpoint
@@ -80,7 +81,7 @@ def start(folder: Path, world: int, store: Path) -> list[int]:
         if child == 0:
             code = 1
             try:
-                dist.init_process_group("gloo", rank=rank, world_size=world, store=dist.FileStore(str(store), world))
+                dist.init_process_group("gloo", rank=rank, world_size=world, store=FileStore(str(store), world))
                 train(folder, Ranks(rank, world))
                 code = 0
             finally:
