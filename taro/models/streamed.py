@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -71,6 +71,8 @@ class HostStore:
                 code = int(torch.cuda.cudart().cudaHostRegister(unit.data_ptr(), -(-size // PAGE) * PAGE, 0))
             if code:
                 self._pin = False
+                with suppress(RuntimeError):  # CUDA gives the error once more, to the next kernel
+                    torch.zeros(1, device=self._device)
                 log.warning("host memory of the reference could not be pinned (CUDA error %d): streaming it is slower; "
                             "see the limit of locked memory (ulimit -l)", code)
 
