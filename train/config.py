@@ -39,6 +39,8 @@ class TrainConfig(Config):
     """folder of the run; it must hold no other"""
     seed: int = Field(0, ge=0)
     """of every random draw"""
+    objective: Literal["rl", "sft"] = "rl"
+    """rl: the method; sft: learn responses written from candidate paths and ground truth, a cold start (docs/sft.md)"""
     template: TemplateName | None = None
     """prompt template, by name or file; null: the one that the policy's folder names, else "taro" """
     device: Literal["auto", "cpu", "cuda"] = "auto"

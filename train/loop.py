@@ -25,6 +25,7 @@ from taro.train.keep import is_due, save_and_prune, validate
 from taro.train.open import OnStep, OnWork, Run, open_run
 from taro.train.plan.open import keep_speed
 from taro.train.plan.show import use_text
+from taro.train.sft import sft_step
 from taro.train.step import train_step
 
 __all__ = ["TrainReport", "train"]
@@ -59,8 +60,9 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
     with explain_disk_errors(run.folder, run.kept), contextlib.closing(run), _full_gpu_explained(run):
         if run.state.step == 0:
             validate(run)
+        one_step = sft_step if config.objective == "sft" else train_step
         while run.state.step < run.steps:
-            train_step(run)
+            one_step(run)
             run.saver.poll()
             if is_due(run, config.validation.every):
                 validate(run)

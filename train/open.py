@@ -165,7 +165,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     data = TrainingData([_open_set(source, folder, config.reward, config.seed) for source in config.sources],
                         prompts=config.rollout.prompts, seed=config.seed, draws=config.data.draws,
                         validation=config.validation)
-    if config.curriculum.schedule != "off":
+    if config.curriculum.schedule != "off" and config.objective == "rl":
         data.warn_missing_captions(config.rollout.paths)
     asking = asking_of(folder, template=config.template, no_think=config.reward.no_think,
                        protocol=config.reward.protocol)

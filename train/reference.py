@@ -24,9 +24,9 @@ Reference = Callable[[RolloutBatch], torch.Tensor]
 
 def open_reference(config: TrainConfig, folder: Path, device: torch.device, *, bf16: bool,
                    ranks: Ranks = ALONE) -> Reference | None:
-    """The start policy of a run in the model folder `folder`; None where `loss.kl` is 0. Raises ModelError as
-    `load_policy`."""
-    if config.loss.kl == 0:
+    """The start policy of a run in the model folder `folder`; None where `loss.kl` is 0 or the objective is sft. Raises
+    ModelError as `load_policy`."""
+    if config.loss.kl == 0 or config.objective == "sft":
         return None
     if config.reference == "gpu":
         policy = load_compute(folder, device, bf16=bf16)

@@ -30,7 +30,7 @@ from taro.train.data import sample_name
 from taro.train.disruption import Disruption
 from taro.train.prefixes import draw_paths, prefix_ids
 
-__all__ = ["RolloutBatch", "Scores", "StepName", "counted_tokens", "disrupt", "roll_out", "score_batch",
+__all__ = ["RolloutBatch", "Scores", "StepName", "counted_tokens", "disrupt", "on_device", "roll_out", "score_batch",
            "score_prompts"]
 
 
@@ -93,7 +93,7 @@ def roll_out(policy: Policy, asking: Asking, samples: Sequence[Sample], config: 
     Args: guide: probability that a rollout is guided at this step (`taro.train.curriculum`); bf16: compute under
     autocast; sampler: what draws, None: grouped decoding."""
     sampler = sampler or grouped_sampler(policy)
-    prompts = [ask(policy, asking, _on(sample.features, policy.device), sample.query.text) for sample in samples]
+    prompts = [ask(policy, asking, on_device(sample.features, policy.device), sample.query.text) for sample in samples]
     forced_BG, fallbacks = [], 0
     for sample in samples:
         name = sample_name(sample)
@@ -120,7 +120,8 @@ def roll_out(policy: Policy, asking: Asking, samples: Sequence[Sample], config: 
                         finished_BG, lengths_BG.numpy() > 0, fallbacks, texts_BG)
 
 
-def _on(features: VideoFeatures, device: torch.device) -> VideoFeatures:
+def on_device(features: VideoFeatures, device: torch.device) -> VideoFeatures:
+    """The same features there."""
     return replace(features, main_SND=features.main_SND.to(device),
                    deepstack_LSND=tuple(level.to(device) for level in features.deepstack_LSND))
 

@@ -19,9 +19,9 @@ from taro.train.rewards import compute_rewards, control_totals
 from taro.train.rollouts import StepName, roll_out, score_batch
 from taro.train.schedules import at_step
 from taro.train.speed import phase_speeds
-from taro.train.update import update_policy
+from taro.train.update import Update, update_policy
 
-__all__ = ["train_step"]
+__all__ = ["finish_step", "stop_if_nonfinite", "train_step"]
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +57,28 @@ def train_step(run: Run) -> dict[str, Any]:
     values["tokens_per_s_by_phase"] = phase_speeds(batch, values["phases"], ranks)
     if update.skipped and not config.checkpoint.dump_rollouts and ranks.first:
         write_rollouts(dump, rows.lines)
-    run.log(step, values)
+    finish_step(run, values, update)
     run.log_rollouts(step, "".join(rows.lines).splitlines())
     for sign in run.watch.see(values) if ranks.first else ():
         log.warning("step %d: %s", step, sign)
+    stop_if_nonfinite(run)
+    return values
+
+
+def finish_step(run: Run, values: dict[str, Any], update: Update) -> dict[str, Any]:
+    """Logs a step's line, which it returns, and counts the step."""
+    step = run.state.step
+    run.log(step, values)
     run.last = {"step": step, **values}
     run.state.step, run.state.skipped = step + 1, run.state.skipped + update.skipped
     run.state.nonfinite_streak = run.state.nonfinite_streak + 1 if update.skipped else 0
-    if run.state.nonfinite_streak >= config.optimizer.max_nonfinite:
+    return values
+
+
+def stop_if_nonfinite(run: Run) -> None:
+    """Raises TaroError after `optimizer.max_nonfinite` updates in a row that were not finite."""
+    step = run.state.step - 1
+    if run.state.nonfinite_streak >= run.config.optimizer.max_nonfinite:
         raise TaroError(f"the loss or gradient was not finite in {run.state.nonfinite_streak} steps in a row (last: "
                         f"step {step}); the run stopped. Its rollouts are in rollouts/step-{step:06d}.jsonl; lower "
                         "optimizer.lr, or resume from the newest checkpoint with other settings in a new run")
-    return values

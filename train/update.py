@@ -154,4 +154,4 @@ def _micro_batch(work: _Work, micro: slice, denominator: float) -> tuple[LossPar
     parts = policy_loss(work.algorithm, tokens, torch.as_tensor(batch.guided_BG[micro], device=device), cloning_BG,
                         None if reference_BGR is None else reference_BGR[micro].to(device), kl=loss.kl,
                         entropy=loss.entropy, denominator=denominator)
-    return parts, float(found[-1].sum()) if batch.given else 0.0
+    return parts, float(found[-1].detach().sum()) if batch.given else 0.0

@@ -16,6 +16,7 @@ __all__ = ["train"]
 
 SHOWN = (("reward", "reward"), ("format", "format"), ("tiou", "tIoU"), ("bonus", "bonus"), ("timestamps", "timestamps"),
          ("kl", "KL"), ("length", "tokens"))
+SHOWN_SFT = (("loss", "loss"), ("accuracy", "accuracy"), ("length", "tokens"))
 NO_THINK = ("reward.no_think=true", "reward.drop_over=response", "curriculum.schedule=off")
 
 
@@ -28,6 +29,8 @@ def train(
     ] = None,
     no_think: Annotated[bool, typer.Option("--no-think", help="Train answers without reasoning: reward.no_think, the "
                                            "drop over the response, no guided phase.")] = False,
+    objective: Annotated[str | None, typer.Option("--objective", metavar="rl|sft", show_default=False, help="sft: "
+                         "learn responses written from candidate paths and ground truth, a cold start for rl.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print what the run would take of each GPU, its steps and hours, "
                                        "and train nothing; no weight is read, and no GPU is needed.")] = False,
@@ -41,14 +44,13 @@ def train(
     from taro.train.config import TrainConfig
     from taro.train.run_dir import check_run
 
+    given = [*(NO_THINK if no_think else ()), *([f"objective={objective}"] if objective else ()), *(overrides or ())]
     if plan:
         from taro.cli.plan import plan_run, show_plan
 
-        show_plan(plan_run(recipe, [*(NO_THINK if no_think else ()), *(overrides or ())], gpus=gpus,
-                           memory_gib=memory), as_json=as_json)
+        show_plan(plan_run(recipe, given, gpus=gpus, memory_gib=memory), as_json=as_json)
         return
-    config = load_config(TrainConfig, recipe, [*(NO_THINK if no_think else ()), *(overrides or ())],
-                         package="taro.train.recipes")
+    config = load_config(TrainConfig, recipe, given, package="taro.train.recipes")
     check_run(config, resume=resume)
     with progress("loading", quiet=as_json) as shown:
         from taro.train.data import data_lines  # only now, since torch comes with the loop
@@ -61,7 +63,8 @@ def train(
                           f"R1@0.5 {line['eval']['r1@0.5']:.3f} ({line['eval']['queries']} queries)"
                           + "".join(f", {name} {of['miou']:.3f}" for name, of in line["eval"].get("sets", {}).items()))
                 return
-            values = " ".join(f"{label} {line[key]:.2f}" for key, label in SHOWN)
+            values = " ".join(f"{label} {line[key]:.2f}" for key, label in
+                              (SHOWN_SFT if line["phase"] == "sft" else SHOWN))
             shown.update(line["step"] + 1, line["steps"], f"{line['phase']} {values}")
 
         def begin(data: dict[str, Any]) -> None:

@@ -20,9 +20,10 @@ from pydantic import Field, field_validator
 from taro.core.config import Config, digest, load_config, recipe_names
 from taro.core.errors import ConfigError
 from taro.core.numbers import number
+from taro.grounding.moment import Moment
 from taro.grounding.records import DenseCaption
 
-__all__ = ["TAGS", "Asking", "PromptTemplate", "caption_line", "load_template", "normalise_query",
+__all__ = ["TAGS", "Asking", "PromptTemplate", "answer_text", "caption_line", "load_template", "normalise_query",
            "parse_captions", "template_names"]
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -60,6 +61,15 @@ def caption_line(caption: DenseCaption) -> str:
     'From 2.0s to 5.5s, a door opens'
     """
     return f"From {caption.start_s:.1f}s to {caption.end_s:.1f}s, {_without_tags(caption.text)}"
+
+
+def answer_text(windows: Sequence[Moment]) -> str:
+    """The answer that names these windows, as our templates ask for it.
+
+    >>> answer_text([Moment(2, 5.5), Moment(8, 9)])
+    '<answer>2.00s to 5.50s, 8.00s to 9.00s</answer>'
+    """
+    return f"<answer>{', '.join(f'{one.start_s:.2f}s to {one.end_s:.2f}s' for one in windows)}</answer>"
 
 
 class PromptTemplate(Config):
