@@ -4,15 +4,16 @@ Thin: the work is `taro.train.loop.train`. Left out: everything about many GPUs.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
-from taro.cli.options import Json, Overrides, train_recipes, train_settings
+from taro.cli.options import Json, Overrides, takes_options, train_recipes, train_settings
 from taro.cli.output import say, say_json
 from taro.cli.progress import progress
 
-__all__ = ["train"]
+__all__ = ["TrainOptions", "train"]
 
 SHOWN = (("reward", "reward"), ("format", "format"), ("tiou", "tIoU"), ("bonus", "bonus"), ("timestamps", "timestamps"),
          ("kl", "KL"), ("length", "tokens"))
@@ -20,39 +21,52 @@ SHOWN_SFT = (("loss", "loss"), ("accuracy", "accuracy"), ("length", "tokens"))
 NO_THINK = ("reward.no_think=true", "reward.drop_over=response", "curriculum.schedule=off")
 
 
-def train(
+@dataclass(frozen=True)
+class TrainOptions:
+    """What is trained, and how the run is begun."""
+
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (taro-7b, taro-8b, sandbox, quickstart) or a .yaml "
-                                          "file.", autocompletion=train_recipes)],
+                                          "file.", autocompletion=train_recipes)]
     overrides: Annotated[
         Overrides, typer.Option("--set", metavar="KEY=VALUE", autocompletion=train_settings,
                                 help="Replace a setting, e.g. optimizer.lr=2e-6; repeatable."),
-    ] = None,
+    ] = None
     no_think: Annotated[bool, typer.Option("--no-think", help="Train answers without reasoning: reward.no_think, the "
-                                           "drop over the response, no guided phase.")] = False,
+                                           "drop over the response, no guided phase.")] = False
     objective: Annotated[str | None, typer.Option("--objective", metavar="rl|sft", show_default=False, help="sft: "
-                         "learn responses written from candidate paths and ground truth, a cold start for rl.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint.")] = False,
+                         "learn responses written from candidate paths and ground truth, a cold start for rl.")] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint.")] = False
     plan: Annotated[bool, typer.Option("--plan", help="Print what the run would take of each GPU, its steps and hours, "
-                                       "and train nothing; no weight is read, and no GPU is needed.")] = False,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs to plan for.")] = 1,
+                                       "and train nothing; no weight is read, and no GPU is needed.")] = False
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs to plan for.")] = 1
     memory: Annotated[float | None, typer.Option("--memory", metavar="GIB", min=1, show_default=False, help="With "
-                      "--plan: memory of each GPU; default: that of the GPU here, else 79.2 (sold as 80 GB).")] = None,
-    as_json: Json = False,
-) -> None:
+                      "--plan: memory of each GPU; default: that of the GPU here, else 79.2 (sold as 80 GB).")] = None
+    as_json: Json = False
+
+    @property
+    def settings(self) -> list[str]:
+        """What replaces the recipe's settings, as --set takes it."""
+        objective = [f"objective={self.objective}"] if self.objective else []
+        return [*(NO_THINK if self.no_think else ()), *objective, *(self.overrides or ())]
+
+
+@takes_options
+def train(options: TrainOptions) -> None:
     """Stage 2: train a policy on shards, guided then free; no video is opened and no vision tower is loaded."""
     from taro.core.config import load_config
     from taro.train.config import TrainConfig
     from taro.train.run_dir import check_run
 
-    given = [*(NO_THINK if no_think else ()), *([f"objective={objective}"] if objective else ()), *(overrides or ())]
-    if plan:
+    given = options.settings
+    if options.plan:
         from taro.cli.plan import plan_run, show_plan
 
-        show_plan(plan_run(recipe, given, gpus=gpus, memory_gib=memory), as_json=as_json)
+        found = plan_run(options.recipe, given, gpus=options.gpus, memory_gib=options.memory)
+        show_plan(found, as_json=options.as_json)
         return
-    config = load_config(TrainConfig, recipe, given, package="taro.train.recipes")
-    check_run(config, resume=resume)
-    with progress("loading", quiet=as_json) as shown:
+    config = load_config(TrainConfig, options.recipe, given, package="taro.train.recipes")
+    check_run(config, resume=options.resume)
+    with progress("loading", quiet=options.as_json) as shown:
         from taro.train.data import data_lines  # only now, since torch comes with the loop
         from taro.train.loop import train as run_training
         from taro.train.trackers import finite
@@ -72,8 +86,8 @@ def train(
                 shown.say(line)
             shown.stage("training")
 
-        report = run_training(config, resume=resume, on_step=show, on_start=begin, on_work=shown.beside)
-    if as_json:
+        report = run_training(config, resume=options.resume, on_step=show, on_start=begin, on_work=shown.beside)
+    if options.as_json:
         say_json({"run": str(report.run), "export": str(report.export), "steps": report.steps,
                   "skipped": report.skipped, "best_step": report.best_step, "best_score": report.best_score,
                   "seconds": round(report.seconds, 3), "last": finite(report.last)})
