@@ -95,14 +95,14 @@ def test_a_base_model_learns_the_form_and_rl_goes_on_from_its_export(
     assert lines[-1]["accuracy"] > lines[0]["accuracy"] + 0.3
     assert not list((cold.out / "rollouts").iterdir())
     load_policy(report.export)
-    on = make_config(policy=str(report.export), out=str(tmp_path / "on"), length={"amount": 1})
+    on = tiny.config(tmp_path / "on", policy=str(report.export), length={"amount": 1})
     train(on)
     assert read_jsonl(on.out / "metrics.jsonl")[0]["phase"] == "guided"
 
 
 def test_a_resumed_cold_start_equals_an_uninterrupted_one(
-        make_config: Callable[..., TrainConfig], tmp_path: Any) -> None:
-    whole = make_config(objective="sft", length={"amount": 4}, out=str(tmp_path / "whole"))
+        tiny: Tiny, make_config: Callable[..., TrainConfig], tmp_path: Any) -> None:
+    whole = tiny.config(tmp_path / "whole", objective="sft", length={"amount": 4})
     train(whole)
     for steps in (2, 4):
         cut = make_config(objective="sft", length={"amount": steps})
