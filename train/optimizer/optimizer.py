@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from taro.train.optimizer.pieces import Piece, slice_length
-from taro.train.optimizer.slot import AdamW, Slot
+from taro.train.optimizer.slot import CHUNK, AdamW, Slot
 from taro.train.ranks import ALONE, Ranks
 from taro.train.settings.update import OptimizerConfig
 
@@ -72,8 +72,9 @@ class Optimizer:
         mine = [one for slot in self.slots if (one := slot.slice_of_gradient()) is not None]
         if self.ranks.world == 1 and not any(one.dtype == torch.bfloat16 for one in mine):
             return float(torch.nn.utils.get_total_norm(mine)) if mine else 0.0
-        squares = [float(torch.linalg.vector_norm(one, dtype=torch.float64)) ** 2 for one in mine]
-        return math.sqrt(float(self.ranks.sum([sum(squares)])[0]))
+        squares = [torch.linalg.vector_norm(part, dtype=torch.float64).square()  # a float64 copy of each chunk is made
+                   for one in mine for part in one.split(CHUNK)]
+        return math.sqrt(float(self.ranks.sum([float(torch.stack(squares).sum()) if squares else 0.0])[0]))
 
     def clipped(self, norm: float) -> float:
         """The factor that brings a gradient of that norm to `grad_clip` at most, in the precision of the gradient."""

@@ -15,7 +15,7 @@ from taro.train.optimizer.pieces import BLOCK, Piece, bounds
 from taro.train.optimizer.rounding import element_bits, name_key, round_bfloat16
 from taro.train.settings.update import States
 
-__all__ = ["AdamW", "Slot"]
+__all__ = ["CHUNK", "AdamW", "Slot"]
 
 CHUNK = 1 << 24
 """elements updated at a time: bounds the temporary tensors; a multiple of BLOCK"""
