@@ -1,7 +1,7 @@
 """Do short optimizer states learn as float32 ones do? The sandbox policy trained with each, beside float32 seeds.
 
-Every run computes in bfloat16. The spread of the float32 runs over seeds is what chance does; a setting that ends inside
-it costs nothing that can be seen at this length. Printed: mean reward of a run's last quarter of steps, first and last.
+Every run computes in bfloat16. The spread of the float32 runs over seeds is what chance does; a setting that ends
+inside it costs nothing that can be seen at this length. Printed: mean reward of the first and last quarter of steps.
 
     python benchmarks/states.py --shards SHARDS --out FOLDER --steps 200 --seeds 3
 """

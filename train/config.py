@@ -45,8 +45,9 @@ class TrainConfig(Config):
     """prompt template, by name or file; null: the one that the policy's folder names, else "taro" """
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one"""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """of computation, weights stay float32; auto: bfloat16 on cuda, float32 on cpu"""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """of computation; auto: bfloat16 on cuda, float32 on cpu. bfloat16: linear layers and embeddings are held so too,
+    and optimizer.states says what is trained; float64: for tests of exactness"""
     reference: Literal["gpu", "sharded", "host"] = "gpu"
     """where the start policy of loss.kl lies; the numbers are the same. gpu: beside the policy, on every GPU; sharded:
     shared out over the GPUs, gathered a layer at a time; host: in the machine's memory, streamed a layer at a time"""
@@ -72,6 +73,11 @@ class TrainConfig(Config):
                              f"optimizer.mini_batches={self.optimizer.mini_batches}")
         if self.reward.no_think and self.curriculum.schedule != "off":
             raise ValueError("reward.no_think=true leaves no reasoning to guide; set curriculum.schedule=off")
+        if self.dtype == "float64" and (
+                (self.optimizer.states, self.reference) != ("float32", "gpu") or self.lora is not None):
+            raise ValueError("dtype=float64 goes with optimizer.states=float32, reference=gpu and no lora; got "
+                             f"{self.optimizer.states}, {self.reference} and {'a' if self.lora else 'no'} lora; leave "
+                             "them out, or choose another dtype")
         if self.optimizer.offload_activations and not self.optimizer.checkpoint_activations:
             raise ValueError("optimizer.offload_activations moves what optimizer.checkpoint_activations keeps; set "
                              "that to true as well")

@@ -170,8 +170,9 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     asking = asking_of(folder, template=config.template, no_think=config.reward.no_think,
                        protocol=config.reward.protocol)
     asking.text("")  # raises where the template has no such mode, before the folder is begun
-    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
-    facts = {"template_sha256": asking.template.sha256, "compute_dtype": "bfloat16" if bf16 else "float32",
+    precision = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    bf16 = precision == "bfloat16"
+    facts = {"template_sha256": asking.template.sha256, "compute_dtype": precision,
              "validation_sha256": data.validation_sha256}
     if resume:
         _check_data(config.out, data)
@@ -180,7 +181,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
         facts["policy_sha256"] = folder_sha256(folder)
     plan = check_fits(config, data, asking, base_of(folder), bf16=bf16)
     if config.lora is None:
-        policy = load_compute(folder, device, bf16=bf16, trainable=True)
+        policy = load_compute(folder, device, bf16=bf16, trainable=True, double=precision == "float64")
     else:
         policy = load_with_adapters(config.lora, folder, device, seed=config.seed, bf16=bf16)
     check_asking(policy, asking)

@@ -29,7 +29,7 @@ def open_reference(config: TrainConfig, folder: Path, device: torch.device, *, b
     if config.loss.kl == 0 or config.objective == "sft":
         return None
     if config.reference == "gpu":
-        policy = load_compute(folder, device, bf16=bf16)
+        policy = load_compute(folder, device, bf16=bf16, double=config.dtype == "float64")
         return lambda batch: score_prompts(policy, batch.prompts, batch, bf16=bf16)
 
     def gather(mine_U: torch.Tensor, out_U: torch.Tensor) -> None:

@@ -60,7 +60,7 @@ def generate(policy: Policy, prompts: Sequence[Prompt], *, G: int, decoding: Dec
         token = torch.where(alive, token, policy.pad_id)
         ids[rows, t], mask[rows, t] = token, alive
         chosen = torch.log_softmax(logits, -1).gather(-1, token[:, None])[:, 0]
-        logprobs[rows, t] = torch.where(alive, chosen, 0.0)
+        logprobs[rows, t] = torch.where(alive, chosen, 0.0).float()
         ended[rows] |= torch.isin(token, ends) & (t >= forced_N[rows])
         if t + 1 == R or (t % CHECK_EVERY == CHECK_EVERY - 1 and state.drop_finished(ended)):
             break

@@ -89,11 +89,14 @@ def compute_dtypes(policy: Policy, *, bf16: bool) -> Dtypes:
     return lambda place: torch.bfloat16 if bf16 and place in short else torch.float32
 
 
-def load_compute(folder: str | Path, device: torch.device, *, bf16: bool, trainable: bool = False) -> Policy:
+def load_compute(folder: str | Path, device: torch.device, *, bf16: bool, trainable: bool = False,
+                 double: bool = False) -> Policy:
     """A policy in the precision that it computes in, see `compute_dtypes`; every tensor goes to the device in its own
-    dtype, one at a time. Raises ModelError as `load_policy`."""
+    dtype, one at a time. `double`: in float64. Raises ModelError as `load_policy`."""
     policy, tied = build_policy(folder)
     fill_policy(policy, device=device, dtype=compute_dtypes(policy, bf16=bf16), tied=tied)
+    if double:
+        policy.language_model.double()
     policy.language_model.requires_grad_(trainable)
     return policy
 

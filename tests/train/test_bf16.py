@@ -30,3 +30,15 @@ def test_the_start_policy_has_kl_zero_and_weights_stay_float32(
 
     state = load_file(config.out / "checkpoints/step-000003/rank-00000-of-00001.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def test_a_float64_run_computes_in_float64_throughout(make_config: Callable[..., TrainConfig]) -> None:
+    """Weights and moments are float64, and the reference too: no KL to it that float32 would leave."""
+    from safetensors.torch import load_file
+
+    config = make_config(dtype="float64", length={"amount": 2}, loss={"kl": 0.01})
+    train(config)
+    rows = list(read_jsonl(config.out / "metrics.jsonl"))
+    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-12) and all(row["logprob_gap"] < 1e-6 for row in rows)
+    state = load_file(config.out / "checkpoints/step-000002/rank-00000-of-00001.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float64}
