@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore  # type: ignore[attr-defined]  a part of its public documents
+from torch.distributed import FileStore
 
 from taro.core.files import remove_temporary_folders
 from taro.train.checkpoint import RunState, Saver, checkpoints, resume_checkpoint
