@@ -90,7 +90,7 @@ class Run:
                            facts=self.must_stay, background=knobs.background)
 
     @property
-    def must_stay(self) -> dict[str, str]:
+    def must_stay(self) -> dict[str, Any]:
         """What a checkpoint says of the settings that its tensors depend on."""
         return _must_stay(self.config)
 
@@ -208,8 +208,9 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
                lock, bf16, on_step, None if found is None else state.step, plan=plan)
 
 
-def _must_stay(config: TrainConfig) -> dict[str, str]:
-    return {"optimizer.states": config.optimizer.states}
+def _must_stay(config: TrainConfig) -> dict[str, Any]:
+    lora = {} if config.lora is None else config.lora.model_dump(mode="json")
+    return {"optimizer.states": config.optimizer.states, **{f"lora.{key}": value for key, value in lora.items()}}
 
 
 def _check_data(folder: Path, data: TrainingData) -> None:

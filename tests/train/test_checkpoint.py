@@ -175,12 +175,15 @@ def test_a_checkpoint_of_an_older_taro_is_read(tmp_path: Path) -> None:
         resume_checkpoint(tmp_path, optimizer_of("8bit", dtype=torch.bfloat16, shapes=shapes))
 
 
-@pytest.mark.parametrize("what", ["states", "size", "name", "dtype"])
+@pytest.mark.parametrize("what", ["states", "lora", "size", "name", "dtype"])
 def test_what_another_run_wrote_is_refused_with_what_differs(tmp_path: Path, what: str) -> None:
     save_checkpoint(tmp_path, optimizer_of(), RunState(step=1))
-    facts, other, said = {}, optimizer_of(), ""
+    facts, other, said = dict[str, Any](), optimizer_of(), ""
     if what == "states":
         facts, said = {"optimizer.states": "8bit"}, "Changed: optimizer.states: None -> 8bit"
+    elif what == "lora":
+        save_checkpoint(tmp_path, optimizer_of(), RunState(step=1), facts={"lora.rank": 16, "lora.targets": ["a"]})
+        facts, said = {"lora.rank": 8, "lora.targets": ["a"]}, "Changed: lora.rank: 16 -> 8$"
     elif what == "size":
         other = optimizer_of(shapes={**SHAPES, "head": (258,)})
         said = "not this policy's.*'head'.*257 x F32 there, 258 x F32 here"

@@ -221,10 +221,11 @@ class Saver:
         return "named"
 
 
-def save_checkpoint(folder: Path, owner: Owner, state: RunState, *, ranks: Ranks = ALONE) -> Path:
+def save_checkpoint(folder: Path, owner: Owner, state: RunState, *, ranks: Ranks = ALONE,
+                    facts: Mapping[str, Any] | None = None) -> Path:
     """Writes `folder`/step-N while the caller waits; returns it. Where the disk refuses, nothing of the new one is left
     and OSError is raised."""
-    with contextlib.closing(Saver(folder, owner, ranks=ranks, background=False)) as saver:
+    with contextlib.closing(Saver(folder, owner, ranks=ranks, facts=facts, background=False)) as saver:
         saver.save(state)
     return folder / step_folder(state.step)
 
