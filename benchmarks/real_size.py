@@ -1,4 +1,4 @@
-"""A whole job at a released model's size, by one command: preprocess, train, stop, resume, export, load by stock classes.
+"""A whole job at a released model's size, by one command: preprocess, train, resume, export, load by stock classes.
 
 Weights are random and of released shape, videos are real, every command is `taro` in a process of its own. Three steps
 with a KL to the start policy, the first one guided; one more after a resume. A reward on the responses' text lets
@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.shapes import write_model
+from benchmarks.shapes import write_model  # noqa: E402
 
 CASES: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
     "tiny": ("tiny", "sandbox", 1, ("device=auto", "rollout.prompts=4", "rollout.max_new_tokens=48",
@@ -69,6 +69,11 @@ def annotate(videos: Path, path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def set_words(*settings: str) -> list[str]:
+    """`--set` before each."""
+    return [word for setting in settings for word in ("--set", setting)]
+
+
 class Job:
     """One case: runs its commands, keeps their times."""
 
@@ -92,8 +97,9 @@ class Job:
         with log.open("a", encoding="utf-8") as file:
             file.write(f"$ taro {' '.join(words)}\n")
             file.flush()
-            done = subprocess.run([sys.executable, "-m", "taro", *words], stdout=subprocess.PIPE, stderr=file, text=True,
-                                  env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"})
+            path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+            done = subprocess.run([sys.executable, "-m", "taro", *words], stdout=subprocess.PIPE, stderr=file,
+                                  text=True, env={**os.environ, "PYTHONPATH": path})
         if done.returncode:
             raise RuntimeError(f"taro {words[0]}: exit code {done.returncode}\n{log.read_text()[-3000:]}")
         return done.stdout
@@ -102,9 +108,8 @@ class Job:
         """`taro train --json` up to `steps`."""
         settings = [f"policy={self.work / 'base'}", f"shards={self.work / 'shards'}", f"out={self.work / 'run'}",
                     *COMMON, *self.settings, f"length.amount={steps}"]
-        words = [word for setting in settings for word in ("--set", setting)]
         many = ("--gpus", str(self.gpus)) if self.gpus > 1 else ()
-        found: dict[str, Any] = json.loads(self.taro("train", self.recipe, *words, *many, *more, "--json"))
+        found: dict[str, Any] = json.loads(self.taro("train", self.recipe, *set_words(*settings), *many, *more, "--json"))
         return found
 
     def run(self, videos: Path) -> None:
@@ -115,11 +120,10 @@ class Job:
             write_model(self.work / "base", self.size, seed=0)
         annotate(videos, self.work / "annotations.jsonl")
         with self.timed("preprocess"):
-            self.taro("preprocess", "jsonl", *(word for setting in (
+            self.taro("preprocess", "jsonl", *set_words(
                 f"videos={videos}", f"annotations={self.work / 'annotations.jsonl'}", f"out={self.work / 'shards'}",
-                f"policy={self.work / 'base'}", "clip_model=null", "segment.method=uniform",
-                "caption.method=annotations", "caption.model=null", "max_skipped=1", "workers=4",
-                "licences={videos: test, annotations: test, captions: test}") for word in ("--set", setting)))  # fmt: skip
+                f"policy={self.work / 'base'}", "clip_model=null", "segment.method=uniform", "workers=4",
+                "caption.method=annotations", "caption.model=null", "max_skipped=1"))
         with self.timed("plan"):
             self.result["plan"] = self.train(4, "--plan")
         with self.timed("train 3 steps and checkpoint"):
@@ -155,8 +159,10 @@ def moved(base: Path, export: Path) -> dict[str, Any]:
     for name in files:
         part = found[name][0] if name in found else "other"
         one = counts.setdefault(part, {"tensors": 0, "moved": 0, "elements": 0, "changed": 0, "largest": 0.0})
-        with safe_open(files[name], "pt", device=where) as a, safe_open(ours.get(name, files[name]), "pt", device=where) as b:
-            before, after = a.get_tensor(name), b.get_tensor(name)
+        with safe_open(files[name], "pt", device=where) as file:
+            before = file.get_tensor(name)
+        with safe_open(ours[name], "pt", device=where) as file:
+            after = file.get_tensor(name)
         differ = int((before != after).sum())
         one["tensors"] += 1
         one["moved"] += differ > 0
@@ -208,10 +214,11 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{result['case']}: " + ", ".join(f"{name} {seconds} s" for name, seconds in result["seconds"].items())]
     for row in result.get("steps", ()):
         phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in (row["phases"] or {}).items())
-        lines.append(f"  step {row['step']} {row['phase']}: {row['seconds']:.1f} s ({phases}), {row['memory_gib']:.1f} GiB, "
-                     f"reward {row['reward']:.3f} +- {row['reward_std']:.3f}, KL {row['kl']:.2e}, gradient "
+        lines.append(f"  step {row['step']} {row['phase']}: {row['seconds']:.1f} s ({phases}), "
+                     f"{row['memory_gib']:.1f} GiB, reward {row['reward']:.3f} +- {row['reward_std']:.3f}, KL {row['kl']:.2e}, gradient "
                      f"{row['grad_norm']:.3g}, gap {row['logprob_gap']:.4f}, {row['length']:.0f} tokens a response")
-    lines += [f"  {key}: {json.dumps(result[key])[:600]}" for key in ("plan", "moved", "stock", "failed") if key in result]
+    lines += [f"  {key}: {json.dumps(result[key])[:900]}" for key in ("plan", "moved", "stock", "failed")
+              if key in result]
     return "\n".join(lines)
 
 
