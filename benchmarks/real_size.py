@@ -123,9 +123,10 @@ class Job:
             self.taro("preprocess", "jsonl", *set_words(
                 f"videos={videos}", f"annotations={self.work / 'annotations.jsonl'}", f"out={self.work / 'shards'}",
                 f"policy={self.work / 'base'}", "clip_model=null", "segment.method=uniform", "workers=4",
-                "caption.method=annotations", "caption.model=null", "max_skipped=1"))
+                "caption.method=annotations", "caption.model=null", "max_skipped=1",
+                *(("sampling.total_tokens=256",) if self.size.endswith("tiny") else ())))
         with self.timed("plan"):
-            self.result["plan"] = self.train(4, "--plan")
+            self.result["plan"] = self.train(4, "--plan", "--memory", "80")
         with self.timed("train 3 steps and checkpoint"):
             self.train(3)
         with self.timed("resume, 1 step, checkpoint, export"):
