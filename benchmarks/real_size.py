@@ -28,13 +28,14 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.shapes import write_model  # noqa: E402
 
+ADAPTERS = ("lora.rank=32", "lora.alpha=64", "optimizer.lr=1e-5")
 CASES: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
     "tiny": ("tiny", "sandbox", 1, ("device=auto", "rollout.prompts=4", "rollout.max_new_tokens=48",
                                     "rollout.min_free_tokens=8")),
     "3b": ("3b", "taro-3b", 1, ()),
-    "7b-lora": ("7b", "taro-7b-lora", 1, ()),
+    "7b-lora": ("7b", "taro-7b", 1, (*ADAPTERS,)),
     "7b-full": ("7b", "taro-7b", 1, ("optimizer.states=8bit", "reference=host")),
-    "8b-lora": ("qwen3-8b", "taro-8b-lora", 1, ()),
+    "8b-lora": ("qwen3-8b", "taro-8b", 1, (*ADAPTERS,)),
     "7b-full-2": ("7b", "taro-7b", 2, ("optimizer.states=8bit",)),
     "3b-2": ("3b", "taro-3b", 2, ()),
 }  # fmt: skip
@@ -109,7 +110,8 @@ class Job:
         settings = [f"policy={self.work / 'base'}", f"shards={self.work / 'shards'}", f"out={self.work / 'run'}",
                     *COMMON, *self.settings, f"length.amount={steps}"]
         many = ("--gpus", str(self.gpus)) if self.gpus > 1 else ()
-        found: dict[str, Any] = json.loads(self.taro("train", self.recipe, *set_words(*settings), *many, *more, "--json"))
+        said = self.taro("train", self.recipe, *set_words(*settings), *many, *more, "--json")
+        found: dict[str, Any] = json.loads(said)
         return found
 
     def run(self, videos: Path) -> None:
@@ -126,7 +128,12 @@ class Job:
                 "caption.method=annotations", "caption.model=null", "max_skipped=1",
                 *(("sampling.total_tokens=256",) if self.size.endswith("tiny") else ())))
         with self.timed("plan"):
-            self.result["plan"] = self.train(4, "--plan", "--memory", "80")
+            plan = self.train(4, "--plan", "--memory", "80")
+            self.result["plan"] = {key: plan.get(key) for key in ("fits", "peak_phase")} | {
+                "peak GiB": round(plan["peak"] / 2**30, 2), "context GiB": round(plan["context"] / 2**30, 2),
+                "always GiB": {part: round(size / 2**30, 2) for part, size in plan["always"].items()},
+                "phases GiB": {name: {part: round(size / 2**30, 2) for part, size in parts.items()}
+                               for name, parts in plan["phases"].items()}}
         with self.timed("train 3 steps and checkpoint"):
             self.train(3)
         with self.timed("resume, 1 step, checkpoint, export"):
@@ -216,9 +223,10 @@ def table(result: dict[str, Any]) -> str:
     for row in result.get("steps", ()):
         phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in (row["phases"] or {}).items())
         lines.append(f"  step {row['step']} {row['phase']}: {row['seconds']:.1f} s ({phases}), "
-                     f"{row['memory_gib']:.1f} GiB, reward {row['reward']:.3f} +- {row['reward_std']:.3f}, KL {row['kl']:.2e}, gradient "
-                     f"{row['grad_norm']:.3g}, gap {row['logprob_gap']:.4f}, {row['length']:.0f} tokens a response")
-    lines += [f"  {key}: {json.dumps(result[key])[:900]}" for key in ("plan", "moved", "stock", "failed")
+                     f"{row['memory_gib']:.1f} GiB, reward {row['reward']:.3f} +- {row['reward_std']:.3f}, "
+                     f"KL {row['kl']:.2e}, gradient {row['grad_norm']:.3g}, gap {row['logprob_gap']:.4f}, "
+                     f"{row['length']:.0f} tokens a response")
+    lines += [f"  {key}: {json.dumps(result[key])[:1500]}" for key in ("plan", "moved", "stock", "failed")
               if key in result]
     return "\n".join(lines)
 
