@@ -81,6 +81,9 @@ class TrainConfig(Config):
         if self.optimizer.offload_activations and not self.optimizer.checkpoint_activations:
             raise ValueError("optimizer.offload_activations moves what optimizer.checkpoint_activations keeps; set "
                              "that to true as well")
+        if self.lora is not None and self.reference != "gpu":
+            raise ValueError(f"reference={self.reference} places a second policy, and with lora there is none: the "
+                             "reference is the policy without its adapters; leave reference at gpu")
         _check_sources(self.sources, self.validation)
         if self.reward.overlong_tokens > self.rollout.max_new_tokens:
             raise ValueError(f"reward.overlong_tokens={self.reward.overlong_tokens} are more tokens than a response "

@@ -39,9 +39,11 @@ def test_a_run_has_the_same_numbers_wherever_the_reference_lies(tiny: Tiny, tmp_
     assert [row["kl"] for row in alone] == [row["kl"] for row in plain]
 
 
-def test_offload_needs_recomputation(make_config: Callable[..., TrainConfig]) -> None:
+def test_what_does_not_go_together_is_refused(make_config: Callable[..., TrainConfig]) -> None:
     with pytest.raises(ValidationError, match=r"set that to true as well"):
         make_config(optimizer={"offload_activations": True})
+    with pytest.raises(ValidationError, match="places a second policy"):
+        make_config(lora={}, reference="host")
 
 
 RANK = """
