@@ -27,6 +27,7 @@ from taro.train.plan.open import keep_speed
 from taro.train.plan.show import use_text
 from taro.train.sft import sft_step
 from taro.train.step import train_step
+from taro.train.tracing import StepTraces
 
 __all__ = ["TrainReport", "train"]
 
@@ -43,18 +44,25 @@ class TrainReport:
     best_score: float | None
     seconds: float
     last: dict[str, Any]
+    profile: dict[str, Any] | None = None
+    """where the time of the profiled steps went (`taro.train.tracing.StepTraces.write`)"""
 
 
 def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None = None,
-          on_start: Callable[[dict[str, Any]], None] | None = None, on_work: OnWork | None = None) -> TrainReport:
+          on_start: Callable[[dict[str, Any]], None] | None = None, on_work: OnWork | None = None,
+          on_phase: Callable[[str, bool], None] | None = None, profile: int = 0) -> TrainReport:
     """Trains, from the start or from the newest checkpoint; leaves a Hugging Face folder in `out`/export.
 
     Args: on_step: called with every line of metrics.jsonl, steps and evaluations alike; on_start: called once, with
     what data.json holds (`taro.train.data.TrainingData.summary`); on_work: called while validation, checkpoints and the
-    export take their time."""
+    export take their time; on_phase: as a phase of a step begins (True) and ends; profile: steps to trace into
+    `out`/profile, after one that warms up."""
     started = time.monotonic()
     run = open_run(config, resume=resume, on_step=on_step)
     run.on_work = on_work
+    run.phases.observers += [] if on_phase is None else [on_phase]
+    traces = StepTraces(run.folder / "profile", [run.policy.language_model, run.sampling.language_model], run.phases,
+                        steps=profile if run.ranks.first else 0, only=run.steps - run.state.step == 1)
     if on_start is not None:
         on_start(run.data.summary())
     with explain_disk_errors(run.folder, run.kept), contextlib.closing(run), _full_gpu_explained(run):
@@ -62,19 +70,21 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
             validate(run)
         one_step = sft_step if config.objective == "sft" else train_step
         while run.state.step < run.steps:
-            one_step(run)
+            with traces.step(run.state.step) as traced:
+                traced.append(one_step(run))
             run.saver.poll()
             if is_due(run, config.validation.every):
                 validate(run)
             if is_due(run, config.checkpoint.every) and (not run.state.nonfinite_streak or run.state.step == run.steps):
                 save_and_prune(run)
+        split = traces.write()
         with run.working("exporting the policy"):
             export = export_run(run)
         if run.plan is not None and run.ranks.first:
             keep_speed(run.plan, run.folder)
     state = run.state
     return TrainReport(run.folder, export, state.step, state.skipped, state.best_step, state.best_score,
-                       time.monotonic() - started, run.last)
+                       time.monotonic() - started, run.last, split)
 
 
 @contextlib.contextmanager

@@ -81,10 +81,11 @@ class Lines:
 
 
 class Shown:
-    """Progress of one command: `update` moves the bar, `stage` names the next piece of work, `say` prints a line."""
+    """Progress of one command: `update` moves the bar, `stage` names the next piece of work, `say` prints a line.
+    `panel`: whether something is shown below the bar."""
 
-    def __init__(self, screen: Any, bar: Any, label: str) -> None:
-        self._console, self._bar, self._label = screen, bar, one_line(label)
+    def __init__(self, screen: Any, bar: Any, label: str, *, panel: bool = False) -> None:
+        self._console, self._bar, self._label, self.panel = screen, bar, one_line(label), panel
         self._lines = Lines(self.say)
         self._beside: Shown | None = None
         self._task = bar.add_task(self._label, total=None, pace=Pace(), count="")
@@ -140,14 +141,28 @@ def count_and_time() -> list[Any]:
 
 
 @contextmanager
-def progress(label: str, *, quiet: bool = False) -> Iterator[Shown]:
-    """Shows progress while the block runs; `quiet`: not at all. What others print meanwhile appears above the bar."""
+def progress(label: str, *, quiet: bool = False, below: Callable[[int], Any] | None = None) -> Iterator[Shown]:
+    """Shows progress while the block runs; `quiet`: not at all. What others print meanwhile appears above the bar.
+    `below`: of the terminal's lines, what rich shows under the bar; not where NO_COLOR or TERM=dumb ask for plainness.
+    """
     from rich.progress import Progress
 
     screen = console(err=True, quiet=quiet)
     off = quiet or not screen.is_terminal
-    with Progress(*columns(), console=screen, transient=True, disable=off, expand=True) as bar, visible_streams():
-        yield Shown(screen, bar, label)
+    panel = below is not None and not (off or screen.no_color or screen.is_dumb_terminal)
+
+    class Bar(Progress):
+        """The bars, and what is below them."""
+
+        def get_renderables(self) -> Iterator[Any]:
+            """What is drawn, from the top."""
+            yield from super().get_renderables()
+            if panel and below is not None:
+                yield below(screen.height)
+
+    with Bar(*columns(), console=screen, transient=True, disable=off, expand=True,
+             refresh_per_second=4 if panel else 10) as bar, visible_streams():
+        yield Shown(screen, bar, label, panel=panel)
 
 
 def load_libraries(*, quiet: bool) -> None:

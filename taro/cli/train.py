@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from taro.cli.live import Panel, heard_warnings
 from taro.cli.options import Json, Overrides, takes_options, train_recipes, train_settings
 from taro.cli.output import say, say_json
 from taro.cli.progress import progress
@@ -41,6 +42,8 @@ class TrainOptions:
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs to plan for.")] = 1
     memory: Annotated[float | None, typer.Option("--memory", metavar="GIB", min=1, show_default=False, help="With "
                       "--plan: memory of each GPU; default: that of the GPU here, else 79.2 (sold as 80 GB).")] = None
+    profile: Annotated[int, typer.Option("--profile", metavar="N", min=0, help="Trace N steps, after one that warms "
+                                         "up, into OUT/profile, and print where their time goes.")] = 0
     as_json: Json = False
 
     @property
@@ -66,36 +69,54 @@ def train(options: TrainOptions) -> None:
         return
     config = load_config(TrainConfig, options.recipe, given, package="taro.train.recipes")
     check_run(config, resume=options.resume)
-    with progress("loading", quiet=options.as_json) as shown:
+    panel = Panel()
+    with progress("loading", quiet=options.as_json, below=panel.render) as shown, heard_warnings(panel, shown):
         from taro.train.data import data_lines  # only now, since torch comes with the loop
         from taro.train.loop import train as run_training
-        from taro.train.trackers import finite
 
         def show(line: dict[str, Any]) -> None:
+            panel.see(line)
             if "eval" in line:
-                shown.say(f"step {line['step']}: validation mIoU {line['eval']['miou']:.3f}, "
-                          f"R1@0.5 {line['eval']['r1@0.5']:.3f} ({line['eval']['queries']} queries)"
-                          + "".join(f", {name} {of['miou']:.3f}" for name, of in line["eval"].get("sets", {}).items()))
+                shown.say(_validated(line))
                 return
-            values = " ".join(f"{label} {line[key]:.2f}" for key, label in
-                              (SHOWN_SFT if line["phase"] == "sft" else SHOWN))
-            shown.update(line["step"] + 1, line["steps"], f"{line['phase']} {values}")
+            values = " ".join(["", *(f"{label} {line[key]:.2f}" for key, label in
+                                     (SHOWN_SFT if line["phase"] == "sft" else SHOWN))])
+            shown.update(line["step"] + 1, line["steps"], line["phase"] + ("" if shown.panel else values))
 
         def begin(data: dict[str, Any]) -> None:
             for line in data_lines(data):
                 shown.say(line)
             shown.stage("training")
 
-        report = run_training(config, resume=options.resume, on_step=show, on_start=begin, on_work=shown.beside)
+        report = run_training(config, resume=options.resume, on_step=show, on_start=begin, on_work=shown.beside,
+                              on_phase=panel.phase, profile=options.profile)
     if options.as_json:
-        say_json({"run": str(report.run), "export": str(report.export), "steps": report.steps,
-                  "skipped": report.skipped, "best_step": report.best_step, "best_score": report.best_score,
-                  "seconds": round(report.seconds, 3), "last": finite(report.last)})
-        return
-    _summary(report, config.sources[0].path, export=config.checkpoint.export)
+        say_json(_as_json(report))
+    else:
+        _summary(report, config.sources[0].path, export=config.checkpoint.export)
+
+
+def _validated(line: dict[str, Any]) -> str:
+    """An evaluation as a line."""
+    found = line["eval"]
+    return (f"step {line['step']}: validation mIoU {found['miou']:.3f}, R1@0.5 {found['r1@0.5']:.3f} "
+            f"({found['queries']} queries)"
+            + "".join(f", {name} {of['miou']:.3f}" for name, of in found.get("sets", {}).items()))
+
+
+def _as_json(report: Any) -> dict[str, Any]:
+    from taro.train.trackers import finite
+
+    return {"run": str(report.run), "export": str(report.export), "steps": report.steps, "skipped": report.skipped,
+            "best_step": report.best_step, "best_score": report.best_score, "seconds": round(report.seconds, 3),
+            "last": finite(report.last), **({"profile": finite(report.profile)} if report.profile else {})}
 
 
 def _summary(report: Any, shards: str, *, export: str) -> None:
+    if report.profile is not None:
+        from taro.train.tracing import split_lines
+
+        say(*split_lines(report.profile), f"traces, for ui.perfetto.dev: {report.run / 'profile'}")
     say(f"{report.steps} steps in {report.seconds:.0f} s; metrics: {report.run / 'metrics.jsonl'}")
     if report.skipped:
         say(f"{report.skipped} updates skipped: loss or gradient not finite")
