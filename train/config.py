@@ -32,7 +32,9 @@ class TrainConfig(Config):
     other_names: ClassVar[Mapping[str, str]] = OTHER_NAMES
 
     policy: ModelName
-    """model folder, sandbox:NAME, or hub id with @REVISION"""
+    """model folder, sandbox:NAME, or hub id with @REVISION; or an adapter's folder, which names its base"""
+    adapter: ModelName | None = None
+    """an adapter's folder, merged into the policy before training begins; null: none"""
     shards: Shards
     """the folder of a shard set; or a list of several, each with its weight and filters"""
     out: LocalPath

@@ -14,13 +14,13 @@ from typing import Any
 from taro.core.errors import ConfigError
 from taro.core.files import explain_disk_errors, make_folders
 from taro.grounding.prompts import Asking
-from taro.models.adapters import Merged
+from taro.models.adapters import Lora, Merged, add_adapters
 from taro.models.asking import asking_of, check_asking
 from taro.models.folder import pixel_settings
 from taro.models.load import load_compute
 from taro.models.policy import Policy
-from taro.models.resolve import base_of, compute_device, folder_sha256, resolve_model
-from taro.train.adapters import load_with_adapters, without_adapters
+from taro.models.resolve import compute_device, resolve_place
+from taro.train.adapters import without_adapters
 from taro.train.ahead import SamplesAhead
 from taro.train.checkpoint import (
     DamagedError,
@@ -160,14 +160,15 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     """Opens a new run, or an interrupted one from its newest checkpoint. Raises TaroError where something does not
     fit, before any weight is read where that can be told."""
     check_run(config, resume=resume)
-    folder, device = resolve_model(config.policy), compute_device(config.device)
-    pixel_settings(base_of(folder))  # training needs no processor, but whoever loads the export does
+    place, device = resolve_place(config.policy, config.adapter), compute_device(config.device)
+    folder = place.base
+    pixel_settings(folder)  # training needs no processor, but whoever loads the export does
     data = TrainingData([_open_set(source, folder, config.reward, config.seed) for source in config.sources],
                         prompts=config.rollout.prompts, seed=config.seed, draws=config.data.draws,
                         validation=config.validation)
     if config.curriculum.schedule != "off" and config.objective == "rl":
         data.warn_missing_captions(config.rollout.paths)
-    asking = asking_of(folder, template=config.template, no_think=config.reward.no_think,
+    asking = asking_of(place.asked, template=config.template, no_think=config.reward.no_think,
                        protocol=config.reward.protocol)
     asking.text("")  # raises where the template has no such mode, before the folder is begun
     precision = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
@@ -178,12 +179,11 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
         _check_data(config.out, data)
         facts = _with_policy(config.out, facts)
     else:
-        facts["policy_sha256"] = folder_sha256(folder)
-    plan = check_fits(config, data, asking, base_of(folder), bf16=bf16)
-    if config.lora is None:
-        policy = load_compute(folder, device, bf16=bf16, trainable=True, double=precision == "float64")
-    else:
-        policy = load_with_adapters(config.lora, folder, device, seed=config.seed, bf16=bf16)
+        facts["policy_sha256"] = place.sha256()
+    plan = check_fits(config, data, asking, folder, bf16=bf16)
+    policy = load_compute(place, device, bf16=bf16, trainable=config.lora is None, double=precision == "float64")
+    if config.lora is not None:
+        add_adapters(policy, Lora(**config.lora.model_dump()), seed=config.seed)
     check_asking(policy, asking)
     with explain_disk_errors(config.out, lambda: AGAIN):
         lock = lock_folder(config, resume=resume)
@@ -199,7 +199,7 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
         logged = truncate_to_step(config.out, state.step)
         write_facts(config, {**data.summary(), **facts})
     if config.lora is None:
-        merged, reference = None, open_reference(config, folder, device, bf16=bf16)
+        merged, reference = None, open_reference(config, place, device, bf16=bf16)
     else:
         merged, reference = Merged(policy), without_adapters(config, policy, bf16=bf16)
     return Run(config, policy, merged, reference, asking, data, optimizer, state,

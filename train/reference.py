@@ -6,11 +6,11 @@ shared out over the ranks' GPUs, or in the host's memory. The log-probs are the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from taro.models.load import load_compute
+from taro.models.resolve import ModelFolder
 from taro.models.streamed import HostStore, ShardedStore, StreamedPolicy
 from taro.train.config import TrainConfig
 from taro.train.ranks import ALONE, Ranks
@@ -22,7 +22,7 @@ Reference = Callable[[RolloutBatch], torch.Tensor]
 """a batch -> log-probs [B, G, R] of its responses under the start policy, on the CPU"""
 
 
-def open_reference(config: TrainConfig, folder: Path, device: torch.device, *, bf16: bool,
+def open_reference(config: TrainConfig, folder: ModelFolder, device: torch.device, *, bf16: bool,
                    ranks: Ranks = ALONE) -> Reference | None:
     """The start policy of a run in the model folder `folder`; None where `loss.kl` is 0 or the objective is sft. Raises
     ModelError as `load_policy`."""

@@ -19,7 +19,7 @@ from taro.core.errors import ConfigError
 from taro.core.files import locked, make_folders, remove_temporary, remove_temporary_folders, write_atomically
 from taro.core.json import read_json
 from taro.core.places import paths_for, paths_from, real_paths
-from taro.models.resolve import base_of, folder_sha256, resolve_model
+from taro.models.resolve import resolve_place
 from taro.shards.manifest import read_manifest
 from taro.shards.places import open_store
 from taro.train.config import TrainConfig
@@ -45,7 +45,7 @@ def check_run(config: TrainConfig, *, resume: bool) -> None:
     check_extra(config.reward.extra)
     for source in config.sources:
         read_manifest(open_store(source.path))
-    base_of(resolve_model(config.policy))
+    resolve_place(config.policy, config.adapter)
 
 
 def check_folder(config: TrainConfig, *, resume: bool) -> None:
@@ -76,9 +76,10 @@ def _changed(then: dict[str, Any], config: TrainConfig) -> list[str]:
     then, now = (real_paths(one, TrainConfig) for one in (then, now))
     may_change = RESUME_MAY_CHANGE - ({"length"} if config.optimizer.schedule != "constant" else set())
     compared = now.keys() - may_change - (known & {"template", "dtype"})
-    if then.get("policy") != now["policy"] and "policy" in known and (
-            folder_sha256(resolve_model(config.policy)) == facts[KNOWN_BY["policy"]]):
-        compared -= {"policy"}
+    start = ("policy", "adapter")
+    if any(then.get(name) != now[name] for name in start) and "policy" in known and (
+            resolve_place(config.policy, config.adapter).sha256() == facts[KNOWN_BY["policy"]]):
+        compared -= {*start}
     return changed_settings(*({key: _files_alike(one[key]) for key in compared if key in one} for one in (then, now)))
 
 

@@ -30,6 +30,7 @@ class EvalOptions:
     """What is scored, how it is answered and what is written."""
 
     policy: shared.OptionalPolicy = None
+    adapter: shared.Adapter = None
     shards: Annotated[Text, typer.Option(help="Shard set to answer.")] = None
     videos: Annotated[File, typer.Option(help="Folder of videos to answer instead (with --annotations).")] = None
     predictions: Annotated[File, typer.Option(help="Predictions file (JSONL) to score instead of a policy.")] = None
@@ -165,23 +166,23 @@ def _score_policy(options: EvalOptions, shards: str | Path) -> None:
     from taro.metrics.examples import examples_of
     from taro.models.asking import asking_of, check_asking
     from taro.models.load import open_policy
-    from taro.models.resolve import resolve_model
+    from taro.models.resolve import resolve_place
     from taro.pages.answers import answers_page
     from taro.pages.render import write_page
     from taro.train.evaluate import Questions, missing_predictions, unasked_rows
     from taro.train.sets import open_encoded_shards
 
     assert options.policy is not None
-    folder = resolve_model(options.policy)
-    asking = asking_of(folder, template=options.template, no_think=options.no_think, protocol=options.protocol)
+    place = resolve_place(options.policy, options.adapter)
+    asking = asking_of(place.asked, template=options.template, no_think=options.no_think, protocol=options.protocol)
     modes = [False, True] if options.both else [asking.no_think]
-    shard_set = open_encoded_shards(shards, folder)
+    shard_set = open_encoded_shards(shards, place.base)
     everything = Questions(options.split, options.limit).are_all(shard_set)
     missing = missing_predictions(shard_set, options.split) if everything else []
     if not missing and not shard_set.queries(split=options.split):
         raise ConfigError(f"{shards}: the set has no query at all")
     with progress("loading the policy", quiet=options.as_json):
-        policy = open_policy(options.policy, options.device)  # the weights, once all else is right
+        policy = open_policy(options.policy, options.device, options.adapter)  # the weights, once all else is right
     for no_think in modes:
         check_asking(policy, replace(asking, no_think=no_think))
     decoding, found = "sampled" if options.sampled else "greedy", dict[str, tuple[Any, float]]()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from taro.cli.options import (
+    Adapter,
     Device,
     Json,
     MaxNewTokens,
@@ -44,6 +45,7 @@ class GroundOptions:
     video: Annotated[Path, typer.Argument(help="Video file.")]
     query: Annotated[str, typer.Argument(help="What happens, e.g. 'the person opens the door'.")]
     policy: Policy
+    adapter: Adapter = None
     template: Template = None
     no_think: NoThink = None
     max_new_tokens: MaxNewTokens = 1024
@@ -61,7 +63,7 @@ def ground(options: GroundOptions) -> None:
     from taro.grounding.prompts import normalise_query
     from taro.grounding.protocols import protocol_named
     from taro.models.asking import asking_of
-    from taro.models.resolve import resolve_model
+    from taro.models.resolve import resolve_place
 
     if not options.video.is_file():
         raise VideoError(f"{options.video}: no such video file; give the path of a file")
@@ -69,8 +71,8 @@ def ground(options: GroundOptions) -> None:
     if not normalise_query(options.query):
         raise typer.BadParameter("the query is empty; say what should be found", param_hint="QUERY")
     protocol_named(options.protocol)
-    asking = asking_of(resolve_model(options.policy), template=options.template, no_think=options.no_think,
-                       protocol=options.protocol)
+    asking = asking_of(resolve_place(options.policy, options.adapter).asked, template=options.template,
+                       no_think=options.no_think, protocol=options.protocol)
     started = time.monotonic()
     with (tempfile.TemporaryDirectory(prefix="taro-ground-") as folder,
           progress("loading", quiet=options.as_json) as shown):
@@ -145,15 +147,15 @@ def _encode(options: GroundOptions, folder: Path, shown: Shown) -> PreprocessRep
 
 def _answer(options: GroundOptions, shards: Path, asking: Asking, shown: Shown) -> Any:
     from taro.models.load import open_policy
-    from taro.models.resolve import resolve_model
+    from taro.models.resolve import resolve_place
     from taro.models.sampler import Decoding
     from taro.train.evaluate import evaluate_policy
     from taro.train.sets import open_encoded_shards
 
     decoding = Decoding(options.max_new_tokens, temperature=0.0, repetition_penalty=options.repetition_penalty)
-    shard_set = open_encoded_shards(shards, resolve_model(options.policy))
+    shard_set = open_encoded_shards(shards, resolve_place(options.policy, options.adapter).base)
     shown.stage("loading the policy")
-    policy = open_policy(options.policy, options.device)
+    policy = open_policy(options.policy, options.device, options.adapter)
     shown.stage("answering")
     return evaluate_policy(policy, shard_set, asking, decoding)[0]
 

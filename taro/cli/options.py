@@ -16,8 +16,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-__all__ = ["Columns", "Dataset", "Device", "Json", "Lengths", "MaxNewTokens", "NoThink", "OptionalPolicy", "Overrides",
-           "Policy", "Protocol", "RepetitionPenalty", "Template", "as_overrides", "preprocess_recipes",
+__all__ = ["Adapter", "Columns", "Dataset", "Device", "Json", "Lengths", "MaxNewTokens", "NoThink", "OptionalPolicy",
+           "Overrides", "Policy", "Protocol", "RepetitionPenalty", "Template", "as_overrides", "preprocess_recipes",
            "preprocess_settings", "takes_options", "train_recipes", "train_settings"]
 
 def _starting(names: Iterable[str], incomplete: str) -> list[str]:
@@ -81,6 +81,7 @@ Overrides = list[str] | None
 Policy = Annotated[str, typer.Option(help="Model folder, hub id or sandbox:NAME.", autocompletion=_models)]
 OptionalPolicy = Annotated[str | None, typer.Option(help="Model folder, hub id or sandbox:NAME.",
                                                     autocompletion=_models)]
+Adapter = Annotated[str | None, typer.Option(help="Folder of an adapter over --policy.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", autocompletion=_devices)]
 Dataset = Annotated[str, typer.Option(help="Format of the annotations, see docs/annotations.md.",
                                       autocompletion=_formats)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from taro.cli.options import Device, Json, NoThink, Policy, Template, takes_options
+from taro.cli.options import Adapter, Device, Json, NoThink, Policy, Template, takes_options
 from taro.cli.output import say_block, say_json
 from taro.cli.progress import load_libraries, progress
 
@@ -39,6 +39,7 @@ class SensitivityOptions:
     seed: Annotated[int, typer.Option(min=0, help="Of rollouts, disruptions, --limit and the intervals.")] = 0
     over: Annotated[str | None, typer.Option(help="Tokens that count: reasoning, or response (default where answers "
                                              "come alone).")] = None
+    adapter: Adapter = None
     no_think: NoThink = None
     template: Template = None
     max_new_tokens: Annotated[int, typer.Option(min=1, max=32_768, help="Longest response.")] = 1024
@@ -54,7 +55,7 @@ def sensitivity(options: SensitivityOptions) -> None:
     load_libraries(quiet=options.as_json)
     from taro.core.errors import ConfigError
     from taro.models.asking import asking_of
-    from taro.models.resolve import resolve_model
+    from taro.models.resolve import resolve_place
     from taro.pages.render import write_page
     from taro.shards.reader import open_shards
     from taro.train.sensitivity.measure import conditions
@@ -63,10 +64,10 @@ def sensitivity(options: SensitivityOptions) -> None:
     if options.over not in (None, "reasoning", "response"):
         raise ConfigError(f"--over {options.over}: expected reasoning or response")
     conditions(_words(options.kinds), _seconds(options.radius), _words(options.boundary))
-    folder = resolve_model(options.policy)
-    asking = asking_of(folder, template=options.template, no_think=options.no_think)
+    place = resolve_place(options.policy, options.adapter)
+    asking = asking_of(place.asked, template=options.template, no_think=options.no_think)
     over: Over = "response" if options.over == "response" or (asking.no_think and options.over is None) else "reasoning"
-    found = _measure(options, folder, asking, over=over)
+    found = _measure(options, place.base, asking, over=over)
     summary = {"policy": options.policy, "shards": options.shards, "split": options.split, "seed": options.seed,
                "group": options.group, "over": over, "no_think": asking.no_think, **summarise(found, seed=options.seed)}
     if options.html is not None:
@@ -89,7 +90,7 @@ def _measure(options: SensitivityOptions, folder: Path, asking: Asking, *, over:
         frame_s = settings.dt_s
     under = conditions(_words(options.kinds), _seconds(options.radius), _words(options.boundary), frame_s=frame_s)
     with progress("loading the policy", quiet=options.as_json) as shown:
-        policy = open_policy(options.policy, options.device)  # the weights, once all else is right
+        policy = open_policy(options.policy, options.device, options.adapter)  # the weights, once all else is right
         shown.stage("measuring")
         return measure_sensitivity(
             policy, shard_set, asking, under, questions=Questions(options.split, options.limit, options.seed),

@@ -27,6 +27,8 @@ from taro.models.tensors import FLOATS, opened
 __all__ = ["read_adapter", "write_adapter"]
 
 MAX_RANK = 4096
+STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""peft's ways to begin that leave the base as it is; with others (PiSSA, OLoRA, ...) the adapter is of another base"""
 KNOWN = frozenset({
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "inference_mode", "init_lora_weights",
     "lora_alpha", "lora_dropout", "peft_type", "peft_version", "r", "rank_pattern", "revision", "target_modules",
@@ -44,7 +46,8 @@ def _settings(folder: Path) -> tuple[int, float, bool, bool]:
         raise ModelError(f"{where}: peft_type is {found.get('peft_type')!r:.40}; expected LORA")
     for name, value in found.items():
         odd = (name not in KNOWN or name in {"rank_pattern", "alpha_pattern"}) and value not in (None, False, {}, [])
-        if odd or (name == "bias" and value != "none"):
+        odd = odd or (name == "bias" and value != "none") or (name == "init_lora_weights" and value not in STARTS)
+        if odd:
             raise ModelError(f"{where}: {name[:80]} is {value!r:.100}, which taro does not apply; expected an adapter "
                              "of plain LoRA, rsLoRA or DoRA. Merge it with peft's merge_and_unload, and give the "
                              "merged model")

@@ -19,7 +19,7 @@ import torch
 
 from taro.core import draws
 from taro.core.errors import ConfigError
-from taro.models.merging import merged_weight
+from taro.models.merging import merged_weight, wide_dtype
 from taro.models.policy import Policy
 
 __all__ = ["Lora", "Merged", "add_adapters", "adapters_off", "dropout_on", "linears", "lora_layers",
@@ -74,17 +74,19 @@ def add_adapters(policy: Policy, lora: Lora, *, seed: int) -> None:
     layers = lora_layers(policy)
     assert sorted(layers) == names, "peft took other modules than those that were named"
     for name, layer in layers.items():
+        base = layer.get_base_layer().weight
+        wide = wide_dtype(base)
         for part in parts_of(layer).values():
-            part.float().requires_grad_(True)
+            part.to(wide).requires_grad_(True)
         a = layer.lora_A[NAME].weight
         bound = layer.in_features**-0.5  # kaiming_uniform with a = sqrt(5), peft's start
         start = draws.rng("lora", seed, name).uniform(-bound, bound, tuple(a.shape))
         with torch.no_grad():
-            a.copy_(torch.from_numpy(start).float())
+            a.copy_(torch.from_numpy(start))
             layer.lora_B[NAME].weight.zero_()
             if lora.dora:  # in float32, as it is computed with, so that the start changes nothing
                 layer.lora_magnitude_vector[NAME].weight.copy_(
-                    torch.linalg.norm(layer.get_base_layer().weight.float(), dim=1))
+                    torch.linalg.norm(base.to(wide), dim=1))
 
 
 def parts_of(layer: Any) -> dict[str, torch.nn.Module]:

@@ -23,6 +23,7 @@ from taro.core.json import read_json
 from taro.core.tensors import DTYPES, LazyTensor, write_tensors
 from taro.models.adapters import linears, lora_layers, weight_of
 from taro.models.folder import template_name
+from taro.models.merging import wide_dtype
 from taro.models.policy import Policy
 from taro.models.tensors import INDEX, is_index, opened, places, tensor_files, weights_name
 from taro.models.weights import EMBEDDINGS, HEAD
@@ -85,9 +86,10 @@ def _trained(policy: Policy, weights: Mapping[str, LazyTensor], *,
     layers = lora_layers(policy)
     if layers:
         loaded = {("lm", f"{name}.weight"): linears(policy)[name].weight.detach() for name in policy.changed}
-        shapes = {name: tuple(one.get_base_layer().weight.shape) for name, one in layers.items()}
-        return {**loaded, **{("lm", f"{name}.weight"): LazyTensor(torch.float32, shapes[name], partial(weight_of, one))
-                             for name, one in layers.items()}}
+        bases = {name: one.get_base_layer().weight for name, one in layers.items()}
+        merged = {("lm", f"{name}.weight"): LazyTensor(wide_dtype(bases[name]), tuple(bases[name].shape),
+                                                       partial(weight_of, one)) for name, one in layers.items()}
+        return {**loaded, **merged}
     return {(part, name): weights.get(_own_name(part, name, tied=tied), tensor.detach())
             for part in ("lm", "head")
             for name, tensor in getattr(policy.language_model, part).state_dict().items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from taro.models.families import family_of
 from taro.models.folder import check_tokenizer, read_config
 from taro.models.language_model import LanguageModel
 from taro.models.policy import Policy
-from taro.models.resolve import base_of, compute_device, resolve_model
+from taro.models.resolve import ModelFolder, compute_device, place_at, resolve_place
 from taro.models.tokenizer_files import check_tokenizer_files, tokenizer_errors
 from taro.models.weights import Dtypes, Keep, build, fill
 
@@ -24,7 +23,7 @@ __all__ = ["build_policy", "compute_dtypes", "fill_policy", "load_compute", "loa
 log = logging.getLogger(__name__)
 
 
-def load_policy(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+def load_policy(folder: ModelFolder, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
                 tower: bool | Encoder = False, trainable: bool = False) -> Policy:
     """A policy from a Hugging Face model folder.
 
@@ -43,13 +42,13 @@ def load_policy(folder: str | Path, *, device: str | torch.device = "cpu", dtype
     return policy
 
 
-def build_policy(folder: str | Path) -> tuple[Policy, bool]:
+def build_policy(folder: ModelFolder) -> tuple[Policy, bool]:
     """A policy whose language model and head have no memory yet, and whether config.json ties the two. Raises
     ModelError as `load_policy`, but for the tensors."""
     from transformers import AutoTokenizer
 
-    adapter = Path(folder)
-    folder = base_of(adapter)
+    place = place_at(folder)
+    folder = place.base
     config = read_config(folder)
     family = family_of(config, folder)
     check_tokenizer_files(folder)
@@ -64,8 +63,8 @@ def build_policy(folder: str | Path) -> tuple[Policy, bool]:
     head: Any = build(folder, family, lambda: torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False))
     language_model = LanguageModel(lm, head).eval().requires_grad_(False)
     policy = Policy(folder, config, family, tokenizer, language_model, None)
-    if adapter != folder:
-        policy.adapter = read_adapter(policy, adapter)
+    if place.adapter is not None:
+        policy.adapter = read_adapter(policy, place.adapter)
     return policy, bool(config.tie_word_embeddings)
 
 
@@ -89,7 +88,7 @@ def compute_dtypes(policy: Policy, *, bf16: bool) -> Dtypes:
     return lambda place: torch.bfloat16 if bf16 and place in short else torch.float32
 
 
-def load_compute(folder: str | Path, device: torch.device, *, bf16: bool, trainable: bool = False,
+def load_compute(folder: ModelFolder, device: torch.device, *, bf16: bool, trainable: bool = False,
                  double: bool = False) -> Policy:
     """A policy in the precision that it computes in, see `compute_dtypes`; every tensor goes to the device in its own
     dtype, one at a time. `double`: in float64. Raises ModelError as `load_policy`."""
@@ -101,7 +100,7 @@ def load_compute(folder: str | Path, device: torch.device, *, bf16: bool, traina
     return policy
 
 
-def open_policy(name: str, device: str) -> Policy:
-    """A policy to ask, by the names of a model and of a device; in bfloat16 on a GPU."""
+def open_policy(name: str, device: str, adapter: str | None = None) -> Policy:
+    """A policy to ask, by the names of a model, of a device and of an adapter over the model; in bfloat16 on a GPU."""
     where = compute_device(device)
-    return load_compute(resolve_model(name), where, bf16=where.type == "cuda")
+    return load_compute(resolve_place(name, adapter), where, bf16=where.type == "cuda")

@@ -15,20 +15,26 @@ from taro.core.errors import ModelError
 from taro.models.tensors import opened
 from taro.models.weights import Place
 
-__all__ = ["ADAPTER_TENSORS", "StoredAdapter", "merged_weight"]
+__all__ = ["ADAPTER_TENSORS", "StoredAdapter", "merged_weight", "wide_dtype"]
 
 ADAPTER_TENSORS = "adapter_model.safetensors"
 """the one file of peft's that holds tensors"""
 
 
+def wide_dtype(weight: torch.Tensor) -> torch.dtype:
+    """Of adapters and of merging: float32, of a float64 base float64."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
 def merged_weight(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float,
                   magnitude: torch.Tensor | None = None) -> torch.Tensor:
-    """base [out, in], A [r, in], B [out, r] and with DoRA magnitude [out] -> the merged weight in float32, as peft
-    computes it."""
-    whole: torch.Tensor = weight.detach().float() + (b.detach().float() @ a.detach().float()) * scaling
+    """base [out, in], A [r, in], B [out, r] and with DoRA magnitude [out] -> the merged weight in float32 (float64 of a
+    float64 base), as peft computes it."""
+    wide = wide_dtype(weight)
+    whole = weight.detach().to(wide) + (b.detach().to(wide) @ a.detach().to(wide)) * scaling
     if magnitude is None:
         return whole
-    factor: torch.Tensor = magnitude.detach().float() / torch.linalg.norm(whole, dim=1)
+    factor: torch.Tensor = magnitude.detach().to(wide) / torch.linalg.norm(whole, dim=1)
     return factor.view(-1, 1) * whole
 
 

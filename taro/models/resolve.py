@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -24,8 +25,8 @@ from taro.core.places import expand_home, hub_id
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADAPTER", "SANDBOX", "SHIPPED", "base_of", "compute_device", "folder_sha256", "is_adapter", "model_id",
-           "model_name", "resolve_model"]
+__all__ = ["ADAPTER", "SANDBOX", "SHIPPED", "ModelFolder", "ModelPlace", "base_of", "compute_device", "folder_sha256",
+           "is_adapter", "model_id", "model_name", "place_at", "resolve_model", "resolve_place"]
 
 SHIPPED = ("policy", "policy-qwen3-vl", "captioner", "clip")
 """models of taro.sandbox that are named sandbox:NAME"""
@@ -79,6 +80,51 @@ def base_of(folder: Path) -> Path:
     return base
 
 
+@dataclass(frozen=True)
+class ModelPlace:
+    """The folder of a whole model, and of an adapter that is merged into it."""
+
+    base: Path
+    adapter: Path | None = None
+
+    @property
+    def asked(self) -> Path:
+        """The folder whose taro.json says how the model wants to be asked."""
+        return self.adapter if self.adapter is not None and (self.adapter / "taro.json").exists() else self.base
+
+    def sha256(self) -> str:
+        """Digest over both."""
+        digest = _files_digest(self.base if self.adapter is None else self.adapter)
+        if self.adapter is not None:
+            digest.update(_files_digest(self.base).hexdigest().encode())
+        return digest.hexdigest()
+
+
+ModelFolder = str | Path | ModelPlace
+"""where a policy is loaded from: a folder, of a model or of an adapter that names its base; or base and adapter"""
+
+
+def place_at(folder: ModelFolder) -> ModelPlace:
+    """A model folder as base and adapter. Raises ModelError as `base_of`."""
+    if isinstance(folder, ModelPlace):
+        return folder
+    folder = Path(folder)
+    return ModelPlace(base_of(folder), folder if is_adapter(folder) else None)
+
+
+def resolve_place(name: str | Path, adapter: str | Path | None = None) -> ModelPlace:
+    """Base and adapter of a model and an adapter by their names; without one the name may be an adapter's own. Raises
+    ModelError as `resolve_model` and `base_of`."""
+    folder = resolve_model(name)
+    if adapter is None:
+        return place_at(folder)
+    beside = resolve_model(adapter)
+    if is_adapter(folder) or not (beside / ADAPTER).is_file():
+        raise ModelError(f"policy {name} and adapter {adapter}: expected a whole model and the folder of an adapter "
+                         f"({ADAPTER}); an adapter that names its base may be the policy by itself")
+    return ModelPlace(folder, beside)
+
+
 def model_name(folder: Path) -> str:
     """The way back: what to write for a folder in a command."""
     if folder.name in SHIPPED and folder == _weights() / folder.name:
@@ -99,13 +145,15 @@ def model_id(folder: Path) -> tuple[str, str | None]:
 def folder_sha256(folder: Path) -> str:
     """Digest over a model folder's weights, configs and tokenizer (names and bytes): what a captioner is. Of an
     adapter's folder over its base too."""
+    return place_at(folder).sha256()
+
+
+def _files_digest(folder: Path) -> hashlib._Hash:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in {".safetensors", ".bin", ".pt", ".json", ".jinja", ".txt"}:
             digest.update(f"{path.name}\n{file_sha256(path)}\n".encode())
-    if is_adapter(folder):
-        digest.update(folder_sha256(base_of(folder)).encode())
-    return digest.hexdigest()
+    return digest
 
 
 def compute_device(name: str) -> torch.device:

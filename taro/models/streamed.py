@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -25,6 +24,7 @@ from taro.models.load import build_policy, compute_dtypes, fill_policy
 from taro.models.logprobs import token_logprobs
 from taro.models.packing import PackedBatch, one_group_a_row
 from taro.models.prompt import Prompt
+from taro.models.resolve import ModelFolder
 from taro.models.weights import Dtypes, Place
 
 __all__ = ["HostStore", "ShardedStore", "Store", "StreamedPolicy"]
@@ -158,7 +158,7 @@ def _unit(number: int, modules: dict[Place, torch.nn.Module], dtypes: Dtypes, wo
 class StreamedPolicy:
     """The policy of a model folder over a store. Raises ModelError as `taro.models.load.load_policy`."""
 
-    def __init__(self, folder: str | Path, device: torch.device, store: HostStore | ShardedStore, *,
+    def __init__(self, folder: ModelFolder, device: torch.device, store: HostStore | ShardedStore, *,
                  bf16: bool) -> None:
         self.policy, tied = build_policy(folder)
         self.device, self._store = device, store

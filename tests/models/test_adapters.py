@@ -17,9 +17,13 @@ from taro.models.adapters import Lora, Merged, adapters_off, add_adapters, dropo
 from taro.models.attention import causal
 from taro.models.export import export_checkpoint
 from taro.models.load import load_compute, load_policy
+from taro.models.offload import Offload
 from taro.models.policy import Policy
+from taro.models.resolve import resolve_place
 from tests.helpers_models import TINY
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+"""peft asks for the older name"""
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 KINDS = {"lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
 
@@ -49,7 +53,6 @@ def logits(policy: Policy) -> torch.Tensor:
     return out
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks for the older name
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_equals_unmerged_equals_the_export_equals_peft(folder: Path, tmp_path: Path, kind: str) -> None:
     """fp32, 1e-5: the replica, the merged export in the stock class, peft over the stock base, and the adapter's folder
@@ -101,7 +104,7 @@ def test_merged_equals_unmerged_equals_the_export_equals_peft(folder: Path, tmp_
 
 def test_only_adapters_are_trained_and_start_from_the_seed(folder: Path) -> None:
     """Float32 over a bfloat16 base, equal for equal seeds, whatever torch drew before."""
-    found = []
+    found: list[dict[str, torch.Tensor]] = []
     for seed in (0, 0, 1):
         torch.manual_seed(len(found))
         policy = load_compute(folder, torch.device("cpu"), bf16=True)
@@ -138,7 +141,7 @@ def test_dropout_is_named_and_ends_with_its_block(folder: Path) -> None:
     add_adapters(policy, lora(dropout=0.5), seed=0)
     disturb(policy)
     plain = logits(policy)
-    drawn = []
+    drawn: list[list[torch.Tensor]] = []
     for names in ((("a",), ("b",)), (("b",), ("a",))):
         torch.manual_seed(len(drawn))
         with dropout_on(policy, names):
@@ -146,6 +149,25 @@ def test_dropout_is_named_and_ends_with_its_block(folder: Path) -> None:
     assert torch.equal(drawn[0][0], drawn[1][1]) and torch.equal(drawn[0][1], drawn[1][0])
     assert not torch.equal(drawn[0][0], drawn[0][1]) and not torch.equal(drawn[0][0], plain)
     assert torch.equal(logits(policy), plain)
+
+
+@pytest.mark.parametrize("checkpoint", [True, "offload"])
+def test_recomputed_layers_give_the_adapters_their_gradients(folder: Path, checkpoint: bool | str) -> None:
+    """Under autocast, which remembers its casts of the float32 adapters, and with dropout: bitwise."""
+    found = []
+    for how in (False, Offload(torch.device("cpu")) if checkpoint == "offload" else True):
+        policy = load_compute(folder, torch.device("cpu"), bf16=True)
+        add_adapters(policy, lora(dropout=0.2), seed=0)
+        disturb(policy)
+        with dropout_on(policy, [("row",)]):
+            with torch.autocast("cpu", torch.bfloat16):
+                hidden = policy.language_model(torch.arange(3, 15)[None], torch.arange(12).expand(3, 1, 12), causal,
+                                               checkpoint=how)
+            hidden.square().sum().backward()
+        found.append({name: one.grad for name, one in policy.trained()})
+    for name, gradient in found[0].items():
+        other = found[1][name]
+        assert gradient is not None and other is not None and torch.equal(gradient, other), name
 
 
 @pytest.mark.parametrize("target", ["qkv", "attn.proj", "visual.blocks.0.attn.qkv", "lm_head", "embed_tokens", "proj"])
@@ -175,6 +197,7 @@ def written(folder: Path, out: Path) -> Path:
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"), ({"bias": "all"}, "bias"), ({"r": 10**9}, "rank of 1 to"),
     ({"r": 8}, "expected floats of shape"), ({"use_dora": True}, "lora_magnitude_vector"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights"),
     ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"fan_in_fan_out": True}, "fan_in_fan_out"),
     ({"base_model_name_or_path": None}, "base_model_name_or_path is None"),
     ({"base_model_name_or_path": "/nowhere/at/all"}, "cannot be used"), ({"lora_alpha": "x"}, "lora_alpha"),
@@ -185,6 +208,30 @@ def test_an_adapter_that_cannot_be_applied(folder: Path, tmp_path: Path, change:
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ModelError, match=message):
         load_policy(adapter)
+
+
+def test_an_adapter_that_peft_made_over_a_base_that_is_named(folder: Path, tmp_path: Path) -> None:
+    """Saved by peft from the stock whole model, with a base that is not here; base and adapter are given by name."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    base = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    config = LoraConfig(r=4, lora_alpha=8, use_rslora=True, init_lora_weights=False,
+                        target_modules=r".*language_model\.layers\.\d+\.(self_attn\.q_proj|mlp\.up_proj)")
+    stock = get_peft_model(base, config).eval()
+    stock.save_pretrained(str(tmp_path / "adapter"))
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "/nowhere/at/all"}))
+    with torch.no_grad():
+        expected = stock(input_ids=torch.arange(3, 15)[None]).logits
+    with pytest.raises(ModelError, match="cannot be used"):
+        resolve_place(tmp_path / "adapter")
+    place = resolve_place(folder, tmp_path / "adapter")
+    torch.testing.assert_close(logits(load_policy(place)), expected, atol=1e-5, rtol=1e-5)
+    assert place.asked == folder and place.sha256() != resolve_place(folder).sha256()
+    for name, adapter in ((folder, folder), (tmp_path / "adapter", tmp_path / "adapter")):
+        with pytest.raises(ModelError, match="expected a whole model and the folder of an adapter"):
+            resolve_place(name, adapter)
 
 
 def test_tensors_that_bind_to_nothing(folder: Path, tmp_path: Path) -> None:

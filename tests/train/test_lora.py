@@ -137,3 +137,32 @@ def test_a_gap_beyond_its_bound_stops_the_run(tiny: Tiny, tmp_path: Path, lora: 
 def test_a_wrong_target_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"lora.targets: 'qkv' .* q_proj \(2\)"):
         train(tiny.config(tmp_path / "run", lora={**LORA, "targets": ("qkv",)}, **SHORT))
+
+
+def test_commands_answer_with_an_adapter(trained: Path, tiny: Tiny) -> None:
+    """`taro eval` of the adapter's folder, of base and adapter, and of the merged export gives the same scores."""
+    from typer.testing import CliRunner
+
+    from taro.cli.app import app
+
+    found = []
+    for policy in ([str(trained / "adapter")], [str(tiny.policy), "--adapter", str(trained / "adapter")],
+                   [str(trained / "export")]):
+        result = CliRunner().invoke(app, ["eval", "--shards", str(tiny.shards), "--split", "val", "--max-new-tokens",
+                                          "96", "--device", "cpu", "--json", "--policy", *policy])
+        assert result.exit_code == 0, result.output
+        found.append({key: value for key, value in json.loads(result.stdout).items()
+                      if isinstance(value, float | int) and "second" not in key})
+    assert found[0] == found[1] == found[2] and found[0]["queries"] == 2
+
+
+def test_a_run_starts_from_base_and_adapter(trained: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """As from the adapter's folder alone; it resumes under either spelling, and not from another start."""
+    short = {**SHORT, "length": {"unit": "steps", "amount": 1}}
+    out, start = tmp_path / "run", str(trained / "adapter")
+    train(tiny.config(out, lora=LORA, adapter=start, **short))
+    more = {**SHORT, "length": {"unit": "steps", "amount": 2}}
+    with pytest.raises(ConfigError, match="adapter"):
+        train(tiny.config(out, lora=LORA, **more), resume=True)
+    report = train(tiny.config(out, lora=LORA, policy=start, **more), resume=True)
+    assert report.steps == 2 and rows(out)[0]["kl"] == 0.0

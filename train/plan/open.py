@@ -12,7 +12,7 @@ from taro.core.errors import ConfigError
 from taro.core.places import hub_id
 from taro.grounding.prompts import Asking, load_template
 from taro.models.asking import asking_of
-from taro.models.resolve import base_of, resolve_model
+from taro.models.resolve import resolve_place
 from taro.shards.reader import open_shards
 from taro.train.config import ShardSource, TrainConfig
 from taro.train.data import TrainingData, TrainingSet, select
@@ -94,7 +94,7 @@ def _policy(config: TrainConfig) -> tuple[Path | None, ModelShape]:
     known = released_shape(config.policy)
     if hub_id(config.policy) is not None and known is not None and not Path(config.policy).exists():
         return None, known
-    folder = base_of(resolve_model(config.policy))
+    folder = resolve_place(config.policy, config.adapter).base
     return folder, shape_of_folder(folder)
 
 
