@@ -87,6 +87,7 @@ def sft_step(run: Run) -> dict[str, Any]:
     with run.phases("update"):
         update = update_policy(run.policy, run.optimizer, batch, scores, np.ones(shape_BG), CLONING,
                                at_step(config.optimizer, step, run.steps), bf16=run.bf16)
+        run.refresh()
     there_BG = batch.mask_BGR.any(-1)
     counts = ranks.sum([int(there_BG.sum()), int(batch.mask_BGR.sum()), int((~there_BG.any(-1)).sum())])
     responses, tokens, without = (int(one) for one in counts)

@@ -12,9 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from taro.core.errors import ConfigError, TaroError
+from taro.models.adapters import linears, lora_layers, weight_of
 from taro.models.load import load_policy
 from taro.train.loop import train
 from taro.train.open import open_run
+from taro.train.sft import sft_step
 from taro.train.step import train_step
 from tests.train.conftest import Tiny
 
@@ -166,3 +168,19 @@ def test_a_run_starts_from_base_and_adapter(trained: Path, tiny: Tiny, tmp_path:
         train(tiny.config(out, lora=LORA, **more), resume=True)
     report = train(tiny.config(out, lora=LORA, policy=start, **more), resume=True)
     assert report.steps == 2 and rows(out)[0]["kl"] == 0.0
+
+
+@pytest.mark.parametrize("states", ["bfloat16", "8bit"])
+@pytest.mark.parametrize("objective", ["rl", "sft"])
+def test_the_replica_is_fresh_after_every_step(tiny: Tiny, tmp_path: Path, objective: str, states: str) -> None:
+    """Whatever the objective and the optimizer's states: what answers is what was trained."""
+    changes = {**SHORT, "optimizer": {"lr": 1e-2, "states": states}, "objective": objective}
+    run = open_run(tiny.config(tmp_path / "run", lora=LORA, **changes), resume=False)
+    before = {name: one.detach().clone() for name, one in run.policy.trained()}
+    sft_step(run) if objective == "sft" else train_step(run)
+    run.close()
+    assert all(not torch.equal(one, before[name]) for name, one in run.policy.trained() if "lora_B" in name)
+    replica = linears(run.sampling)
+    for name, layer in lora_layers(run.policy).items():
+        assert torch.equal(replica[name].weight, weight_of(layer)), name
+    assert all(one.dtype == torch.float32 for _, one in run.policy.trained())
