@@ -99,7 +99,7 @@ def test_the_source_of_a_value(path: str, overrides: list[str], source: str) -> 
 
 
 @pytest.mark.parametrize(("line", "found"), [
-    ("taro train ta", ["taro-3b", "taro-7b", "taro-8b"]),
+    ("taro train ta", ["taro-3b", "taro-7b", "taro-7b-lora", "taro-8b", "taro-8b-lora"]),
     ("taro config preprocess ", recipe_names("taro.preprocess.recipes")),
     ("taro eval --protocol ", list(PROTOCOLS)), ("taro annotations lint a --dataset ", list(DATASETS)),
     ("taro train x --set optimizer.w", ["optimizer.weight_decay=", "optimizer.warmup_steps="]),

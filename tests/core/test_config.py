@@ -81,7 +81,7 @@ def test_no_setting_is_infinite(value: str) -> None:
 
 
 def test_a_missing_recipe_names_those_that_ship() -> None:
-    with pytest.raises(ConfigError, match=r"no such recipe; .* one of: quickstart, sandbox, taro-3b, taro-7b, taro-8b"):
+    with pytest.raises(ConfigError, match=r"no such recipe; .* one of: quickstart, sandbox, taro-3b, taro-7b"):
         load(Path("nonsense"))
 
 

@@ -20,6 +20,7 @@ from benchmarks.shapes import random_config
 from taro.cli.app import app
 from taro.core.config import load_config, recipe_names
 from taro.models import logprobs
+from taro.models.adapters import Lora, add_adapters
 from taro.models.attention import masked
 from taro.models.families import FAMILIES
 from taro.models.features import VideoFeatures
@@ -36,7 +37,7 @@ from taro.train.plan import memory
 from taro.train.plan.fits import LADDER, ways_to_fit
 from taro.train.plan.lengths import Lengths
 from taro.train.plan.make import ASSUMED, Machine, job_of, make_plan, with_job
-from taro.train.plan.memory import Job, cache_bytes, kept_bytes, states_bytes
+from taro.train.plan.memory import Adapters, Job, cache_bytes, kept_bytes, states_bytes
 from taro.train.plan.open import open_plan
 from taro.train.plan.shapes import RELEASED, ModelShape, released_shape, shape_of_config, shape_of_folder
 from taro.train.plan.show import plan_lines, use_text
@@ -76,16 +77,19 @@ def test_parameters_are_those_of_the_stock_modules(size: str) -> None:
     assert shape.layer_matrices + shape.layer_norms == sum(one.numel() for one in lm.layers[0].parameters())
 
 
-class _Upcast(torch.nn.Module):
-    """Embeddings whose values leave in float32, as those of a bfloat16 policy in training."""
+def saved_bytes(model: LanguageModel, T: int) -> int:
+    """Bytes of all tensors that a packed pass under autocast keeps for its backward, weights left out."""
+    weights, kept = {one.untyped_storage().data_ptr() for one in model.parameters()}, dict[int, torch.Tensor]()
 
-    def __init__(self, inner: torch.nn.Embedding) -> None:
-        super().__init__()
-        self.inner, self.weight = inner, inner.weight
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.inner(ids).float()
-        return found
+    mask = torch.ones(T, T, dtype=torch.bool).tril()[None, None]
+    with (torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+          torch.autocast("cpu", torch.bfloat16)):
+        model(torch.arange(T)[None] % 300, torch.arange(T).expand(3, 1, T), masked(mask))
+    return sum(one.untyped_storage().nbytes() for place, one in kept.items() if place not in weights)
 
 
 def kept_by_autograd(size: str, layers: int, T: int) -> tuple[int, ModelShape]:
@@ -101,19 +105,7 @@ def kept_by_autograd(size: str, layers: int, T: int) -> tuple[int, ModelShape]:
     for module in model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
             module.to(torch.bfloat16)
-    lm.embed_tokens = _Upcast(lm.embed_tokens)
-    weights, kept = {one.untyped_storage().data_ptr() for one in model.parameters()}, dict[int, torch.Tensor]()
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    mask = torch.ones(T, T, dtype=torch.bool).tril()[None, None]
-    with (torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-          torch.autocast("cpu", torch.bfloat16)):
-        model(torch.arange(T)[None] % 300, torch.arange(T).expand(3, 1, T), masked(mask))
-    return sum(one.untyped_storage().nbytes() for place, one in kept.items() if place not in weights), \
-        shape_of_config(config)
+    return saved_bytes(model, T), shape_of_config(config)
 
 
 @pytest.mark.parametrize("size", ["tiny", "qwen3-tiny"])
@@ -126,22 +118,38 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(size: str) -> None:
     assert two - one == T * kept_bytes(job) + 2 * T * T
 
 
-@pytest.fixture(scope="module", params=sorted(TINY))
-def bf16_policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    """A small policy of each family, its MLP five times as wide as itself and its vocabulary large as in released ones,
-    with the compute weights of a GPU: bfloat16 matrices, values in float32 between."""
-    folder = TINY[request.param](tmp_path_factory.mktemp("model"), width=64, tied=False)
-    config = read_config(folder)
-    config.text_config.intermediate_size, config.text_config.vocab_size = 320, 4000
-    family = FAMILIES[request.param]
-    lm: Any = family.build_lm(config)
-    head = torch.nn.Linear(64, 4000, bias=False)
-    policy = Policy(folder, config, family, AutoTokenizer.from_pretrained(folder), LanguageModel(lm, head), None)
-    for module in policy.language_model.modules():
+def small_policy(family: str, folder: Path, *, layers: int = 2) -> Policy:
+    """A small policy, its MLP five times as wide as itself and its vocabulary large as in released ones, with the
+    compute weights of a GPU: bfloat16 matrices, float32 norms."""
+    config = read_config(TINY[family](folder, width=64, tied=False))
+    text = config.text_config
+    text.intermediate_size, text.vocab_size, text.num_hidden_layers = 320, 4000, layers
+    text.layer_types = ["full_attention"] * layers
+    model = LanguageModel(FAMILIES[family].build_lm(config), torch.nn.Linear(64, 4000, bias=False))
+    for module in model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
             module.to(torch.bfloat16)
-    lm.embed_tokens = _Upcast(lm.embed_tokens)
-    return policy
+    return Policy(folder, config, FAMILIES[family], AutoTokenizer.from_pretrained(folder), model, None)
+
+
+@pytest.fixture(scope="module", params=sorted(TINY))
+def bf16_policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    """One of each family."""
+    return small_policy(request.param, tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_what_a_layer_with_adapters_keeps(family: str, tmp_path: Path) -> None:
+    """Exactly: the bytes of one layer more, with the mask and bfloat16 copies of the layer's adapters."""
+    T, rank, kept = 150, 4, list[int]()
+    for layers in (2, 3):
+        policy = small_policy(family, tmp_path / str(layers), layers=layers)
+        shape = shape_of_config(policy.config)
+        add_adapters(policy, Lora(rank, 8.0, 0.0, tuple(shape.linears)), seed=0)
+        kept.append(saved_bytes(policy.language_model, T))
+    job = replace(job_of(config_of(), shape, LENGTHS), adapters=Adapters(rank, tuple(shape.linears)))
+    copies = rank * sum(map(sum, shape.linears.values())) * 2
+    assert kept[1] - kept[0] == T * kept_bytes(job) + 2 * T * T + copies
 
 
 @pytest.mark.parametrize(("way", "chunk"), [

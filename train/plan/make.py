@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from taro.train.config import TrainConfig
+from taro.train.config import LoraConfig, TrainConfig
 from taro.train.plan.lengths import Lengths
 from taro.train.plan.memory import Adapters, Job, peak_by_phase, states_bytes
 from taro.train.plan.shapes import ModelShape
@@ -101,7 +101,7 @@ class Plan:
 
 def job_of(config: TrainConfig, shape: ModelShape, lengths: Lengths, *, world: int = 1, bf16: bool = True) -> Job:
     """What of a run decides its memory. Ranks take the prompts of a step in turn: the first has most."""
-    rollout, optimizer, lora = config.rollout, config.optimizer, getattr(config, "lora", None)
+    rollout, optimizer, lora = config.rollout, config.optimizer, config.lora
     prompts = -(-rollout.prompts // world)
     mini = -(-rollout.prompts // optimizer.mini_batches // world)
     return Job(
@@ -113,9 +113,9 @@ def job_of(config: TrainConfig, shape: ModelShape, lengths: Lengths, *, world: i
         R=rollout.max_new_tokens, P=lengths.longest, M=lengths.video, top_p=rollout.top_p < 1)
 
 
-def _adapters(lora: Any) -> Adapters:
-    names = {str(one).rpartition(".")[2] for one in lora.targets}
-    return Adapters(int(lora.rank), tuple(sorted(names & NAMES)), bool(lora.dora))
+def _adapters(lora: LoraConfig) -> Adapters:
+    names = {one.rpartition(".")[2] for one in lora.targets}
+    return Adapters(lora.rank, tuple(sorted(names & NAMES)), lora.dora)
 
 
 def make_plan(config: TrainConfig, shape: ModelShape, lengths: Lengths, machine: Machine | None = None, *,

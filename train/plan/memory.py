@@ -137,6 +137,7 @@ def kept_bytes(job: Job) -> int:
     attention = 4 * Hd * size + 4 * shape.H
     attention += 0 if full else Hd * size * ("o_proj" in targets)
     mlp = F * size * (4 if "down_proj" in targets else 3)
+    mlp += 0 if job.adapters is None else job.adapters.rank * size * len(targets)  # what each A puts out
     return norms + head + copies + attention + mlp
 
 
@@ -217,6 +218,7 @@ def peak_by_phase(job: Job) -> dict[str, dict[str, int]]:
     scoring = max(_forward(job), MASKS * job.T**2, 2 * _logits(job) + (job.T + job.G * job.R) * 4 * D)
     # The features of the disrupted videos stand beside the others while a batch is scored.
     videos, streamed = states_bytes(job)["videos"], _streamed(job)
+    scoring += 0 if job.adapters is None or not job.bf16 else job.trained * job.size  # autocast's copies of adapters
     scores = {"streamed reference" if streamed > scoring + video else "activations": max(streamed, scoring + video),
               "disrupted videos": videos}
     return {"rollouts": {**cache_bytes(job), "decoding": _decoding(job)}, "scores": scores,
