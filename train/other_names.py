@@ -23,6 +23,7 @@ _SAME: dict[str, tuple[str, ...]] = {
     "loss.clip_low and loss.clip_high": ("clip_ratio", "cliprange", "clip_eps"),
     "loss.clip_low": ("epsilon", "clip_ratio_low"),
     "loss.clip_high": ("epsilon_high", "clip_ratio_high"),
+    "rollout.redraws": ("filter_groups", "dynamic_sampling", "max_num_gen_batches", "max_resample_times"),
     "reward.extra": ("reward_funcs", "reward_weights", "custom_reward_function", "reward_function"),
     "reward.overlong_tokens": ("overlong_buffer", "overlong_buffer_len", "soft_max_length", "soft_punish_cache"),
     "loss.entropy": ("entropy_coeff", "entropy_coef", "ent_coef", "entropy_bonus"),

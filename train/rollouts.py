@@ -36,11 +36,13 @@ __all__ = ["RolloutBatch", "Scores", "StepName", "counted_tokens", "disrupt", "o
 
 @dataclass(frozen=True)
 class StepName:
-    """What names every draw of a step, besides its sample and rollout."""
+    """What names every draw of a step, besides its sample and rollout. round: 0, or which time a group is drawn again
+    (`taro.train.redraws`)."""
 
     seed: int
     epoch: int
     step: int
+    round: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,10 @@ def on_device(features: VideoFeatures, device: torch.device) -> VideoFeatures:
 
 def _uniforms(samples: Sequence[Sample], config: RolloutConfig, at: StepName) -> np.ndarray:
     """One number in [0, 1) a token [B, G, max_new_tokens], a function of its names alone."""
+    again = ("again", at.round) if at.round else ()
     return np.stack([
-        np.stack([draws.uniforms(config.max_new_tokens, "rollout", at.seed, at.epoch, at.step, sample_name(sample), g)
+        np.stack([draws.uniforms(config.max_new_tokens, "rollout", at.seed, at.epoch, at.step, sample_name(sample), g,
+                                *again)
                   for g in range(config.group)]) for sample in samples])
 
 

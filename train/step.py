@@ -15,8 +15,9 @@ from taro.train.gap import check_gap
 from taro.train.gathered import gather_prompts, gather_rows
 from taro.train.measures import memory_gib, rollout_lines, step_measures, write_rollouts
 from taro.train.open import Run
+from taro.train.redraws import draw_step
 from taro.train.rewards import compute_rewards, control_totals
-from taro.train.rollouts import StepName, roll_out, score_batch
+from taro.train.rollouts import StepName
 from taro.train.schedules import at_step
 from taro.train.speed import phase_speeds
 from taro.train.update import Update, update_policy
@@ -32,11 +33,7 @@ def train_step(run: Run) -> dict[str, Any]:
     with run.phases("samples"):
         epoch, samples = run.ahead.take(step)
     guide = guide_probability(config.curriculum, step=step, epoch=epoch, steps_per_epoch=run.data.steps_per_epoch)
-    with run.phases("rollouts"):
-        batch = roll_out(run.sampling, run.asking, samples, config.rollout, StepName(config.seed, epoch, step),
-                         guide=guide, bf16=run.bf16)
-    with run.phases("scores"):
-        scores = score_batch(run.policy, run.reference, batch, config.reward, bf16=run.bf16)
+    batch, scores, redrawn = draw_step(run, samples, StepName(config.seed, epoch, step), guide=guide)
     check_gap(batch, scores, config.rollout.max_gap, ranks)
     with run.phases("rewards"):
         parts = compute_rewards(batch, scores, config.reward)
@@ -54,6 +51,8 @@ def train_step(run: Run) -> dict[str, Any]:
     memory = [float(one) for one in ranks.all_of([memory_gib()])[:, 0]]
     values = step_measures(rows, totals_BG, update, margin=config.reward.margin, seconds=time.monotonic() - started,
                            phases=run.phases.take(), memory_gib=memory)
+    if config.rollout.redraws:
+        values["redrawn"] = int(ranks.sum([redrawn])[0])
     values["tokens_per_s_by_phase"] = phase_speeds(batch, values["phases"], ranks)
     if update.skipped and not config.checkpoint.dump_rollouts and ranks.first:
         write_rollouts(dump, rows.lines)

@@ -29,6 +29,8 @@ class RolloutConfig(Config):
     """of sampling"""
     top_p: float = Field(1.0, gt=0, le=1)
     """share of the probability that sampling keeps; 1: all"""
+    redraws: int = Field(0, ge=0, le=64)
+    """rounds in which groups of equal rewards, which teach nothing, are drawn again (DAPO's dynamic sampling)"""
     paths: PathSource = "random"
     """candidate paths of guided rollouts: the paper's, those with the ground truth's captions, or drawn anew"""
     min_free_tokens: int = Field(48, ge=1)
