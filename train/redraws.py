@@ -1,11 +1,11 @@
 """The rollouts of a step and their scores; groups whose rewards are all equal are drawn again, some rounds at most.
 
 Such a group has advantages of 0 and teaches nothing. DAPO (arXiv 2503.14476, section 3.2, eq. 11) samples further
-prompts until the batch is full of groups that differ. Here the same prompts are drawn again, `rollout.redraws` rounds at
-most: every epoch still takes each query once, the samples of a step stay a function of (seed, step), so a resumed run is
-exact, and a rank redraws its own prompts without asking the others. Each round has draws of its own names; whether a
-rollout is guided, its prefix and the disruption of its video stay. A group that stays equal is kept as it was drawn
-last, and counted. Legend: B prompts, G rollouts, R response tokens, N prompts that are drawn again."""
+prompts until the batch is full of groups that differ. Here the same prompts are drawn again, `rollout.redraws` rounds
+at most: every epoch still takes each query once, the samples of a step stay a function of (seed, step), so a resumed
+run is exact, and a rank redraws its own prompts without asking the others. Each round has draws of its own names;
+whether a rollout is guided, its prefix and the disruption of its video stay. A group that stays equal is kept as it was
+drawn last, and counted. Legend: B prompts, G rollouts, R response tokens, N prompts that are drawn again."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _with_scores(scores: Scores, again: Scores, places_N: np.ndarray) -> Scores:
 
 
 def _put(old: torch.Tensor, new: torch.Tensor, places_N: np.ndarray) -> torch.Tensor:
-    """`old` with the rows of `new` at these places; the shorter of two [B, G, R] is padded with 0, which no mask counts."""
+    """`old` with the rows of `new` at these places; of two [B, G, R] the shorter is padded with 0, behind its mask."""
     if old.ndim == 3:
         R = max(old.shape[-1], new.shape[-1])
         old, new = (torch.nn.functional.pad(x, (0, R - x.shape[-1])) for x in (old, new))
