@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from taro.core import draws
 
 TARO = [sys.executable, "-m", "taro"]
-SPEED = {"tokens_per_s", "tokens_per_s_by_phase", "memory_gib", "seconds", "phases"}
+SPEED = {"tokens_per_s", "tokens_per_s_by_phase", "memory_gib", "memory_gib_ranks", "seconds", "phases"}
 VIDEOS, STEPS, KILLS_A_JOB = 16, 10, 7
 POLL_S, PATIENCE_S = 0.0005, 300.0
 RANKS = 1

@@ -368,6 +368,7 @@ def test_a_kept_checkpoint_keeps_its_best_too_and_steps_are_numbers(tmp_path: Pa
 
 def test_blocks_are_the_files_own_whatever_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 10)
+    monkeypatch.setattr(blocks, "FORCE_BLOCKS", 2)
     data = bytes(range(95))
     expected = [hashlib.sha256(data[at : at + 10]).hexdigest() for at in range(0, 95, 10)]
     for cuts, ahead in itertools.product(([95], [0, 7, 0, 3, 30, 55], [1] * 95), (None, 0, 1)):

@@ -19,6 +19,8 @@ from taro.core.files import open_regular
 __all__ = ["BLOCK_BYTES", "StoppedError", "blocks_of", "hash_threads", "wrong_blocks", "write_blocks"]
 
 BLOCK_BYTES = 8 * 2**20
+FORCE_BLOCKS = 32
+"""after which what is written is forced to the disk, while more is written: 256 MB, so that little waits for the end"""
 
 
 class StoppedError(Exception):
@@ -28,7 +30,8 @@ class StoppedError(Exception):
 def hash_threads() -> int:
     """Threads that hash beside the one that writes: of the cores that the ranks of this machine share, half."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(8, len(os.sched_getaffinity(0)) // (2 * max(ranks, 1))))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // (2 * max(ranks, 1))))
 
 
 def blocks_of(size_bytes: int) -> int:
@@ -47,19 +50,29 @@ def write_blocks(path: Path, parts: Iterable[memoryview], *, ahead: int | None, 
     stay in memory anyway. Raises OSError; StoppedError soon after `stop` is set."""
     waiting: deque[Future[str]] = deque()
     digests: list[str] = []
-    with ThreadPoolExecutor(hash_threads(), "hash") as pool, path.open("wb") as file:
-        for block in _blocks(parts):
-            waiting.append(pool.submit(_digest, block))
-            for piece in block:
-                if stop.is_set():
-                    pool.shutdown(cancel_futures=True)
-                    raise StoppedError
-                file.write(piece)
-            while ahead is not None and len(waiting) > ahead:
-                digests.append(waiting.popleft().result())
-        file.flush()
-        os.fsync(file.fileno())
-        return [*digests, *(one.result() for one in waiting)]
+    with path.open("wb") as file, ThreadPoolExecutor(hash_threads(), "hash") as pool, ThreadPoolExecutor(1) as disk:
+        forced: Future[None] | None = None
+        try:
+            for number, block in enumerate(_blocks(parts), 1):
+                waiting.append(pool.submit(_digest, block))
+                for piece in block:
+                    if stop.is_set():
+                        raise StoppedError
+                    file.write(piece)
+                while ahead is not None and len(waiting) > ahead:
+                    digests.append(waiting.popleft().result())
+                if number % FORCE_BLOCKS == 0 and (forced is None or forced.done()):
+                    if forced is not None:
+                        forced.result()  # what the disk refused then is not said again
+                    forced = disk.submit(os.fsync, file.fileno())
+            file.flush()
+            if forced is not None:
+                forced.result()
+            os.fsync(file.fileno())
+            return [*digests, *(one.result() for one in waiting)]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def wrong_blocks(path: Path, digests: Sequence[str], size_bytes: int, numbers: Iterable[int]) -> list[int]:
