@@ -15,7 +15,7 @@ from taro.train.optimizer.pieces import BLOCK, Piece, bounds
 from taro.train.optimizer.rounding import element_bits, name_key, round_bfloat16
 from taro.train.settings.update import States
 
-__all__ = ["CHUNK", "AdamW", "Slot"]
+__all__ = ["CHUNK", "AdamW", "Slot", "adamw", "adamw_fused"]
 
 CHUNK = 1 << 24
 """elements updated at a time: bounds the temporary tensors; a multiple of BLOCK"""
@@ -34,6 +34,25 @@ class AdamW:
     eps: float
     weight_decay: float
     seed: int
+
+
+def adamw(weight: torch.Tensor, gradient: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, how: AdamW) -> None:
+    """In place, in the order of torch's own, to the bit."""
+    beta1, beta2 = how.betas
+    weight.mul_(1 - how.lr * how.weight_decay)
+    mean.lerp_(gradient, 1 - beta1)
+    square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    spread = (square.sqrt() / (1 - beta2**how.step) ** 0.5).add_(how.eps)
+    weight.addcdiv_(mean, spread, value=-(how.lr / (1 - beta1**how.step)))
+
+
+def adamw_fused(weight: torch.Tensor, gradient: torch.Tensor, mean: torch.Tensor, square: torch.Tensor,
+                how: AdamW) -> None:
+    """`adamw` as one kernel, which reads and writes each number once: on a GPU the step waits for memory alone. It
+    differs in the last bits."""
+    step = torch.full((), float(how.step), dtype=torch.float32, device=weight.device)
+    torch._fused_adamw_([weight], [gradient], [mean], [square], [], [step], lr=how.lr, beta1=how.betas[0],
+                        beta2=how.betas[1], weight_decay=how.weight_decay, eps=how.eps, amsgrad=False, maximize=False)
 
 
 class Slot:
@@ -106,7 +125,7 @@ class Slot:
 
     @torch.no_grad()
     def update(self, how: AdamW) -> None:
-        """AdamW (arXiv 1711.05101) on the slice, in the order of torch's own; then the parameter takes the weights."""
+        """AdamW (arXiv 1711.05101) on the slice; then the parameter takes the weights."""
         gradient = self.slice_of_gradient()
         if gradient is None:
             return
@@ -123,13 +142,13 @@ class Slot:
         weight = self.weight[part]
         rounded = weight.dtype == torch.bfloat16
         weight = weight.float() if rounded else weight
-        gradient = gradient.to(weight.dtype) * how.scale
-        (beta1, beta2), (first, second) = how.betas, self.moments
-        weight.mul_(1 - how.lr * how.weight_decay)
-        mean = first.read(part).lerp_(gradient, 1 - beta1)
-        square = second.read(part).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        spread = (square.sqrt() / (1 - beta2**how.step) ** 0.5).add_(how.eps)
-        weight.addcdiv_(mean, spread, value=-(how.lr / (1 - beta1**how.step)))
+        gradient = gradient.to(weight.dtype)
+        first, second = self.moments
+        mean, square = first.read(part), second.read(part)
+        if gradient.is_cuda:
+            adamw_fused(weight, gradient if how.scale == 1 else gradient * how.scale, mean, square, how)
+        else:
+            adamw(weight, gradient * how.scale, mean, square, how)
         first.write(part, mean, bits)
         second.write(part, square, None if bits is None else bits >> MOMENT_BITS)
         if rounded:
