@@ -28,15 +28,17 @@ def open_reference(config: TrainConfig, folder: ModelFolder, device: torch.devic
     ModelError as `load_policy`."""
     if config.loss.kl == 0 or config.objective == "sft":
         return None
+    double = config.dtype == "float64"
     if config.reference == "gpu":
-        policy = load_compute(folder, device, bf16=bf16, double=config.dtype == "float64")
+        policy = load_compute(folder, device, bf16=bf16, double=double)
         return lambda batch: score_prompts(policy, batch.prompts, batch, bf16=bf16)
 
     def gather(mine_U: torch.Tensor, out_U: torch.Tensor) -> None:
         ranks.all_gather(mine_U, out_U)
 
     store = HostStore(device) if config.reference == "host" else ShardedStore(device, ranks.rank, ranks.world, gather)
-    return _streamed(StreamedPolicy(folder, device, store, bf16=bf16), config.rollout.batch_prompts, ranks, bf16=bf16)
+    streamed = StreamedPolicy(folder, device, store, bf16=bf16, double=double)
+    return _streamed(streamed, config.rollout.batch_prompts, ranks, bf16=bf16)
 
 
 def _streamed(reference: StreamedPolicy, at_once: int, ranks: Ranks, *, bf16: bool) -> Reference:

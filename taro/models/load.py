@@ -78,14 +78,16 @@ def fill_policy(policy: Policy, *, device: torch.device, dtype: torch.dtype | Dt
     model.requires_grad_(False)
 
 
-def compute_dtypes(policy: Policy, *, bf16: bool) -> Dtypes:
+def compute_dtypes(policy: Policy, *, bf16: bool, double: bool = False) -> Dtypes:
     """Of the tensors that a policy computes with. With `bf16` its matrices and embeddings are bfloat16, its norms are
-    not, nor is what goes from layer to layer: under autocast that rounds exactly where float32 weights would."""
+    not, nor is what goes from layer to layer: under autocast that rounds exactly where float32 weights would. `double`:
+    all are float64."""
     parts = {"lm": policy.language_model.lm, "head": policy.language_model.head}
     short = {(part, f"{name}.{leaf}".lstrip(".")) for part, module in parts.items()
              for name, inner in module.named_modules() if isinstance(inner, torch.nn.Linear | torch.nn.Embedding)
              for leaf in ("weight", "bias")}
-    return lambda place: torch.bfloat16 if bf16 and place in short else torch.float32
+    plain = torch.float64 if double else torch.float32
+    return lambda place: torch.bfloat16 if bf16 and place in short else plain
 
 
 def load_compute(folder: ModelFolder, device: torch.device, *, bf16: bool, trainable: bool = False,
@@ -93,9 +95,9 @@ def load_compute(folder: ModelFolder, device: torch.device, *, bf16: bool, train
     """A policy in the precision that it computes in, see `compute_dtypes`; every tensor goes to the device in its own
     dtype, one at a time. `double`: in float64. Raises ModelError as `load_policy`."""
     policy, tied = build_policy(folder)
-    fill_policy(policy, device=device, dtype=compute_dtypes(policy, bf16=bf16), tied=tied)
+    fill_policy(policy, device=device, dtype=compute_dtypes(policy, bf16=bf16, double=double), tied=tied)
     if double:
-        policy.language_model.double()
+        policy.language_model.double()  # rotary tables too
     policy.language_model.requires_grad_(trainable)
     return policy
 

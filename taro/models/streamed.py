@@ -159,11 +159,11 @@ class StreamedPolicy:
     """The policy of a model folder over a store. Raises ModelError as `taro.models.load.load_policy`."""
 
     def __init__(self, folder: ModelFolder, device: torch.device, store: HostStore | ShardedStore, *,
-                 bf16: bool) -> None:
+                 bf16: bool, double: bool = False) -> None:
         self.policy, tied = build_policy(folder)
         self.device, self._store = device, store
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        model, dtypes = self.policy.language_model, compute_dtypes(self.policy, bf16=bf16)
+        model, dtypes = self.policy.language_model, compute_dtypes(self.policy, bf16=bf16, double=double)
         self._layers = [_unit(number, {("lm", f"layers.{number}."): layer}, dtypes, store.world)
                         for number, layer in enumerate(model.lm.layers)]
         for unit in self._layers:
@@ -188,6 +188,8 @@ class StreamedPolicy:
             for tensor in unit.tensors.values():
                 tensor.detach(device)
         model.to(device)
+        if double:
+            model.double()  # rotary tables
 
     def _take(self, number: int, modules: dict[Place, torch.nn.Module], dtypes: Dtypes) -> _Unit:
         """A unit of modules that were filled, moved into the store."""
@@ -217,6 +219,7 @@ class StreamedPolicy:
         with self._whole(self._head):
             for one, hidden in zip(packed, hidden_ND, strict=True):
                 found_N = token_logprobs(self.policy, hidden, one.targets_N.to(self.device), temperature=temperature)
+                logprobs = logprobs.to(found_N.dtype)  # float64 of a float64 policy
                 logprobs[one.to_N.to(self.device)] = found_N
         return logprobs.view(ids_BGR.shape)
 

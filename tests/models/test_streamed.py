@@ -33,15 +33,17 @@ def policy(folder: Path) -> Policy:
     return load_policy(folder, tower=True, trainable=True)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_a_streamed_policy_scores_as_a_whole_one(folder: Path, policy: Policy, bf16: bool) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_a_streamed_policy_scores_as_a_whole_one(folder: Path, policy: Policy, dtype: str) -> None:
     prompts, rollouts = sampled(policy)
-    whole, streamed = load_compute(folder, CPU, bf16=bf16), StreamedPolicy(folder, CPU, HostStore(CPU), bf16=bf16)
+    bf16, double = dtype == "bfloat16", dtype == "float64"
+    whole = load_compute(folder, CPU, bf16=bf16, double=double)
+    streamed = StreamedPolicy(folder, CPU, HostStore(CPU), bf16=bf16, double=double)
     for _ in range(2):  # a second pass finds everything where it was
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             plain = score(whole, prompts, rollouts.ids_BGR, rollouts.mask_BGR, temperature=0.7)
             found = streamed.score(prompts, rollouts.ids_BGR, rollouts.mask_BGR, temperature=0.7)
-        assert torch.equal(found, plain) and float(plain.sum()) < 0
+        assert found.dtype == plain.dtype and torch.equal(found, plain) and float(plain.sum()) < 0
     held = sum(parameter.numel() for parameter in streamed.policy.parameters())
     assert held == policy.language_model.lm.norm.weight.numel(), "between passes the last norm alone is on the device"
     nobody = streamed.score([], rollouts.ids_BGR[:0], rollouts.mask_BGR[:0])
