@@ -19,7 +19,7 @@ from taro.metrics.answers import read_answers, write_answers
 from taro.pages.charts import LEFT, RIGHT, WIDTH, curve_chart
 from taro.shards.reader import open_shards
 from taro.train.report.data import Evaluation, Run, examples, mean_of, read_run, row_iou, training_groups
-from taro.train.report.figures import tiles
+from taro.train.report.figures import tiles, time_table
 from taro.train.report.write import ledger, render_report
 from tests.report import synthetic
 
@@ -174,6 +174,19 @@ def test_guided_steps_are_shaded(folders: Path) -> None:
     assert x == LEFT and width == pytest.approx((WIDTH - LEFT - RIGHT) * 10.5 / 20, abs=0.1)
     assert (chart.raw.count("M"), chart.mean.count("M")) == (2, 1), (
         "a step without a value lifts the pen of the raw line; the mean goes on")
+
+
+def test_where_the_time_goes_is_a_table(tmp_path: Path) -> None:
+    run = synthetic.run_folder(tmp_path / "run", steps=2)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert time_table(read_run(run)).rows == []
+    for line, seconds in zip(lines, (2.0, 4.0), strict=True):
+        line["phases"] = {"update": 1.0, "rollouts": seconds, synthetic.HOSTILE: None, "odd": "x"}
+        line["tokens_per_s_by_phase"] = {"rollouts": 1000.0 * seconds}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert time_table(read_run(run)).rows == [["rollouts", "3.00", "75%", "3,000"], ["update", "1.00", "25%", "-"]]
+    page = Page(render_report(run, {}, [], tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "3,000" in page.texts["time"]
 
 
 def test_a_run_alone_still_makes_a_page(folders: Path, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from taro.pages.cards import Cell, Table
 from taro.pages.charts import CurveChart, Interval, IntervalRow, IntervalsChart, curve_chart, intervals_chart
 from taro.pages.render import number
 from taro.train.report.data import Evaluation, Run, mean_of
-from taro.train.report.rows import SET
+from taro.train.report.rows import PHASE, SET, SPEED
 
 __all__ = ["ENDS", "MAIN_CURVES", "Figure", "Ledger", "Tile", "accounting_table", "curves", "score_charts",
-           "sets_table", "tiles", "validation_table"]
+           "sets_table", "tiles", "time_table", "validation_table"]
 
 Item = TypeVar("Item")
 ENDS = 5
@@ -42,6 +42,8 @@ CURVES: dict[str, tuple[str, str, float | None, float | None]] = {
 }
 """key of metrics.jsonl: title, what it says, ends of the axis where they are known"""
 
+PHASES = 16
+"""phases that a table holds"""
 MAIN_CURVES = 6
 """curves shown at once; the others are folded away"""
 
@@ -130,6 +132,19 @@ def sets_table(run: Run) -> Table:
         rows.append([name, f"{sum(int(record[f'{SET}{name}/prompts'] or 0) for record in mine):,}",
                      *(f"{number(first, 2)} to {number(last, 2)}" for first, last in changes)])
     return Table(["set", "prompts", "reward", "tIoU"], rows)
+
+
+def time_table(run: Run) -> Table:
+    """Where a step's time goes: of each phase the mean seconds, their share and the tokens a second; no row where a run
+    did not say."""
+    names = sorted({key.removeprefix(PHASE) for record in run.steps for key in record if key.startswith(PHASE)})
+    means = {name: mean_of(run.steps, f"{PHASE}{name}") for name in names}
+    means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+    whole, shown = sum(means.values()), sorted(means.items(), key=lambda item: -item[1])[:PHASES]
+    return Table(["phase", "seconds a step", "share", "tokens a second"], [
+        [name, number(mean, 2), f"{mean / whole:.0%}" if whole > 0 else "-",
+         number(mean_of(run.steps, f"{SPEED}{name}"), 0)]
+        for name, mean in shown])
 
 
 def accounting_table(ledgers: Sequence[Ledger]) -> Table:

@@ -12,10 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from taro.core.errors import ConfigError
 
-__all__ = ["SET", "RolloutLine", "eval_line", "step_line"]
+__all__ = ["PHASE", "SET", "SPEED", "RolloutLine", "eval_line", "step_line"]
 
 SET = "set/"
 """how the numbers of one of several sets are named in a step"""
+PHASE, SPEED = "phase/", "speed/"
+"""how the seconds of a phase and its tokens a second are named in a step"""
 
 Seconds = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
 Window = tuple[Seconds, Seconds]
@@ -51,11 +53,14 @@ class RolloutLine(BaseModel):
 
 def step_line(row: dict[str, Any], path: Path) -> dict[str, Any]:
     """A line of metrics.jsonl about a step: its number, its phase, and the values of it that are numbers; those of
-    one of several sets are named set/NAME/KEY."""
+    one of several sets are named set/NAME/KEY, those of phases phase/NAME and speed/NAME."""
     phase, sets = row.get("phase"), row.get("sets")
     each = {f"{SET}{name}/{key}": value for name, one in (sets if isinstance(sets, dict) else {}).items()
             if isinstance(one, dict) for key, value in _numbers(one).items()}
-    return {"step": _step(row, path), "phase": phase if isinstance(phase, str) else None, **_numbers(row), **each}
+    timed = {f"{prefix}{name}": value for prefix, key in ((PHASE, "phases"), (SPEED, "tokens_per_s_by_phase"))
+             for name, value in (_numbers(row[key]) if isinstance(row.get(key), dict) else {}).items()}
+    return {"step": _step(row, path), "phase": phase if isinstance(phase, str) else None, **_numbers(row), **each,
+            **timed}
 
 
 def eval_line(row: dict[str, Any], path: Path) -> dict[str, Any]:
