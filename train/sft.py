@@ -35,9 +35,10 @@ from taro.train.speed import phase_speeds
 from taro.train.step import finish_step, stop_if_nonfinite
 from taro.train.update import update_policy
 
-__all__ = ["sft_step", "written_responses"]
+__all__ = ["CLONING", "no_scores", "sft_step", "written_responses"]
 
 CLONING = LossConfig(kl=0.0, off_policy="clone")
+"""every response is imitated with weight 1"""
 log = logging.getLogger(__name__)
 
 
@@ -76,17 +77,22 @@ def _targets(policy: Policy, asking: Asking, sample: Sample, config: RolloutConf
     return [[*prefix, *closing] for prefix in prefixes if prefix]
 
 
+def no_scores(batch: RolloutBatch) -> Scores:
+    """What an update asks for besides; written responses are imitated whatever it is."""
+    none_BGR = torch.zeros(batch.ids_BGR.shape)
+    return Scores(none_BGR, None, none_BGR, np.zeros(len(batch.samples), dtype=bool), none_BGR.numpy())
+
+
 def sft_step(run: Run) -> dict[str, Any]:
     """One step: returns its line of metrics.jsonl."""
     started, config, step, ranks = time.monotonic(), run.config, run.state.step, run.ranks
     with run.phases("samples"):
         epoch, samples = run.ahead.take(step)
         batch = written_responses(run.policy, run.asking, samples, config.rollout, StepName(config.seed, epoch, step))
-    shape_BG, none_BGR = batch.guided_BG.shape, torch.zeros(batch.ids_BGR.shape)
-    scores = Scores(none_BGR, None, none_BGR, np.zeros(shape_BG[0], dtype=bool), np.zeros(batch.ids_BGR.shape))
     with run.phases("update"):
-        update = update_policy(run.policy, run.optimizer, batch, scores, np.ones(shape_BG), CLONING,
-                               at_step(config.optimizer, step, run.steps), bf16=run.bf16)
+        update = update_policy(run.policy, run.optimizer, batch, no_scores(batch),
+                               np.ones(batch.guided_BG.shape), CLONING, at_step(config.optimizer, step, run.steps),
+                               bf16=run.bf16)
         run.refresh()
     there_BG = batch.mask_BGR.any(-1)
     counts = ranks.sum([int(there_BG.sum()), int(batch.mask_BGR.sum()), int((~there_BG.any(-1)).sum())])

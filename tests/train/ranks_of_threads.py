@@ -30,6 +30,10 @@ class ThreadRanks(Ranks):
         """As `Ranks.all_gather`."""
         return torch.stack(self._swap(mine_N.clone()))
 
+    def reduce_scatter(self, parts_WN: torch.Tensor) -> torch.Tensor:
+        """As `Ranks.reduce_scatter`."""
+        return torch.stack(self._swap(parts_WN.clone()))[:, self.rank].sum(0)
+
     def _swap(self, mine: Any) -> list[Any]:
         self.told[self.rank] = mine
         self.barrier_of_all.wait(30)

@@ -17,10 +17,13 @@ from taro.models.policy import Policy
 from taro.train.config import RolloutConfig, TrainConfig
 from taro.train.data import TrainingData, select
 from taro.train.loop import train
+from taro.train.ranks import ALONE, Ranks
 from taro.train.rollouts import RolloutBatch, StepName
 from taro.train.sets import open_encoded_shards
-from taro.train.sft import written_responses
+from taro.train.sft import CLONING, no_scores, written_responses
+from taro.train.update import Update, make_optimizer, update_policy
 from tests.train.conftest import Tiny
+from tests.train.ranks_of_threads import on_ranks
 from tests.train.tiny import TEMPLATE
 
 GROUP = RolloutConfig(prompts=2, group=4, max_new_tokens=128, min_free_tokens=48)
@@ -120,3 +123,27 @@ def test_queries_without_a_path_that_fits_are_counted_and_move_nothing(
     line = read_jsonl(config.out / "metrics.jsonl")[0]
     assert (line["without_path"], line["responses"], line["tokens"], line["grad_norm"]) == (2, 0, 0, 0)
     assert "none of its 2 queries has a candidate path that fits" in caplog.text
+
+
+def test_three_ranks_one_of_them_without_work_learn_as_one(tiny: Tiny, make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(objective="sft", rollout=GROUP.model_dump())
+    shard_set = open_encoded_shards(tiny.shards, tiny.policy)
+    samples = [shard_set.sample(ref) for ref in shard_set.queries(split="train")[:2]]
+    policies = [load_policy(tiny.policy, trainable=True) for _ in range(4)]
+
+    def one(ranks: Ranks) -> Update:
+        policy = policies[ranks.rank if ranks.world > 1 else 3]
+        batch = written_responses(policy, Asking(TEMPLATE), samples[ranks.rank::ranks.world], config.rollout,
+                                  StepName(0, 0, 0))
+        optimizer = make_optimizer(policy, config.optimizer, ranks)
+        return update_policy(policy, optimizer, batch, no_scores(batch), np.ones(batch.guided_BG.shape), CLONING,
+                             config.optimizer)
+
+    every, alone = on_ranks(3, one), one(ALONE)
+    for update in every:
+        assert isinstance(update, Update), update
+        for name in ("loss", "accuracy", "grad_norm"):
+            assert getattr(update, name) == pytest.approx(getattr(alone, name), rel=1e-5), name
+    for policy in policies[:3]:
+        for ours, plain in zip(policy.parameters(), policies[3].parameters(), strict=True):
+            torch.testing.assert_close(ours, plain, atol=2e-5, rtol=0)  # Adam's first step is lr, here 1e-3
