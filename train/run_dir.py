@@ -7,6 +7,7 @@ here imports more than numpy. Left out: what takes the data or the policy's file
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from taro.core.config import changed_settings, read_yaml
-from taro.core.errors import ConfigError
+from taro.core.errors import ConfigError, MissingPackageError
 from taro.core.files import locked, make_folders, remove_temporary, remove_temporary_folders, write_atomically
 from taro.core.json import read_json
 from taro.core.places import paths_for, paths_from, real_paths
@@ -26,7 +27,7 @@ from taro.train.config import TrainConfig
 from taro.train.extra_rewards import check_extra
 from taro.train.trackers import check_trackers
 
-__all__ = ["check_folder", "check_run", "lock_folder", "read_facts", "write_facts"]
+__all__ = ["check_folder", "check_lora", "check_run", "lock_folder", "read_facts", "write_facts"]
 
 RESUME_MAY_CHANGE = {"length", "checkpoint", "trackers", "tracking", "device", "out", "reference"}
 """settings that a resumed run may change: none of them reaches the numbers of a step that both runs have; `length`
@@ -42,10 +43,18 @@ def check_run(config: TrainConfig, *, resume: bool) -> None:
     policy that is nowhere."""
     check_folder(config, resume=resume)
     check_trackers(config.trackers)
+    check_lora(config.lora is not None)
     check_extra(config.reward.extra)
     for source in config.sources:
         read_manifest(open_store(source.path))
     resolve_place(config.policy, config.adapter)
+
+
+def check_lora(wanted: bool) -> None:
+    """Raises MissingPackageError where adapters are to be trained and peft is not installed."""
+    if wanted and importlib.util.find_spec("peft") is None:
+        raise MissingPackageError("lora needs peft, which is not installed; pip install 'taro-vtg[lora]', or leave the "
+                                  "section lora out")
 
 
 def check_folder(config: TrainConfig, *, resume: bool) -> None:

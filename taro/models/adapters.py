@@ -53,10 +53,9 @@ def linears(policy: Policy) -> dict[str, torch.nn.Linear]:
 
 
 def lora_layers(policy: Policy) -> dict[str, Any]:
-    """peft's layers by the names of the Linears that they stand for; none without adapters."""
-    from peft.tuners.lora import Linear
-
-    return {name: module for name, module in policy.language_model.lm.named_modules() if isinstance(module, Linear)}
+    """peft's layers by the names of the Linears that they stand for; none without adapters, and then without peft."""
+    return {name: module for name, module in policy.language_model.lm.named_modules()
+            if isinstance(getattr(module, "lora_A", None), torch.nn.ModuleDict)}
 
 
 def add_adapters(policy: Policy, lora: Lora, *, seed: int) -> None:
@@ -68,7 +67,7 @@ def add_adapters(policy: Policy, lora: Lora, *, seed: int) -> None:
     names = _targeted(policy, lora.targets)
     config = LoraConfig(r=lora.rank, lora_alpha=cast(int, lora.alpha), lora_dropout=lora.dropout, target_modules=names,
                         use_rslora=lora.rslora, use_dora=lora.dora, bias="none")
-    with torch.random.fork_rng():  # peft draws a start of its own
+    with torch.random.fork_rng(_generators(policy)):  # peft draws a start of its own
         inject_adapter_in_model(config, lm, adapter_name=NAME)
     policy.language_model.eval().requires_grad_(False)
     layers = lora_layers(policy)
@@ -87,6 +86,11 @@ def add_adapters(policy: Policy, lora: Lora, *, seed: int) -> None:
             if lora.dora:  # in float32, as it is computed with, so that the start changes nothing
                 layer.lora_magnitude_vector[NAME].weight.copy_(
                     torch.linalg.norm(base.to(wide), dim=1))
+
+
+def _generators(policy: Policy) -> list[torch.device]:
+    """Devices besides the CPU whose generator the policy's dropout draws from."""
+    return [policy.device] if policy.device.type == "cuda" else []
 
 
 def parts_of(layer: Any) -> dict[str, torch.nn.Module]:
@@ -147,7 +151,7 @@ def dropout_on(policy: Policy, names: Sequence[tuple[int | str, ...]]) -> Iterat
 
     hook = policy.language_model.register_forward_pre_hook(seeded)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(_generators(policy)):
             for layer in layers:
                 layer.train()
             yield

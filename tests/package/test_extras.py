@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = {"hf": "datasets", "decord": "decord", "webdataset": "webdataset", "pandas": "pandas", "train": "tensorboard"}
+EXTRAS = {"hf": "datasets", "decord": "decord", "webdataset": "webdataset", "pandas": "pandas", "train": "tensorboard",
+          "lora": "peft"}
 """extra -> the package that it brings, by the name under which it is imported"""
 
 USES = {
@@ -21,6 +22,7 @@ USES = {
     "webdataset": "stream('no set')",
     "pandas": "ShardSet.to_pandas(None)",
     "train": "check_trackers(['tensorboard'])",
+    "lora": "check_lora(True)",
 }
 
 
@@ -57,6 +59,7 @@ def test_a_missing_package_is_named_with_its_extra() -> None:
         "from taro.core.config import load_config; from taro.preprocess.config import PreprocessConfig\n"
         "RECIPES = 'taro.preprocess.recipes'\n"
         "from taro.shards.reader import ShardSet; from taro.train.trackers import check_trackers\n"
+        "from taro.train.run_dir import check_lora\n"
         "said = {}\n"
         f"for extra, use in {USES!r}.items():\n"
         "    try: eval(use)\n"
