@@ -8,10 +8,11 @@ from collections.abc import Callable
 from taro.metrics.answers import AnswerRow, score_rows
 from taro.metrics.scores import METRICS
 from taro.models.sampler import Decoding
+from taro.train.checkpoint.state import checkpoints
 from taro.train.evaluate import Questions, evaluate_policy, readable_misses
 from taro.train.open import Run
 
-__all__ = ["is_due", "save_and_prune", "validate"]
+__all__ = ["is_due", "keep_what_is_done", "save_and_prune", "validate"]
 
 
 def is_due(run: Run, every: int) -> bool:
@@ -34,7 +35,8 @@ def validate(run: Run) -> None:
         for one in run.data.validated:
             rows[one.name] = evaluate_policy(
                 run.sampling, one.shard_set, run.asking, decoding, questions=questions, bf16=run.bf16,
-                batch_prompts=knobs.batch_prompts, progress=_counted(count, sum(map(len, rows.values())), total))
+                batch_prompts=knobs.batch_prompts,
+                progress=_counted(run, count, sum(map(len, rows.values())), total))
     missing = {one.name: readable_misses(one.shard_set, knobs.split) if questions.are_all(one.shard_set) else []
                for one in run.data.validated}
     scores = score_rows([row for some in rows.values() for row in some], protocol=protocol,
@@ -51,9 +53,14 @@ def validate(run: Run) -> None:
         save_and_prune(run)
 
 
-def _counted(count: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
-    """Counts the queries of one set on top of those of the sets before it."""
-    return lambda done, _: count(before + done, total)
+def _counted(run: Run, count: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
+    """Counts the queries of one set on top of those of the sets before it. After each batch the run may stop."""
+
+    def counted(done: int, _: int) -> None:
+        count(before + done, total)
+        run.pause()
+
+    return counted
 
 
 def save_and_prune(run: Run) -> None:
@@ -64,3 +71,13 @@ def save_and_prune(run: Run) -> None:
         run.saver.save(run.state)
         if run.state.step == run.steps:
             run.saver.finish()
+
+
+def keep_what_is_done(run: Run) -> str:
+    """Saves the last finished step of a run that stops, and waits until it is on the disk; returns what to say."""
+    if run.state.step not in (0, run.resumed_at) and not run.state.nonfinite_streak:
+        save_and_prune(run)
+    run.saver.finish()
+    found = checkpoints(run.folder / "checkpoints")
+    last = f"checkpoint {found[-1].name} is kept" if found else "there is no checkpoint yet"
+    return f"stopped after {run.state.step} of {run.steps} steps; {last}: the same command with --resume goes on"

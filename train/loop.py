@@ -3,7 +3,8 @@
 A step is a paragraph: samples, rollouts, scores (current, reference, disrupted), rewards, advantages, update, log;
 then, when due, validation and a checkpoint. A run killed at any moment goes on from its newest checkpoint as if
 nothing had happened, bitwise on a CPU: every draw is a function of its name, nothing else is random.
-Left out: several GPUs. Legend: B prompts, G rollouts of a group, R response tokens.
+On several GPUs every rank runs this
+loop over prompts of its own (`taro.train.ranks`). Legend: B prompts, G rollouts of a group, R response tokens.
 
     taro train sandbox --set policy=sandbox:policy --set shards=shards --set out=run
 """
@@ -12,19 +13,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taro.core.errors import TaroError, full_memory
+from taro.core.errors import Stopped, TaroError, full_memory
 from taro.core.files import explain_disk_errors
 from taro.train.config import TrainConfig
 from taro.train.export import export_run
-from taro.train.keep import is_due, save_and_prune, validate
+from taro.train.keep import is_due, keep_what_is_done, save_and_prune, validate
 from taro.train.open import OnStep, OnWork, Run, open_run
 from taro.train.plan.open import keep_speed
 from taro.train.plan.show import use_text
+from taro.train.ranks import ALONE, Ranks
 from taro.train.sft import sft_step
 from taro.train.step import train_step
 from taro.train.tracing import StepTraces
@@ -48,17 +51,25 @@ class TrainReport:
     """where the time of the profiled steps went (`taro.train.tracing.StepTraces.write`)"""
 
 
+def _never() -> AbstractContextManager[Sequence[int]]:
+    """No signal asks the run to stop."""
+    return contextlib.nullcontext(())
+
+
 def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None = None,
           on_start: Callable[[dict[str, Any]], None] | None = None, on_work: OnWork | None = None,
-          on_phase: Callable[[str, bool], None] | None = None, profile: int = 0) -> TrainReport:
+          on_phase: Callable[[str, bool], None] | None = None, profile: int = 0, ranks: Ranks = ALONE,
+          stopping: Callable[[], AbstractContextManager[Sequence[int]]] = _never) -> TrainReport:
     """Trains, from the start or from the newest checkpoint; leaves a Hugging Face folder in `out`/export.
 
     Args: on_step: called with every line of metrics.jsonl, steps and evaluations alike; on_start: called once, with
     what data.json holds (`taro.train.data.TrainingData.summary`); on_work: called while validation, checkpoints and the
     export take their time; on_phase: as a phase of a step begins (True) and ends; profile: steps to trace into
-    `out`/profile, after one that warms up."""
+    `out`/profile, after one that warms up; ranks: this process among those that train together
+    (`taro.train.launch.join`); stopping: around the steps, gives a list that is empty until the run is asked to stop.
+    Raises Stopped where it was, with a checkpoint of the last finished step."""
     started = time.monotonic()
-    run = open_run(config, resume=resume, on_step=on_step)
+    run = open_run(config, resume=resume, on_step=on_step, ranks=ranks)
     run.on_work = on_work
     run.phases.observers += [] if on_phase is None else [on_phase]
     traces = StepTraces(run.folder / "profile", [run.policy.language_model, run.sampling.language_model], run.phases,
@@ -66,17 +77,11 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
     if on_start is not None:
         on_start(run.data.summary())
     with explain_disk_errors(run.folder, run.kept), contextlib.closing(run), _full_gpu_explained(run):
-        if run.state.step == 0:
-            validate(run)
-        one_step = sft_step if config.objective == "sft" else train_step
-        while run.state.step < run.steps:
-            with traces.step(run.state.step) as traced:
-                traced.append(one_step(run))
-            run.saver.poll()
-            if is_due(run, config.validation.every):
-                validate(run)
-            if is_due(run, config.checkpoint.every) and (not run.state.nonfinite_streak or run.state.step == run.steps):
-                save_and_prune(run)
+        with stopping() as run.asked:
+            try:
+                _take_steps(run, traces)
+            except Stopped:
+                raise Stopped(keep_what_is_done(run)) from None
         split = traces.write()
         with run.working("exporting the policy"):
             export = export_run(run)
@@ -85,6 +90,23 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
     state = run.state
     return TrainReport(run.folder, export, state.step, state.skipped, state.best_step, state.best_score,
                        time.monotonic() - started, run.last, split)
+
+
+def _take_steps(run: Run, traces: StepTraces) -> None:
+    """All steps that are left, with validation and checkpoints when they are due."""
+    if run.state.step == 0:
+        validate(run)
+    one_step = sft_step if run.config.objective == "sft" else train_step
+    while run.state.step < run.steps:
+        with traces.step(run.state.step) as traced:
+            traced.append(one_step(run))
+        run.saver.poll()
+        if is_due(run, run.config.validation.every):
+            validate(run)
+        if is_due(run, run.config.checkpoint.every) and (
+                not run.state.nonfinite_streak or run.state.step == run.steps):
+            run.ranks.check_weights(run.policy.named_parameters())
+            save_and_prune(run)
 
 
 @contextlib.contextmanager

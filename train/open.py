@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taro.core.errors import ConfigError
+from taro.core.errors import ConfigError, Stopped
 from taro.core.files import explain_disk_errors, make_folders
 from taro.grounding.prompts import Asking
 from taro.models.adapters import Lora, Merged, add_adapters
@@ -79,11 +79,13 @@ class Run:
     on_work: OnWork | None = None
     ranks: Ranks = ALONE
     phases: Phases = field(default_factory=Phases)
+    asked: Sequence[int] = ()
     plan: Plan | None = None
     ahead: SamplesAhead = field(init=False)
     saver: Saver = field(init=False)
 
     def __post_init__(self) -> None:
+        self.phases.observers.append(lambda name, begins: self.ranks.note(name if begins else ""))
         self.ahead = SamplesAhead(self.data, self.steps, self.ranks)
         knobs = self.config.checkpoint
         self.saver = Saver(self.folder / "checkpoints", self.optimizer, ranks=self.ranks, keep=knobs.keep,
@@ -129,13 +131,20 @@ class Run:
             for tracker in self.trackers:
                 tracker.rollouts(step, rows)
 
+    def pause(self) -> None:
+        """A moment at which a run can stop: raises Stopped where a signal has asked any of the ranks to (`asked`)."""
+        if self.ranks.any(bool(self.asked)):
+            raise Stopped
+
     @contextlib.contextmanager
     def working(self, what: str) -> Iterator[Callable[[int, int], None]]:
         """Tells the caller's callback of work beside the steps while the block runs; yields what counts it."""
         tell: OnWork = self.on_work or (lambda *_: None)
         tell(what, 0, None)
+        self.ranks.note(what)
         try:
             yield lambda done, total: tell(what, done, total)
+            self.ranks.note(self.phases.now)
         finally:
             tell(None, 0, None)
 
@@ -156,10 +165,13 @@ class Run:
         return f"{last}; make room or fix the disk, then run the same command with --resume"
 
 
-def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None) -> Run:
-    """Opens a new run, or an interrupted one from its newest checkpoint. Raises TaroError where something does not
-    fit, before any weight is read where that can be told."""
-    check_run(config, resume=resume)
+def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None, ranks: Ranks = ALONE) -> Run:
+    """Opens a new run, or an interrupted one from its newest checkpoint; on every rank, of which the first writes.
+    Raises TaroError where something does not fit, before any weight is read where that can be told."""
+    ranks.note("opening the run")
+    ranks.check_same("settings", config.model_dump_json().encode())
+    if ranks.first:
+        check_run(config, resume=resume)
     place, device = resolve_place(config.policy, config.adapter), compute_device(config.device)
     folder = place.base
     pixel_settings(folder)  # training needs no processor, but whoever loads the export does
@@ -175,10 +187,11 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     bf16 = precision == "bfloat16"
     facts = {"template_sha256": asking.template.sha256, "compute_dtype": precision,
              "validation_sha256": data.validation_sha256}
-    if resume:
+    ranks.check_same("queries or features", data.sha256.encode())
+    if resume and ranks.first:
         _check_data(config.out, data)
         facts = _with_policy(config.out, facts)
-    else:
+    elif ranks.first:
         facts["policy_sha256"] = place.sha256()
     plan = check_fits(config, data, asking, folder, bf16=bf16)
     policy = load_compute(place, device, bf16=bf16, trainable=config.lora is None, double=precision == "float64")
@@ -186,26 +199,35 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
         add_adapters(policy, Lora(**config.lora.model_dump()), seed=config.seed)
     check_asking(policy, asking)
     with explain_disk_errors(config.out, lambda: AGAIN):
-        lock = lock_folder(config, resume=resume)
-        for name in ("checkpoints", "rollouts"):
+        lock = lock_folder(config, resume=resume) if ranks.first else contextlib.ExitStack()
+        for name in ("checkpoints", "rollouts") if ranks.first else ():
             make_folders(config.out / name)
-    optimizer = make_optimizer(policy, config.optimizer, seed=config.seed)
-    found = resume_checkpoint(config.out / "checkpoints", optimizer, facts=_must_stay(config)) if resume else None
+    ranks.barrier()
+    optimizer = make_optimizer(policy, config.optimizer, ranks, seed=config.seed)
+    found = resume_checkpoint(config.out / "checkpoints", optimizer, ranks=ranks,
+                              facts=_must_stay(config)) if resume else None
     state = found or RunState()
     state.data_sha256 = data.sha256
+    ranks.check_weights(policy.named_parameters())
+    trackers = _begin_files(config, {**data.summary(), **facts}, found) if ranks.first else []
+    if config.lora is None:
+        merged, reference = None, open_reference(config, place, device, bf16=bf16, ranks=ranks)
+    else:
+        merged, reference = Merged(policy), without_adapters(config, policy, bf16=bf16)
+    return Run(config, policy, merged, reference, asking, data, optimizer, state, trackers, lock, bf16,
+               on_step if ranks.first else None, None if found is None else state.step, ranks=ranks, plan=plan)
+
+
+def _begin_files(config: TrainConfig, facts: dict[str, Any], found: RunState | None) -> list[Tracker]:
+    """Brings the files of the run folder to where the run stands; returns what is written on."""
+    step = 0 if found is None else found.step
     with explain_disk_errors(config.out, lambda: AGAIN):
         if found is not None:  # a run that was killed between its last checkpoint and the pruning saves no other
             prune_checkpoints(config.out / "checkpoints", keep=config.checkpoint.keep)
-        logged = truncate_to_step(config.out, state.step)
-        write_facts(config, {**data.summary(), **facts})
-    if config.lora is None:
-        merged, reference = None, open_reference(config, place, device, bf16=bf16)
-    else:
-        merged, reference = Merged(policy), without_adapters(config, policy, bf16=bf16)
-    return Run(config, policy, merged, reference, asking, data, optimizer, state,
-               open_trackers(config.trackers, config.out, config.tracking, config.model_dump(mode="json"),
-                             resumed=(state.step, logged)),
-               lock, bf16, on_step, None if found is None else state.step, plan=plan)
+        logged = truncate_to_step(config.out, step)
+        write_facts(config, facts)
+    return open_trackers(config.trackers, config.out, config.tracking, config.model_dump(mode="json"),
+                         resumed=(step, logged))
 
 
 def _must_stay(config: TrainConfig) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def sft_step(run: Run) -> dict[str, Any]:
     with run.phases("samples"):
         epoch, samples = run.ahead.take(step)
         batch = written_responses(run.policy, run.asking, samples, config.rollout, StepName(config.seed, epoch, step))
+    run.pause()
     with run.phases("update"):
         update = update_policy(run.policy, run.optimizer, batch, no_scores(batch),
                                np.ones(batch.guided_BG.shape), CLONING, at_step(config.optimizer, step, run.steps),

@@ -32,9 +32,11 @@ def train_step(run: Run) -> dict[str, Any]:
     started, config, step, ranks = time.monotonic(), run.config, run.state.step, run.ranks
     with run.phases("samples"):
         epoch, samples = run.ahead.take(step)
+    run.pause()
     guide = guide_probability(config.curriculum, step=step, epoch=epoch, steps_per_epoch=run.data.steps_per_epoch)
     batch, scores, redrawn = draw_step(run, samples, StepName(config.seed, epoch, step), guide=guide)
     check_gap(batch, scores, config.rollout.max_gap, ranks)
+    run.pause()
     with run.phases("rewards"):
         parts = compute_rewards(batch, scores, config.reward)
         own_BG = control_totals(parts, batch, config.reward.control)

@@ -22,9 +22,10 @@ import typer.core
 import typer.main
 
 from taro.cli.failures import explained
+from taro.cli.line import WORDS
 from taro.cli.output import examples, say, say_error, visible_streams
 from taro.cli.signals import INTERRUPTED, stop_code, stoppable
-from taro.core.errors import TaroError
+from taro.core.errors import Stopped, TaroError
 from taro.core.text import one_line
 from taro.core.version import __version__
 
@@ -102,6 +103,8 @@ class _Lazy(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except Stopped as error:
+            _interrupted(str(error))
         except KeyboardInterrupt:
             _interrupted()
         except Exception as error:  # the last place that can answer with a message
@@ -145,8 +148,8 @@ def _flags_without_type(command: Any) -> None:
                 option.metavar = ""
 
 
-def _interrupted() -> NoReturn:
-    say("", INTERRUPTED, err=True)
+def _interrupted(said: str = INTERRUPTED) -> NoReturn:
+    say("", said, err=True)
     raise typer.Exit(stop_code() or 130) from None
 
 
@@ -189,6 +192,7 @@ def main(args: list[str] | None = None) -> None:
     end = line.index("--") if "--" in line else len(line)
     if "--debug" in line[:end]:
         line = ["--debug", *(word for word in line[:end] if word != "--debug"), *line[end:]]
+    WORDS[:] = line
     with stoppable(to_the_end=args is None), visible_streams():
         try:
             app(line, prog_name="taro")

@@ -15,9 +15,11 @@ import typer
 from taro.cli import options as shared
 from taro.cli.output import say, say_block, say_json
 from taro.cli.progress import load_libraries, progress
+from taro.cli.ranks import is_quiet, start_ranks
 
 if TYPE_CHECKING:
     from taro.grounding.prompts import Asking
+    from taro.train.ranks import Ranks
 
 __all__ = ["EvalOptions", "evaluate"]
 
@@ -52,6 +54,7 @@ class EvalOptions:
     repetition_penalty: shared.RepetitionPenalty = 1.05
     batch: Annotated[int, typer.Option(min=1, help="Prompts decoded at once.")] = 16
     device: shared.Device = "auto"
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of this machine that share the queries of --shards.")] = 1
     out: Annotated[File, typer.Option(help="Write every answer to this JSONL file.")] = None
     html: Annotated[File, typer.Option(help="Write a page of the worst, the best and random answers.")] = None
     as_json: shared.Json = False
@@ -68,16 +71,23 @@ def evaluate(options: EvalOptions) -> None:
         _show_file(options, found)
         return
     _check_before(options)
-    if options.shards is not None:
-        _score_policy(options, options.shards)
+    if options.shards is None:
+        _score_videos(options)
         return
-    _score_videos(options)
+    start_ranks(options.gpus, options.device)
+    load_libraries(quiet=options.as_json or is_quiet())
+    from taro.train.launch.join import joined
+
+    with joined(options.device) as ranks:
+        _score_policy(options, options.shards, ranks)
 
 
 def _check(options: EvalOptions) -> None:
     """Raises BadParameter where options do not go together."""
     if sum(source is not None for source in (options.shards, options.videos, options.predictions)) != 1:
         raise typer.BadParameter("give one of --shards, --videos or --predictions")
+    if options.gpus > 1 and options.shards is None:
+        raise typer.BadParameter("--gpus shares the queries of --shards; preprocess videos first")
     if options.shards is None and options.annotations is None:
         raise typer.BadParameter("--videos and --predictions need --annotations")
     if options.predictions is not None:
@@ -159,7 +169,7 @@ def _show_file(options: EvalOptions, found: Any) -> None:
         say_block(found.scores.breakdown_table())
 
 
-def _score_policy(options: EvalOptions, shards: str | Path) -> None:
+def _score_policy(options: EvalOptions, shards: str | Path, ranks: Ranks | None = None) -> None:
     load_libraries(quiet=options.as_json)
     from taro.core.errors import ConfigError
     from taro.metrics.answers import write_answers
@@ -181,20 +191,23 @@ def _score_policy(options: EvalOptions, shards: str | Path) -> None:
     missing = missing_predictions(shard_set, options.split) if everything else []
     if not missing and not shard_set.queries(split=options.split):
         raise ConfigError(f"{shards}: the set has no query at all")
-    with progress("loading the policy", quiet=options.as_json):
+    with progress("loading the policy", quiet=options.as_json or is_quiet()):
         policy = open_policy(options.policy, options.device, options.adapter)  # the weights, once all else is right
     for no_think in modes:
         check_asking(policy, replace(asking, no_think=no_think))
     decoding, found = "sampled" if options.sampled else "greedy", dict[str, tuple[Any, float]]()
     rows: list[Any] = []
     for no_think in modes:
-        rows, scores = _answer(options, policy, shard_set, missing, replace(asking, no_think=no_think))
+        rows, scores = _answer(options, policy, shard_set, missing, replace(asking, no_think=no_think),
+                               ranks)
         found["no think" if no_think else "think"] = scores, sum(row.tokens for row in rows) / max(len(rows), 1)
         if not options.as_json:
             say(f"{decoding} decoding{', no reasoning asked for' if no_think else ''}")
             say_block(scores.table())
             if options.breakdown:
                 say_block(scores.breakdown_table())
+    if is_quiet():
+        return
     if options.out is not None:
         write_answers(rows, options.out, unasked=unasked_rows(shard_set, options.split))
     if options.html is not None:
@@ -209,7 +222,7 @@ def _score_policy(options: EvalOptions, shards: str | Path) -> None:
 
 
 def _answer(options: EvalOptions, policy: Any, shard_set: Any, missing: list[Any],
-            asking: Asking) -> tuple[list[Any], Any]:
+            asking: Asking, ranks: Ranks | None) -> tuple[list[Any], Any]:
     """The answers of one mode and their scores."""
     from taro.metrics.answers import rank_rows, score_rows
     from taro.models.sampler import Decoding
@@ -217,9 +230,10 @@ def _answer(options: EvalOptions, policy: Any, shard_set: Any, missing: list[Any
 
     decoding = Decoding(options.max_new_tokens, temperature=1.0 if options.sampled else 0.0,
                         repetition_penalty=1.0 if options.sampled else options.repetition_penalty)
-    with progress("answering, no reasoning" if asking.no_think else "answering", quiet=options.as_json) as shown:
+    quiet = options.as_json or is_quiet()
+    with progress("answering, no reasoning" if asking.no_think else "answering", quiet=quiet) as shown:
         rows = evaluate_policy(
-            policy, shard_set, asking, decoding, questions=Questions(options.split, options.limit, options.seed),
+            policy, shard_set, asking, decoding, questions=Questions(options.split, options.limit, options.seed, ranks),
             batch_prompts=options.batch, progress=shown.update)
     if options.protocol == "moment-detr":
         return rows, rank_rows(rows, missing=missing, bootstrap_seed=options.seed)

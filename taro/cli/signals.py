@@ -3,7 +3,11 @@
 The first is raised as KeyboardInterrupt, so that files are closed, temporary ones removed and locks dropped. What comes
 while that goes on (a second Ctrl-C, a scheduler's SIGTERM beside it) is ignored for PATIENCE_S seconds; after that it
 ends the process at once, and the next run removes what was left. A signal that the process was started to ignore
-(nohup, a shell's `&`) stays ignored. Imports nothing heavy: `python -m taro` is ready before it loads the rest."""
+(nohup, a shell's `&`) stays ignored.
+
+A command that can stop in good order takes the first signal as a request (`deferred`): it is noted, and the command
+stops at its next good moment; another one that comes a second later, or PATIENT_S seconds without an end, stop it at
+once, as above. Imports nothing heavy: `python -m taro` is ready before it loads the rest."""
 
 from __future__ import annotations
 
@@ -16,9 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["INTERRUPTED", "stop_code", "stoppable"]
+__all__ = ["INTERRUPTED", "deferred", "stop_code", "stoppable"]
 
 PATIENCE_S = 2.0
+GAP_S = 1.0
+"""signals that come closer together are one request: a terminal and a launcher may both send one"""
+PATIENT_S = 300.0
+"""that a command may take to its next good moment"""
 INTERRUPTED = "interrupted; what was finished is on disk: the same command (train: with --resume) goes on"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -28,19 +36,66 @@ _handled = False
 """whether a block of `stoppable` is under way"""
 
 
+_noted: list[int] | None = None
+"""numbers of the signals that came to a command which stops in good order"""
+_telling = ""
+_at_once = True
+
+
 def stop_code() -> int | None:
     """The exit code that follows from the first signal: 130 of Ctrl-C, 143 of SIGTERM; None where none came."""
     return None if _first is None else _first[0]
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    global _first
+    global _first, _noted
+    if _noted is not None:
+        now = time.monotonic()
+        if not _noted:
+            _first = (128 + number, now)
+            os.write(2, _telling.encode())
+            if _at_once:
+                _again_later(number)
+        elif _at_once and _first is not None:
+            if now - _first[1] < GAP_S:
+                return
+            _first, _noted = (_first[0], now), None
+            raise KeyboardInterrupt
+        _noted.append(number)
+        return
     if _first is None:
         _first = (128 + number, time.monotonic())
         raise KeyboardInterrupt
     if time.monotonic() - _first[1] > PATIENCE_S:
         os.write(2, b"stopped at once; the next run removes what is half-written\n")
         os._exit(_first[0])
+
+
+def _again_later(number: int) -> None:
+    """Sends this process the signal again after PATIENT_S seconds, where it is still at work then."""
+
+    def again() -> None:
+        if _noted is not None:
+            os.kill(os.getpid(), number)
+
+    timer = threading.Timer(PATIENT_S, again)
+    timer.daemon = True
+    timer.start()
+
+
+@contextmanager
+def deferred(telling: str, *, at_once: bool = True) -> Iterator[list[int]]:
+    """Inside the block signals are noted in the list that is yielded. `telling`: said at the first one; `at_once`: a
+    later one interrupts the block, else all are noted."""
+    global _noted, _telling, _at_once
+    if not _handled:
+        yield []
+        return
+    _noted, _telling, _at_once = [], telling, at_once
+    try:
+        yield _noted
+    finally:
+        _noted = None
 
 
 def _ignore() -> None:

@@ -1,6 +1,6 @@
 """`taro train`: reads a recipe, shows the run as it goes, prints where the checkpoint is.
 
-Thin: the work is `taro.train.loop.train`. Left out: everything about many GPUs."""
+Thin: the work is `taro.train.loop.train`, on many GPUs in a process for each (`taro.cli.ranks`)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from taro.cli.live import Panel, heard_warnings
 from taro.cli.options import Json, Overrides, takes_options, train_recipes, train_settings
 from taro.cli.output import say, say_json
 from taro.cli.progress import progress
+from taro.cli.ranks import is_quiet, start_ranks, stopping
 
 __all__ = ["TrainOptions", "train"]
 
@@ -39,7 +40,8 @@ class TrainOptions:
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint.")] = False
     plan: Annotated[bool, typer.Option("--plan", help="Print what the run would take of each GPU, its steps and hours, "
                                        "and train nothing; no weight is read, and no GPU is needed.")] = False
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs to plan for.")] = 1
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of this machine to train on, a process each (several "
+                                      "machines: torchrun -m taro train); with --plan: to plan for.")] = 1
     memory: Annotated[float | None, typer.Option("--memory", metavar="GIB", min=1, show_default=False, help="With "
                       "--plan: memory of each GPU; default: that of the GPU here, else 79.2 (sold as 80 GB).")] = None
     profile: Annotated[int, typer.Option("--profile", metavar="N", min=0, help="Trace N steps, after one that warms "
@@ -69,9 +71,12 @@ def train(options: TrainOptions) -> None:
         return
     config = load_config(TrainConfig, options.recipe, given, package="taro.train.recipes")
     check_run(config, resume=options.resume)
+    start_ranks(options.gpus, config.device)
     panel = Panel()
-    with progress("loading", quiet=options.as_json, below=panel.render) as shown, heard_warnings(panel, shown):
+    with (progress("loading", quiet=options.as_json or is_quiet(), below=panel.render) as shown,
+          heard_warnings(panel, shown)):
         from taro.train.data import data_lines  # only now, since torch comes with the loop
+        from taro.train.launch.join import joined
         from taro.train.loop import train as run_training
 
         def show(line: dict[str, Any]) -> None:
@@ -88,8 +93,11 @@ def train(options: TrainOptions) -> None:
                 shown.say(line)
             shown.stage("training")
 
-        report = run_training(config, resume=options.resume, on_step=show, on_start=begin, on_work=shown.beside,
-                              on_phase=panel.phase, profile=options.profile)
+        with joined(config.device) as ranks:
+            report = run_training(config, resume=options.resume, on_step=show, on_start=begin, on_work=shown.beside,
+                                  on_phase=panel.phase, profile=options.profile, ranks=ranks, stopping=stopping)
+    if is_quiet():
+        return
     if options.as_json:
         say_json(_as_json(report))
     else:

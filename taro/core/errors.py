@@ -6,12 +6,16 @@ an assert, never one of these."""
 
 from __future__ import annotations
 
-__all__ = ["AnnotationError", "ConfigError", "MissingPackageError", "ModelError", "ShardError", "TaroError",
+__all__ = ["AnnotationError", "ConfigError", "MissingPackageError", "ModelError", "ShardError", "Stopped", "TaroError",
            "VideoError", "full_memory"]
 
 
 class TaroError(Exception):
     """Base class: something outside taro is not as it must be; the message says what to do."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A command stopped in good order, since a signal asked it to; the message says what is kept."""
 
 
 class ConfigError(TaroError):

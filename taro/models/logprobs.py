@@ -56,7 +56,7 @@ def score_also(policy: Policy, prompts: Sequence[Prompt], ids_BGR: torch.Tensor,
     for row in packer(prompts, ids_BGR, mask_BGR):
         found_CN = _row_scores(policy, row, also, temperature=temperature, checkpoint=checkpoint_activations)
         scores = scores.to(found_CN.dtype).index_copy(1, row.to_N.to(policy.device), found_CN)
-    return scores.view(-1, *ids_BGR.shape)
+    return scores.view(len(scores), *ids_BGR.shape)
 
 
 def row_logprobs(policy: Policy, row: PackedBatch, *, temperature: float, checkpoint: Recompute) -> torch.Tensor:
