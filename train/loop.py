@@ -32,7 +32,7 @@ from taro.train.sft import sft_step
 from taro.train.step import train_step
 from taro.train.tracing import StepTraces
 
-__all__ = ["TrainReport", "train"]
+__all__ = ["Together", "TrainReport", "train"]
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,29 @@ def _never() -> AbstractContextManager[Sequence[int]]:
     return contextlib.nullcontext(())
 
 
+@dataclass(frozen=True)
+class Together:
+    """ranks: this process among those that train together (`taro.train.launch.join`); stopping: around the steps, gives
+    a list that is empty until the run is asked to stop."""
+
+    ranks: Ranks = ALONE
+    stopping: Callable[[], AbstractContextManager[Sequence[int]]] = _never
+
+
 def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None = None,
           on_start: Callable[[dict[str, Any]], None] | None = None, on_work: OnWork | None = None,
-          on_phase: Callable[[str, bool], None] | None = None, profile: int = 0, ranks: Ranks = ALONE,
-          stopping: Callable[[], AbstractContextManager[Sequence[int]]] = _never) -> TrainReport:
+          on_phase: Callable[[str, bool], None] | None = None, profile: int = 0,
+          together: Together | None = None) -> TrainReport:
     """Trains, from the start or from the newest checkpoint; leaves a Hugging Face folder in `out`/export.
 
     Args: on_step: called with every line of metrics.jsonl, steps and evaluations alike; on_start: called once, with
     what data.json holds (`taro.train.data.TrainingData.summary`); on_work: called while validation, checkpoints and the
     export take their time; on_phase: as a phase of a step begins (True) and ends; profile: steps to trace into
-    `out`/profile, after one that warms up; ranks: this process among those that train together
-    (`taro.train.launch.join`); stopping: around the steps, gives a list that is empty until the run is asked to stop.
-    Raises Stopped where it was, with a checkpoint of the last finished step."""
+    `out`/profile, after one that warms up; together: None: one process, and no signal is waited for. Raises Stopped
+    where it was asked to stop, with a checkpoint of the last finished step."""
+    together = together or Together()
     started = time.monotonic()
-    run = open_run(config, resume=resume, on_step=on_step, ranks=ranks)
+    run = open_run(config, resume=resume, on_step=on_step, ranks=together.ranks)
     run.on_work = on_work
     run.phases.observers += [] if on_phase is None else [on_phase]
     traces = StepTraces(run.folder / "profile", [run.policy.language_model, run.sampling.language_model], run.phases,
@@ -77,7 +86,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
     if on_start is not None:
         on_start(run.data.summary())
     with explain_disk_errors(run.folder, run.kept), contextlib.closing(run), _full_gpu_explained(run):
-        with stopping() as run.asked:
+        with together.stopping() as run.asked:
             try:
                 _take_steps(run, traces)
             except Stopped:

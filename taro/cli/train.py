@@ -77,6 +77,7 @@ def train(options: TrainOptions) -> None:
           heard_warnings(panel, shown)):
         from taro.train.data import data_lines  # only now, since torch comes with the loop
         from taro.train.launch.join import joined
+        from taro.train.loop import Together
         from taro.train.loop import train as run_training
 
         def show(line: dict[str, Any]) -> None:
@@ -95,7 +96,8 @@ def train(options: TrainOptions) -> None:
 
         with joined(config.device) as ranks:
             report = run_training(config, resume=options.resume, on_step=show, on_start=begin, on_work=shown.beside,
-                                  on_phase=panel.phase, profile=options.profile, ranks=ranks, stopping=stopping)
+                                  on_phase=panel.phase, profile=options.profile,
+                                  together=Together(ranks, stopping))
     if is_quiet():
         return
     if options.as_json:
