@@ -28,20 +28,19 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.shapes import write_model  # noqa: E402
 
-ADAPTERS = ("lora.rank=32", "lora.alpha=64", "optimizer.lr=1e-5")
 CASES: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
-    "tiny": ("tiny", "sandbox", 1, ("device=auto", "rollout.prompts=4", "rollout.max_new_tokens=48",
+    "tiny": ("tiny", "sandbox", 1, ("device=auto", "rollout.prompts=2", "rollout.max_new_tokens=48",
                                     "rollout.min_free_tokens=8")),
     "3b": ("3b", "taro-3b", 1, ()),
-    "7b-lora": ("7b", "taro-7b", 1, (*ADAPTERS,)),
+    "7b-lora": ("7b", "taro-7b-lora", 1, ()),
     "7b-full": ("7b", "taro-7b", 1, ("optimizer.states=8bit", "reference=host")),
-    "8b-lora": ("qwen3-8b", "taro-8b", 1, (*ADAPTERS,)),
+    "8b-lora": ("qwen3-8b", "taro-8b-lora", 1, ()),
     "7b-full-2": ("7b", "taro-7b", 2, ("optimizer.states=8bit",)),
     "3b-2": ("3b", "taro-3b", 2, ()),
 }  # fmt: skip
 """name -> (shape, recipe, GPUs, settings)"""
 COMMON = ("length.unit=steps", "curriculum.unit=steps", "curriculum.amount=1", "loss.kl=0.01", "validation.split=null",
-          "rollout.max_new_tokens=256", "checkpoint.every=100", "checkpoint.keep=1", "rollout.paths=random",
+          "rollout.max_new_tokens=192", "rollout.prompts=8", "checkpoint.every=100", "checkpoint.keep=1", "rollout.paths=random",
           'reward.extra=[["benchmarks.real_size:vowels", 1.0]]')  # fmt: skip
 QUERIES = 24
 LINES = ("a person opens a door", "they walk across the room", "they put something down", "they turn and leave")

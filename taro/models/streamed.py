@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -51,13 +52,16 @@ class Store(Protocol):
 
 
 class HostStore:
-    """Units in the host's memory, pinned where the device is a GPU. Lives as long as the process."""
+    """Units in the host's memory, pinned where the device is a GPU, and given back with it: memory that is freed while
+    it is pinned leaves the GPU reading old pages at its address."""
 
     world = 1
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._pin = device, device.type == "cuda"
         self._units: list[torch.Tensor] = []
+        self._pinned: list[int] = []
+        weakref.finalize(self, _unpin, self._units, self._pinned)  # which keeps the memory until then
 
     def add(self, size: int) -> None:
         """See `Store`. Memory that is touched, then locked: torch's own pinned memory takes four times as long, and up
@@ -69,6 +73,7 @@ class HostStore:
         if self._pin:
             with torch.cuda.device(self._device):
                 code = int(torch.cuda.cudart().cudaHostRegister(unit.data_ptr(), -(-size // PAGE) * PAGE, 0))
+            self._pinned += [] if code else [unit.data_ptr()]
             if code:
                 self._pin = False
                 with suppress(RuntimeError):  # CUDA gives the error once more, to the next kernel
@@ -83,6 +88,13 @@ class HostStore:
     def read(self, unit: int, out_U: torch.Tensor) -> None:
         """See `Store`."""
         out_U.copy_(self._units[unit], non_blocking=True)
+
+
+def _unpin(units: list[torch.Tensor], pinned: list[int]) -> None:
+    """Lets go of pinned memory, then of the memory."""
+    for place in pinned:
+        torch.cuda.cudart().cudaHostUnregister(place)
+    units.clear()
 
 
 class ShardedStore:
