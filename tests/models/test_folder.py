@@ -278,13 +278,20 @@ def test_weights_without_rights_are_named(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(("file", "message"), [
-    ("adapter_config.json", "an adapter"), ("model.Q4_K_M.gguf", "a GGUF model"), ("pytorch_model.bin", "only pickles"),
+    ("model.Q4_K_M.gguf", "a GGUF model"), ("pytorch_model.bin", "only pickles"),
     ("weights.safetensors", "safetensors files of other names"),
 ])  # fmt: skip
 def test_a_folder_without_config_or_weights_is_named_as_what_it_is(tmp_path: Path, file: str, message: str) -> None:
     (tmp_path / file).write_bytes(b"")
     with pytest.raises(ModelError, match=rf"no config\.json: it holds {message}"):
         load_policy(tmp_path)
+
+
+def test_a_config_with_an_adapter_in_place_of_weights_is_named_as_that(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "adapter_config.json").write_bytes(b"{}")
+    with pytest.raises(ModelError, match=r"no model\.safetensors .* here: it holds an adapter"):
+        load_policy(copy)
 
 
 def test_weights_without_a_config_are_not_called_weights_of_other_names(copy: Path) -> None:
