@@ -40,7 +40,8 @@ CASES: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
 }  # fmt: skip
 """name -> (shape, recipe, GPUs, settings)"""
 COMMON = ("length.unit=steps", "curriculum.unit=steps", "curriculum.amount=1", "loss.kl=0.01", "validation.split=null",
-          "rollout.max_new_tokens=192", "rollout.prompts=8", "checkpoint.every=100", "checkpoint.keep=1", "rollout.paths=random",
+          "rollout.max_new_tokens=192", "rollout.prompts=8", "checkpoint.every=100", "checkpoint.keep=1",
+          "rollout.paths=random",
           'reward.extra=[["benchmarks.real_size:vowels", 1.0]]')  # fmt: skip
 QUERIES = 24
 LINES = ("a person opens a door", "they walk across the room", "they put something down", "they turn and leave")
