@@ -12,6 +12,7 @@ the same. Left out: learning anything.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ CASES: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
     "7b-lora": ("7b", "taro-7b-lora", 1, ()),
     "7b-full": ("7b", "taro-7b", 1, ("optimizer.states=8bit", "reference=host")),
     "8b-lora": ("qwen3-8b", "taro-8b-lora", 1, ()),
-    "7b-full-2": ("7b", "taro-7b", 2, ("optimizer.states=8bit",)),
+    "7b-full-2": ("7b", "taro-7b", 2, ("optimizer.states=8bit", "rollout.prompts=16")),
     "3b-2": ("3b", "taro-3b", 2, ()),
 }  # fmt: skip
 """name -> (shape, recipe, GPUs, settings)"""
@@ -81,6 +82,7 @@ class Job:
     def __init__(self, name: str, work: Path, out: Path) -> None:
         self.name, self.work, self.out = name, work, out
         self.size, self.recipe, self.gpus, self.settings = CASES[name]
+        self.made = work.parent / f"{self.size}-made"
         self.result: dict[str, Any] = {"case": name, "seconds": {}}
 
     @contextmanager
@@ -107,26 +109,31 @@ class Job:
 
     def train(self, steps: int, *more: str) -> dict[str, Any]:
         """`taro train --json` up to `steps`."""
-        settings = [f"policy={self.work / 'base'}", f"shards={self.work / 'shards'}", f"out={self.work / 'run'}",
+        settings = [f"policy={self.made / 'base'}", f"shards={self.made / 'shards'}", f"out={self.work / 'run'}",
                     *COMMON, *self.settings, f"length.amount={steps}"]
         many = ("--gpus", str(self.gpus)) if self.gpus > 1 else ()
         said = self.taro("train", self.recipe, *set_words(*settings), *many, *more, "--json")
         found: dict[str, Any] = json.loads(said)
         return found
 
-    def run(self, videos: Path) -> None:
-        """All parts in order."""
-        for folder in (self.work, self.out):
-            folder.mkdir(parents=True, exist_ok=True)
+    def make(self, videos: Path) -> None:
+        """The model and its shard set."""
         with self.timed("write the model"):
-            write_model(self.work / "base", self.size, seed=0)
-        annotate(videos, self.work / "annotations.jsonl")
+            write_model(self.made / "base", self.size, seed=0)
+        annotate(videos, self.made / "annotations.jsonl")
         with self.timed("preprocess"):
             self.taro("preprocess", "jsonl", *set_words(
-                f"videos={videos}", f"annotations={self.work / 'annotations.jsonl'}", f"out={self.work / 'shards'}",
-                f"policy={self.work / 'base'}", "clip_model=null", "segment.method=uniform", "workers=4",
+                f"videos={videos}", f"annotations={self.made / 'annotations.jsonl'}", f"out={self.made / 'shards'}",
+                f"policy={self.made / 'base'}", "clip_model=null", "segment.method=uniform", "workers=4",
                 "caption.method=annotations", "caption.model=null", "max_skipped=1",
                 *(("sampling.total_tokens=256",) if self.size.endswith("tiny") else ())))
+
+    def run(self, videos: Path) -> None:
+        """All parts in order."""
+        for folder in (self.work, self.out, self.made):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not (self.made / "shards" / "manifest.json").exists():  # another case of this size made it
+            self.make(videos)
         with self.timed("plan"):
             plan = self.train(4, "--plan", "--memory", "80")
             self.result["plan"] = {key: plan.get(key) for key in ("fits", "peak_phase")} | {
@@ -139,16 +146,18 @@ class Job:
         with self.timed("resume, 1 step, checkpoint, export"):
             self.train(4, "--resume")
         rows = [json.loads(line) for line in (self.work / "run" / "metrics.jsonl").read_text().splitlines()]
-        shutil.copy(self.work / "run" / "metrics.jsonl", self.out / f"{self.name}-metrics.jsonl")
+        first = self.work / "run" / "rollouts" / "step-000000.jsonl"
+        self.result["rollouts sha256"] = {f"{row['key']}/{row['query_id']}/{row['g']}": hashlib.sha256(
+            row["text"].encode()).hexdigest()[:8] for row in map(json.loads, first.read_text().splitlines())}
         self.result["steps"] = [{key: row.get(key) for key in (
             "step", "phase", "reward", "reward_std", "kl", "entropy", "length", "loss", "grad_norm", "logprob_gap",
             "memory_gib", "memory_gib_ranks", "seconds", "phases", "tokens_per_s", "tokens_per_s_by_phase")}
             for row in rows]  # fmt: skip
         shutil.rmtree(self.work / "run" / "checkpoints")  # room for what follows
         with self.timed("compare with the base"):
-            self.result["moved"] = moved(self.work / "base", self.work / "run" / "export")
+            self.result["moved"] = moved(self.made / "base", self.work / "run" / "export")
         with self.timed("stock classes"):
-            self.result["stock"] = stock(self.work / "run" / "export", self.work / "shards")
+            self.result["stock"] = stock(self.work / "run" / "export", self.made / "shards")
 
 
 def moved(base: Path, export: Path) -> dict[str, Any]:
