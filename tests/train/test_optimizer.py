@@ -229,28 +229,31 @@ from taro.train.ranks import Ranks
 rank, world, states, dtype = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], getattr(torch, sys.argv[4])
 if world > 1:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[5]}", rank=rank, world_size=world)
-named = parameters(dtype)
+named, whole = parameters(dtype), len(sys.argv) > 6
 config = OptimizerConfig.model_validate({"states": states, "weight_decay": 0.1, "grad_clip": 3.0})
 optimizer = Optimizer(named.items(), config, Ranks(rank, world), seed=5)
 for step in range(20):
     mine = range(rank, 4 if step % 2 else 2, world)  # of three ranks one has no work in every other step
     for at in range(4):
         if at < len(mine):
-            backward(named, gradients(step, mine[at]), missing="layers.0.a" if mine[at] == 1 else "")
+            found = gradients(step, mine[at])
+            found = {name: one.round() for name, one in found.items()} if whole else found
+            backward(named, found, missing="layers.0.a" if mine[at] == 1 else "")
         optimizer.collect()
     norm = optimizer.norm()
     optimizer.step(1e-2, optimizer.clipped(norm))
     optimizer.begin()
 print(json.dumps([{name: one.detach().double().tolist() for name, one in named.items()}, norm,
-                  sum(p.tensor.numel() for p in optimizer.pieces() if p.kind == "exp_avg")]))
+                  sum(p.tensor.numel() for p in optimizer.pieces() if p.kind == "exp_avg"),
+                  [(p.name, p.kind, p.start, p.tensor.double().tolist()) for p in optimizer.pieces() if whole]]))
 """
 
 
-def run_ranks(world: int, states: str, dtype: str) -> list[list]:
+def run_ranks(world: int, states: str, dtype: str, *more: str) -> list[list]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    jobs = [subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(world), states, dtype, str(port)],
+    jobs = [subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(world), states, dtype, str(port), *more],
                              stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
                              env={**os.environ, "OMP_NUM_THREADS": "1"}) for rank in range(world)]  # fmt: skip
     try:
@@ -268,7 +271,7 @@ def test_ranks_together_are_one_process(world: int) -> None:
     alone = run_ranks(1, "float32", "float64")[0]
     every = run_ranks(world, "float32", "float64")
     assert sum(one[2] for one in every) == alone[2], "each element has one owner"
-    for weights, norm, _ in every:
+    for weights, norm, *_ in every:
         assert norm == pytest.approx(alone[1], rel=1e-9)
         for name, values in alone[0].items():
             torch.testing.assert_close(torch.tensor(weights[name], dtype=torch.float64),
@@ -282,3 +285,17 @@ def test_ranks_hold_the_same_bfloat16_weights(states: str) -> None:
     alone = run_ranks(1, states, "bfloat16")[0]
     for name, values in alone[0].items():  # gradients are added up in another precision: near, not equal
         torch.testing.assert_close(torch.tensor(first[0][name]), torch.tensor(values), rtol=0.1, atol=2e-2)
+
+
+def test_codes_of_8_bits_do_not_depend_on_the_ranks() -> None:
+    """Where sums of gradients are exact (whole numbers), three ranks have the bits of one: weights, codes, scales."""
+    alone, every = run_ranks(1, "8bit", "bfloat16", "whole")[0], run_ranks(3, "8bit", "bfloat16", "whole")
+    together: dict[tuple[str, str], list[float]] = {}
+    for *_, pieces in every:
+        for name, kind, start, values in pieces:
+            held = together.setdefault((name, kind), [])
+            assert not values or start == len(held), "ranks own slices in their order"
+            held += values
+    assert together == {(name, kind): values for name, kind, _, values in alone[3]}
+    assert all(weights == alone[0] for weights, *_ in every)
+    assert {kind for _, kind in together} == {"weight", "exp_avg", "exp_avg_scale", "exp_avg_sq", "exp_avg_sq_scale"}
