@@ -91,8 +91,8 @@ def gather_rows(ranks: Ranks, batch: RolloutBatch, scores: Scores, parts: Reward
                 "hits": hits_BG2},
         [[sample.from_set, line] for sample, line in zip(batch.samples, lines, strict=True)])
     B, G = arrays["guided"].shape
-    whole = replace(parts, **{name.removeprefix("parts."): arrays[name] for name in rewards},
-                    predicted_BG=((None,) * G,) * B, answers_BG=())
+    found: dict[str, Any] = {name.removeprefix("parts."): arrays[name] for name in rewards}
+    whole = replace(parts, **found, predicted_BG=((None,) * G,) * B, answers_BG=())
     fallbacks = int(ranks.sum([batch.fallbacks])[0])
     forced_BG, finished_BG, mask_BGR, sampled_BGR, old_BGR = (torch.from_numpy(arrays[name]) for name in tensors)
     return StepRows(batch.at, whole, arrays["guided"], forced_BG, finished_BG, mask_BGR, sampled_BGR, old_BGR,
