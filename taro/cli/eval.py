@@ -54,7 +54,7 @@ class EvalOptions:
     repetition_penalty: shared.RepetitionPenalty = 1.05
     batch: Annotated[int, typer.Option(min=1, help="Prompts decoded at once.")] = 16
     device: shared.Device = "auto"
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs of this machine that share the queries of --shards.")] = 1
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of this machine, a process each, see docs/gpus.md.")] = 1
     out: Annotated[File, typer.Option(help="Write every answer to this JSONL file.")] = None
     html: Annotated[File, typer.Option(help="Write a page of the worst, the best and random answers.")] = None
     as_json: shared.Json = False

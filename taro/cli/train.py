@@ -40,8 +40,7 @@ class TrainOptions:
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint.")] = False
     plan: Annotated[bool, typer.Option("--plan", help="Print what the run would take of each GPU, its steps and hours, "
                                        "and train nothing; no weight is read, and no GPU is needed.")] = False
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of this machine to train on, a process each (several "
-                                      "machines: torchrun -m taro train); with --plan: to plan for.")] = 1
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of this machine, a process each, see docs/gpus.md.")] = 1
     memory: Annotated[float | None, typer.Option("--memory", metavar="GIB", min=1, show_default=False, help="With "
                       "--plan: memory of each GPU; default: that of the GPU here, else 79.2 (sold as 80 GB).")] = None
     profile: Annotated[int, typer.Option("--profile", metavar="N", min=0, help="Trace N steps, after one that warms "

@@ -112,7 +112,7 @@ def test_sigint_and_a_mad_clock_change_nothing_of_a_run(make_config: Make, whole
     time.sleep(0.05)
     running.send_signal(signal.SIGTERM)
     said = running.communicate()[1]
-    assert running.returncode == 130 and "train: with --resume" in said and "Traceback" not in said, said
+    assert running.returncode == 130 and "with --resume" in said and "Traceback" not in said, said
     train(config, resume=True)
     assert_same(config.out, whole)
 
