@@ -185,7 +185,7 @@ def short_run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("phase", "rank", "act"), [
-    (phase, number % 2, ("SIGKILL", "raise")[(number + 1) // 2 % 2]) for number, phase in enumerate(PHASES[:3])])
+    (phase, number % 2, ("SIGKILL", "raise")[(number + 1) // 2 % 2]) for number, phase in enumerate(PHASES)])
 def test_a_rank_that_fails_ends_the_run_with_one_message(
         tiny: Tiny, short_run: Path, hook: Path, tmp_path: Path, phase: str, rank: int, act: str) -> None:
     words = recipe(tiny, tmp_path, "run", **SHORT)
