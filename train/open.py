@@ -58,8 +58,7 @@ OnWork = Callable[[str | None, int, int | None], None]
 @dataclass
 class Run:
     """Everything that a step needs. `state` and the tensors change; the rest is fixed for the run. `merged`: the
-    replica of a policy with adapters; `bf16`: it computes in bfloat16; `plan`: of its memory, on a
-    GPU."""
+    replica of a policy with adapters; `bf16`: it computes in bfloat16; `plan`: of its memory, on a GPU."""
 
     config: TrainConfig
     policy: Policy

@@ -3,7 +3,7 @@
 The loss of a mini-batch is divided by its own denominator, counted over all ranks before any backward pass, so the
 gradient does not depend on the micro-batch size (docs/method.md, difference 13) nor on the number of ranks. All ranks
 take as many micro-batches as the one with most prompts. A non-finite loss or gradient skips the update and is counted.
- Legend: B prompts, G rollouts, R response tokens."""
+Legend: B prompts, G rollouts, R response tokens."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def update_policy(policy: Policy, optimizer: Optimizer, batch: RolloutBatch, sco
     skipped = 0
     for again in range(config.inner_epochs):
         for number in range(config.mini_batches):
-            first, last = (_before(ranks, bound) for bound in (number * size, (number + 1) * size))
+            first, last = (len(ranks.mine(bound)) for bound in (number * size, (number + 1) * size))
             result = _mini_batch(work, optimizer, range(first, last), -(-size // ranks.world), again)
             done.append(result)
             if math.isfinite(result[0]) and math.isfinite(result[3]):
@@ -108,13 +108,7 @@ def learned_tokens(batch: RolloutBatch, loss: LossConfig) -> torch.Tensor:
     return batch.mask_BGR & batch.finished_BG.unsqueeze(-1) if loss.mask_truncated else batch.mask_BGR
 
 
-def _before(ranks: Ranks, number: int) -> int:
-    """How many of the step's prompts before prompt `number` are this rank's."""
-    return len(range(ranks.rank, number, ranks.world))
-
-
-def _mini_batch(work: _Work, optimizer: Optimizer, mini: range, most: int,
-                again: int) -> tuple[float, ...]:
+def _mini_batch(work: _Work, optimizer: Optimizer, mini: range, most: int, again: int) -> tuple[float, ...]:
     """Accumulates the mini-batch's gradient; returns loss, mean KL, clip fraction, gradient norm, entropy and accuracy,
     over all ranks. `mini`: which prompts of this rank it holds; `most`: the largest number that a rank may hold of
     it; `again`: of the pass over the step's batch."""

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from taro.core.tensors import DTYPES, LazyTensor, tensor_bytes, write_tensors
 from taro.grounding.records import DenseCaption
@@ -30,6 +29,7 @@ from taro.train.loop import train
 from taro.train.prefixes import plain_ids, prefix_ids
 from tests.models.helpers import CASES, make_prompt, sampled
 from tests.train.conftest import Tiny
+from tests.train.live_bytes import LiveBytes
 from tests.train.tiny import TEMPLATE
 
 
@@ -41,30 +41,6 @@ class Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
         return func(*args, **(kwargs or {}))
-
-
-class Peak(TorchDispatchMode):
-    """Bytes of the tensors made inside that are alive, now and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive, self.most, self._held = 0, 0, dict[int, int]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        import weakref
-
-        found = func(*args, **(kwargs or {}))
-        for tensor in found if isinstance(found, tuple | list) else (found,):
-            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
-            if storage is not None and storage._cdata not in self._held:
-                self._held[storage._cdata] = storage.nbytes()
-                self.alive += storage.nbytes()
-                self.most = max(self.most, self.alive)
-                weakref.finalize(storage, self._free, storage._cdata)
-        return found
-
-    def _free(self, name: int) -> None:
-        self.alive -= self._held.pop(name, 0)
 
 
 def test_text_and_reasoning_of_a_response_ask_a_tensor_once_not_token_by_token(tiny: Tiny) -> None:
@@ -110,18 +86,18 @@ def test_the_decoder_never_holds_two_copies_of_its_caches(tiny: Tiny) -> None:
     policy = load_policy(tiny.policy, tower=True)
     prompts = [make_prompt(policy, case, "when?")[0] for case in CASES[:4]]
     ended = torch.arange(4 * 8) < 8
-    with Peak() as peak:
+    with LiveBytes([]) as live:
         prefix = _Prefix(policy, prompts)
         rows = _Rows(policy, prefix, prompts, G=8, R=256)
         size = sum(x.nbytes for pair in (*zip(prefix.keys, prefix.values, strict=True), *rows.own) for x in pair)
         layers = len(prefix.keys)
-        assert layers >= 2 and size > 0.7 * peak.alive, "the caches are what is alive"
-        assert peak.most < 1.3 * peak.alive, "prefixes are read to where they stay"
-        peak.most = before = peak.alive
+        assert layers >= 2 and size > 0.7 * live.now, "the caches are what is alive"
+        assert live.peak < 1.3 * live.now, "prefixes are read to where they stay"
+        live.peak = before = live.now
         assert not rows.drop_finished(ended)
     assert rows.own[0][0].shape[0] == 24 and prefix.keys[0].shape[0] == 3
-    assert peak.alive < before - 0.2 * size, "a group's caches are free again"
-    assert peak.most < before + 0.8 * size / layers, "old and new of one layer at a time"
+    assert live.now < before - 0.2 * size, "a group's caches are free again"
+    assert live.peak < before + 0.8 * size / layers, "old and new of one layer at a time"
 
 
 def test_a_prefix_of_n_captions_is_tokenised_log_n_times(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

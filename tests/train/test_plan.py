@@ -1,4 +1,4 @@
-"""The plan of a run: sizes equal what torch holds, and what does not fit is told with what would."""
+"""The plan of a run: sizes equal what torch holds, and for what does not fit it names what would."""
 
 from __future__ import annotations
 

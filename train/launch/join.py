@@ -129,7 +129,7 @@ class _Watcher:
         self._thread.join()
 
     def fail(self, error: BaseException) -> bool:
-        """Tells the others of this rank's failure. Returns whether it was the first; then the user is told of it."""
+        """Tells the others of this rank's failure. Returns whether it was the first; then the user reads of it."""
         self._failed = True
         reason = str(error).strip().partition("\n")[0][:500] or type(error).__name__
         return self._report(self._place.rank, self._phase, reason)
