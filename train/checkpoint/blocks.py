@@ -19,6 +19,8 @@ from taro.core.files import open_regular
 __all__ = ["BLOCK_BYTES", "StoppedError", "blocks_of", "hash_threads", "wrong_blocks", "write_blocks"]
 
 BLOCK_BYTES = 8 * 2**20
+READ_BYTES = 2**20
+"""held by each thread that checks"""
 FORCE_BLOCKS = 32
 """after which what is written is forced to the disk, while more is written: 256 MB, so that little waits for the end"""
 
@@ -82,16 +84,17 @@ def wrong_blocks(path: Path, digests: Sequence[str], size_bytes: int, numbers: I
         handle, asked = file.fileno(), list(numbers)
         if os.fstat(handle).st_size != size_bytes or len(digests) != blocks_of(size_bytes):
             return asked or [0]
-        found = pool.map(lambda number: hashlib.sha256(_read_block(handle, number)).hexdigest(), asked)
+        found = pool.map(lambda number: _digest_of_block(handle, number), asked)
         return [number for number, digest in zip(asked, found, strict=True) if digest != digests[number]]
 
 
-def _read_block(handle: int, number: int) -> bytes:
-    """A block; short at the end of a file."""
-    data, start = b"", number * BLOCK_BYTES
-    while len(data) < BLOCK_BYTES and (more := os.pread(handle, BLOCK_BYTES - len(data), start + len(data))):
-        data = data + more if data else more
-    return data
+def _digest_of_block(handle: int, number: int) -> str:
+    """The sha256 of a block, read a little at a time; of a short one at the end of a file."""
+    digest, at, end = hashlib.sha256(), number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES
+    while at < end and (data := os.pread(handle, min(READ_BYTES, end - at), at)):
+        digest.update(data)
+        at += len(data)
+    return digest.hexdigest()
 
 
 def _blocks(parts: Iterable[memoryview]) -> Iterator[list[memoryview]]:
