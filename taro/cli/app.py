@@ -24,7 +24,7 @@ import typer.main
 from taro.cli.failures import explained
 from taro.cli.line import WORDS
 from taro.cli.output import examples, say, say_error, visible_streams
-from taro.cli.signals import INTERRUPTED, stop_code, stoppable
+from taro.cli.signals import INTERRUPTED, stop_code, stoppable, works
 from taro.core.errors import Stopped, TaroError
 from taro.core.text import one_line
 from taro.core.version import __version__
@@ -98,7 +98,9 @@ class _Lazy(typer.core.TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, _load(name) if command is not None and name in COMMANDS else command, rest
+        loaded = _load(name) if command is not None and name in COMMANDS else command
+        works()
+        return name, loaded, rest
 
     def invoke(self, ctx: Any) -> Any:
         try:

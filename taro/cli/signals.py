@@ -7,20 +7,25 @@ ends the process at once, and the next run removes what was left. A signal that 
 
 A command that can stop in good order takes the first signal as a request (`deferred`): it is noted, and the command
 stops at its next good moment; another one that comes a second later, or PATIENT_S seconds without an end, stop it at
-once, as above. Imports nothing heavy: `python -m taro` is ready before it loads the rest."""
+once, as above.
+
+Until a command works (`works`) nothing is half-written, so the first signal ends the process there and then: an
+exception in the middle of an import may be swallowed, or leave Python with an exit code of its own. Imports nothing
+heavy: `python -m taro` is ready before it loads the rest."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["INTERRUPTED", "deferred", "stop_code", "stoppable"]
+__all__ = ["INTERRUPTED", "deferred", "stop_code", "stoppable", "works"]
 
 PATIENCE_S = 2.0
 GAP_S = 1.0
@@ -34,8 +39,8 @@ _first: tuple[int, float] | None = None
 """of this process: (exit code, when it came) of the first signal"""
 _handled = False
 """whether a block of `stoppable` is under way"""
-
-
+_starting = False
+"""whether the process still loads its command"""
 _noted: list[int] | None = None
 """numbers of the signals that came to a command which stops in good order"""
 _telling = ""
@@ -49,6 +54,9 @@ def stop_code() -> int | None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     global _first, _noted
+    if _starting:
+        os.write(2, f"\n{INTERRUPTED}\n".encode())
+        os._exit(128 + number)
     if _noted is not None:
         now = time.monotonic()
         if not _noted:
@@ -69,6 +77,22 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if time.monotonic() - _first[1] > PATIENCE_S:
         os.write(2, b"stopped at once; the next run removes what is half-written\n")
         os._exit(_first[0])
+
+
+def works() -> None:
+    """Says that the command is loaded and works from here on: signals unwind it."""
+    global _starting
+    _starting = False
+
+
+def _unraisable(seen: sys.UnraisableHookArgs) -> None:
+    """Raises an interruption again that came inside a finalizer or a callback, where Python drops every exception."""
+    global _first
+    if seen.exc_type is KeyboardInterrupt and _first is not None:
+        number, _first = _first[0] - 128, None
+        os.kill(os.getpid(), number)
+    else:
+        sys.__unraisablehook__(seen)
 
 
 def _again_later(number: int) -> None:
@@ -106,25 +130,29 @@ def _ignore() -> None:
 
 @contextmanager
 def stoppable(*, to_the_end: bool) -> Iterator[None]:
-    """Handles signals so inside the block. `to_the_end`: the process ends after it, so what comes then must not
-    print anything either; else the handlers that were there come back."""
-    global _first, _handled
+    """Handles signals so inside the block. `to_the_end`: the process is at its start and ends after the block, so what
+    comes then must not print anything either; else the handlers that were there come back."""
+    global _first, _handled, _starting
     if _handled or threading.current_thread() is not threading.main_thread():  # only there may signals be handled
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    _first, _handled = None, True
+    hook = sys.unraisablehook
+    _first, _handled, _starting = None, True, to_the_end
     if to_the_end:
         atexit.register(_ignore)
+    sys.unraisablehook = _unraisable
     for number in SIGNALS:
         if before[number] is not signal.SIG_IGN:
             signal.signal(number, _stop)
     try:
         yield
     finally:
-        _handled = False
+        _handled = _starting = False
+        sys.unraisablehook = hook
         if to_the_end:
             _first = _first or (0, time.monotonic())
+            exec("")  # an interruption inside an exec of text (dataclasses do so) else sets Python's own exit code
         else:
             for number in SIGNALS:
                 signal.signal(number, before[number])

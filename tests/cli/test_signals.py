@@ -88,8 +88,9 @@ def test_an_ignored_signal_stays_ignored_and_the_callers_handlers_come_back() ->
 
 HANGS = """
 import time
-from taro.cli.signals import stoppable
+from taro.cli.signals import stoppable, works
 with stoppable(to_the_end=True):
+    works()
     try:
         print("ready", flush=True)
         time.sleep(60)
@@ -108,3 +109,29 @@ def test_a_clean_up_that_hangs_ends_at_the_next_signal_after_some_patience() -> 
         process.send_signal(number)
     said = process.communicate(timeout=30)[1]
     assert process.returncode == 130 and said == "stopped at once; the next run removes what is half-written\n"
+
+
+DROPS = """
+import os, signal, sys, time
+from taro.cli.signals import stop_code, stoppable, works
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+with stoppable(to_the_end=True):
+    works()
+    try:
+        HOW
+        print("went on")
+    except KeyboardInterrupt:
+        sys.exit(stop_code())
+"""
+
+
+@pytest.mark.parametrize("how", ["Finalized(); time.sleep(1)", "exec('Finalized.__del__(0)')"])
+def test_an_interruption_that_python_drops_or_remembers_ends_the_command_all_the_same(how: str) -> None:
+    """Python drops what a finalizer raises; after an interruption in an exec of text it would exit by signal."""
+    ended = subprocess.run([TARO[0], "-c", DROPS.replace("HOW", how)], text=True, cwd=ROOT, capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "")

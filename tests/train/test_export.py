@@ -12,7 +12,7 @@ from taro.train.config import TrainConfig
 from taro.train.export import export_run
 from taro.train.open import open_run
 from taro.train.step import train_step
-from tests.train.test_bounds import Peak
+from tests.train.live_bytes import LiveBytes
 
 
 @pytest.mark.parametrize("dtype", ["base", "float32"])
@@ -25,7 +25,7 @@ def test_the_export_has_the_trained_weights_not_those_computed_with(
     assert any(slot.is_copy and not torch.equal(slot.weight, slot.flat.float()) for slot in run.optimizer.slots)
     trained = {slot.name: slot.weight.clone() for slot in run.optimizer.slots}
     run.saver.save(run.state)
-    with Peak() as peak:
+    with LiveBytes(()) as live:
         export_run(run)
     run.close()
     exported = load_file(config.out / "export/model.safetensors")
@@ -35,4 +35,4 @@ def test_the_export_has_the_trained_weights_not_those_computed_with(
         ours = name.replace("model.language_model.", "lm.").replace("model.", "lm.").replace("lm_head.", "head.")
         assert tensor.dtype == torch.float32 and torch.equal(tensor.flatten(), trained[ours]), name
     assert len(found) == len(trained)
-    assert largest <= peak.most < 3 * largest, f"{peak.most} bytes for tensors of {largest} at most"
+    assert largest <= live.peak < 3 * largest, f"{live.peak} bytes for tensors of {largest} at most"
