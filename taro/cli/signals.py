@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -32,6 +32,8 @@ GAP_S = 1.0
 """signals that come closer together are one request: a terminal and a launcher may both send one"""
 PATIENT_S = 300.0
 """that a command may take to its next good moment"""
+DROPPED_S = 0.05
+"""after which a dropped interruption is raised again"""
 INTERRUPTED = "interrupted; what was finished is on disk: the same command (train: with --resume) goes on"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -90,7 +92,7 @@ def _unraisable(seen: sys.UnraisableHookArgs) -> None:
     global _first
     if seen.exc_type is KeyboardInterrupt and _first is not None:
         number, _first = _first[0] - 128, None
-        os.kill(os.getpid(), number)
+        _later(DROPPED_S, lambda: os.kill(os.getpid(), number))  # not here: this hook's exceptions are dropped too
     else:
         sys.__unraisablehook__(seen)
 
@@ -102,7 +104,11 @@ def _again_later(number: int) -> None:
         if _noted is not None:
             os.kill(os.getpid(), number)
 
-    timer = threading.Timer(PATIENT_S, again)
+    _later(PATIENT_S, again)
+
+
+def _later(after_s: float, what: Callable[[], None]) -> None:
+    timer = threading.Timer(after_s, what)
     timer.daemon = True
     timer.start()
 

@@ -131,7 +131,9 @@ with stoppable(to_the_end=True):
 
 
 @pytest.mark.parametrize("how", ["Finalized(); time.sleep(1)", "exec('Finalized.__del__(0)')"])
-def test_an_interruption_that_python_drops_or_remembers_ends_the_command_all_the_same(how: str) -> None:
+def test_an_interruption_that_python_drops_or_remembers_ends_the_command_all_the_same(tmp_path: Path, how: str) -> None:
     """Python drops what a finalizer raises; after an interruption in an exec of text it would exit by signal."""
-    ended = subprocess.run([TARO[0], "-c", DROPS.replace("HOW", how)], text=True, cwd=ROOT, capture_output=True)
+    (tmp_path / "drops.py").write_text(DROPS.replace("HOW", how))
+    ended = subprocess.run([TARO[0], "-m", "drops"], text=True, cwd=tmp_path, capture_output=True,
+                           env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "")
