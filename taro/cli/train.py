@@ -41,8 +41,9 @@ class TrainOptions:
     plan: Annotated[bool, typer.Option("--plan", help="Print what the run would take of each GPU, its steps and hours, "
                                        "and train nothing; no weight is read, and no GPU is needed.")] = False
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of this machine, a process each, see docs/gpus.md.")] = 1
-    memory: Annotated[float | None, typer.Option("--memory", metavar="GIB", min=1, show_default=False, help="With "
-                      "--plan: memory of each GPU; default: that of the GPU here, else 79.2 (sold as 80 GB).")] = None
+    memory: Annotated[float | None, typer.Option("--memory", metavar="GIB", min=1, max=100_000, show_default=False,
+                      help="With --plan: memory of each GPU; default: that of the GPU here, else 79.2 (sold as 80 "
+                      "GB).")] = None
     profile: Annotated[int, typer.Option("--profile", metavar="N", min=0, help="Trace N steps, after one that warms "
                                          "up, into OUT/profile, and print where their time goes.")] = 0
     as_json: Json = False

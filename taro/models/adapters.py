@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,7 +24,7 @@ from taro.models.merging import merged_weight, wide_dtype
 from taro.models.policy import Policy
 
 __all__ = ["Lora", "Merged", "add_adapters", "adapters_off", "dropout_on", "linears", "lora_layers",
-           "parts_of", "weight_of"]
+           "parts_of", "targeted", "weight_of"]
 
 NAME = "default"
 """peft's name of the one adapter"""
@@ -64,7 +65,7 @@ def add_adapters(policy: Policy, lora: Lora, *, seed: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     lm = policy.language_model.lm
-    names = _targeted(policy, lora.targets)
+    names = targeted(linears(policy), lora.targets, policy.folder)
     config = LoraConfig(r=lora.rank, lora_alpha=cast(int, lora.alpha), lora_dropout=lora.dropout, target_modules=names,
                         use_rslora=lora.rslora, use_dora=lora.dora, bias="none")
     with torch.random.fork_rng(_generators(policy)):  # peft draws a start of its own
@@ -101,14 +102,14 @@ def parts_of(layer: Any) -> dict[str, torch.nn.Module]:
     return found
 
 
-def _targeted(policy: Policy, targets: Sequence[str]) -> list[str]:
-    """Names of the Linears that `targets` name, sorted. Raises ConfigError: one names none."""
-    names = linears(policy)
+def targeted(names: Collection[str], targets: Sequence[str], policy: str | Path) -> list[str]:
+    """Those of the Linears `names` of a language model that `targets` name, sorted. Raises ConfigError: one names
+    none."""
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             counts = Counter(name.rpartition(".")[2] for name in names)
             there = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
-            raise ConfigError(f"lora.targets: {target!r:.100} is no Linear of the language model in {policy.folder}; "
+            raise ConfigError(f"lora.targets: {target!r:.100} is no Linear of the language model in {policy}; "
                               f"there are {there}. The vision tower, the embeddings and the head cannot be targets")
     return sorted(name for name in names
                   if any(name == target or name.endswith(f".{target}") for target in targets))

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from benchmarks.shapes import random_config
 from taro.cli.app import app
 from taro.core.config import load_config, recipe_names
+from taro.core.errors import ConfigError
 from taro.models import logprobs
 from taro.models.adapters import Lora, add_adapters
 from taro.models.attention import masked
@@ -41,7 +42,7 @@ from taro.train.plan.memory import Adapters, Job, cache_bytes, kept_bytes, state
 from taro.train.plan.open import open_plan
 from taro.train.plan.shapes import RELEASED, ModelShape, released_shape, shape_of_config, shape_of_folder
 from taro.train.plan.show import plan_lines, use_text
-from taro.train.plan.speed import H100, measured_speed, seconds_of_step, speed_of, write_speed
+from taro.train.plan.speed import H100, mean_response, measured_speed, seconds_of_step, speed_of, write_speed
 from taro.train.ranks import Ranks
 from tests.helpers_models import TINY
 from tests.train.conftest import Tiny
@@ -153,7 +154,8 @@ def test_what_a_layer_with_adapters_keeps(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("way", "chunk"), [
-    ("recomputed", 40), ("recomputed", 4096), ("kept", 40), ("scored", 40), ("scored", 4096)])
+    ("recomputed", 40), ("recomputed", 4096), ("kept", 40), ("scored", 40), ("scored", 4096), ("entropy", 40),
+    ("entropy", 4096)])
 def test_peaks_of_a_row_are_those_of_torch(bf16_policy: Policy, way: str, chunk: int,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward, and backward where it is an update, of one packed row on a CPU: all tensors alive at once, within 4 %.
@@ -172,12 +174,17 @@ def test_peaks_of_a_row_are_those_of_torch(bf16_policy: Policy, way: str, chunk:
     assert policy.banned_V.any()  # made before anything is counted
     with live, torch.set_grad_enabled(way != "scored"):
         with torch.autocast("cpu", torch.bfloat16):
-            found_N = logprobs.row_logprobs(policy, row, temperature=1.0, checkpoint=way == "recomputed")
+            if way == "entropy":
+                found_N = logprobs.score_also(policy, [prompt], ids, torch.ones_like(ids, dtype=torch.bool),
+                                              also=["entropy"], checkpoint_activations=True)
+            else:
+                found_N = logprobs.row_logprobs(policy, row, temperature=1.0, checkpoint=way == "recomputed")
         if way != "scored":
             found_N.mean().backward()
     for hook in removed:
         hook.remove()
-    job = replace(job_of(config_of(), shape, LENGTHS), recompute=way == "recomputed", prompts=1, batch=1, G=G, R=R,
+    job = replace(job_of(config_of(), shape, LENGTHS), recompute=way in {"recomputed", "entropy"},
+                  entropy=way == "entropy", prompts=1, batch=1, G=G, R=R,
                   P=len(prompt.ids_P), M=16, reference="none")
     parts = memory.peak_by_phase(job)["scores" if way == "scored" else "update"]
     planned = sum(size for name, size in parts.items() if name != "disrupted videos")
@@ -308,7 +315,7 @@ def test_each_recipe_says_what_its_plan_says(name: str) -> None:
     assert shape is not None
     plan = make_plan(config, shape, ASSUMED, Machine(int(said[1])), cache=Path("nothing.json"))
     assert plan.fits and config.optimizer.checkpoint_activations
-    assert [f"{plan.peak / 2**30:.1f}", f"{plan.job.R:,}", f"{plan.hours:.1f}", str(plan.steps)] == [
+    assert [f"{plan.peak / 2**30:.1f}", f"{plan.job.R:,}", f"{plan.hours[0]:.1f}", str(plan.steps)] == [
         said[2], said[3], said[4], said[5]]
 
 
@@ -344,3 +351,63 @@ def test_use_is_told_beside_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     text = use_text(plan)
     assert text.startswith("In use of 80.00 GiB: 60.00 GiB by the run (at most 70.00 GiB; 75.00 GiB with gaps), 4.00 ")
     assert "master weights" in text and text.endswith(plan_lines(plan)[-1])
+
+
+def test_supervised_training_draws_and_scores_nothing() -> None:
+    """Its plan has neither those phases nor a reference, and takes the update's time alone; validation is a phase."""
+    shape, speed = RELEASED["qwen2.5-vl-7b"], H100[1]
+    rl, sft = (make_plan(config_of(objective=name), shape, LENGTHS, cache=Path("nothing.json"))
+               for name in ("rl", "sft"))
+    assert list(sft.phases) == ["update", "step"] and "reference" in rl.always and "reference" not in sft.always
+    assert sft.phases["update"] == rl.phases["update"] and sft.peak < rl.peak
+    row = LENGTHS.mean + 8 * sft.response[0]
+    assert sft.hours[0] == sft.hours[1] == pytest.approx(sft.steps * 16 * row * speed.update_s / 3600)
+    validated = {"split": "val", "batch_prompts": 2, "max_new_tokens": 100}
+    found = make_plan(config_of(objective="sft", validation=validated), shape, LENGTHS).phases["validation"]
+    one = 2 * shape.K * shape.d * 2 * shape.L
+    assert found["prompts' keys and values"] == 2 * 4000 * one
+    assert found["rollouts' keys and values"] == 2 * 100 * one
+    lines = [{"length": 9.0, "phases": {"update": 1.0}}] * 9
+    assert measured_speed(lines, sft.job, gpu="g", prompt=9.0, kl=0.0) is None
+
+
+def test_groups_that_are_drawn_again_are_counted() -> None:
+    """Twice the drawing and scoring with one round at most, but for the reference; one more copy of the videos."""
+    shape, speed = RELEASED["qwen2.5-vl-7b"], H100[1]
+    once, again = (make_plan(config_of(rollout={"redraws": n}), shape, LENGTHS, cache=Path("nothing.json"))
+                   for n in (0, 1))
+    row = 16 * (LENGTHS.mean + 8 * once.response[0])
+    drawn = 2 * once.response[0] * speed.decode_s + row * 2 * speed.score_s
+    assert once.hours[0] == once.hours[1] == again.hours[0]
+    assert again.hours[1] - again.hours[0] == pytest.approx(again.steps * drawn / 3600)
+    assert again.response_tokens == (once.response_tokens[0], 2 * once.response_tokens[1])
+    for phase, more in (("rollouts", once.always["videos"]), ("scores", once.always["videos"]), ("update", 0)):
+        assert again.allocated(phase) - once.allocated(phase) == more
+
+
+def test_ranks_do_not_add_prompts() -> None:
+    """16 prompts on 3 GPUs are 16, though one rank has six; more GPUs than prompts draw no more either."""
+    for gpus, largest in ((3, 6), (100, 1)):
+        plan = make_plan(config_of(), RELEASED["qwen2.5-vl-3b"], LENGTHS, Machine(gpus))
+        assert plan.job.prompts == largest
+        assert plan.response_tokens[1] == plan.steps * 16 * 8 * 1024
+
+
+def test_adapters_are_counted_where_they_are(tiny: Tiny) -> None:
+    """Targets by name and in one layer alone: as many parameters as are trained; one that names nothing is refused."""
+    shape = shape_of_folder(tiny.policy)
+    for targets in (["q_proj", "down_proj"], ["layers.0.self_attn.q_proj", "v_proj"], ["self_attn.k_proj"]):
+        policy = load_policy(tiny.policy)
+        add_adapters(policy, Lora(4, 8.0, 0.0, tuple(targets), dora=True), seed=0)
+        job = job_of(config_of(lora={"rank": 4, "targets": targets, "dora": True}), shape, LENGTHS)
+        trained = sum(one.numel() for one in policy.parameters() if one.requires_grad)
+        assert job.trained == trained
+    with pytest.raises(ConfigError, match=r"'visual\.qkv' is no Linear .* q_proj \(2\)"):
+        job_of(config_of(lora={"targets": ["visual.qkv"]}), shape, LENGTHS)
+
+
+def test_lines_that_are_damaged_are_no_lengths(tmp_path: Path) -> None:
+    """A line without a number is passed over; the others make the mean."""
+    lines = [{"length": 10.0}, {"length": None}, {"length": "9"}, {"length": True}, {"length": 20}, [], {"eval": {}}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{")
+    assert mean_response(tmp_path) == 15

@@ -101,10 +101,9 @@ def _more(plan: Plan) -> Iterator[Way]:
     """The fewest GPUs on which the run fits as it is, or with recomputed activations."""
     job = plan.job
     for gpus in GPUS:
-        whole = job.prompts * job.world
-        if gpus <= job.world or whole % gpus:
+        if gpus <= job.world or plan.prompts % gpus:
             continue
-        share = whole // gpus
+        share = plan.prompts // gpus
         spread = with_job(plan, world=gpus, prompts=share, batch=min(job.batch, share))
         for settings in ((), LADDER[:1]):
             changed = _applied(spread, list(settings))

@@ -6,10 +6,12 @@ blocks: both are lines of their own, so that the other lines can be compared wit
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from taro.models.adapters import targeted
 from taro.train.config import LoraConfig, TrainConfig
 from taro.train.plan.lengths import Lengths
 from taro.train.plan.memory import Adapters, Job, peak_by_phase, states_bytes
@@ -28,7 +30,8 @@ ASSUMED = Lengths(3950, 3950.0, 3584, 2500, known=False)
 template's text"""
 MEAN_RESPONSE = 0.3
 """share of rollout.max_new_tokens that a response is assumed to take where no run tells"""
-NAMES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+"""Linears of a layer's attention; its others are the MLP's"""
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,17 @@ class Plan:
     response: tuple[float, bool]
     speed: Speed
     kl: float
+    prompts: int
+    """of a step, all GPUs together"""
 
     @property
-    def hours(self) -> float:
-        """Of all steps; validation, checkpoints and the start are not counted."""
-        return self.steps * seconds_of_step(self.job, self.speed, prompt=self.lengths.mean, response=self.response[0],
-                                            kl=self.kl) / 3600
+    def hours(self) -> tuple[float, float]:
+        """Of all steps (where no group is drawn again, where every group is in every round of `rollout.redraws`);
+        validation, checkpoints and the start are not counted."""
+        least, most = (self.steps * seconds_of_step(self.job, self.speed, prompt=self.lengths.mean,
+                                                    response=self.response[0], kl=self.kl, redraws=redraws) / 3600
+                       for redraws in (0, self.job.redraws))
+        return least, most
 
     def allocated(self, phase: str) -> int:
         """What torch holds in a phase at its fullest."""
@@ -94,28 +102,34 @@ class Plan:
 
     @property
     def response_tokens(self) -> tuple[float, int]:
-        """(expected, at most) tokens of all responses of the run."""
-        rollouts = self.steps * self.job.prompts * self.job.world * self.job.G
-        return rollouts * self.response[0], rollouts * self.job.R
+        """(expected, at most) tokens of all responses of the run; those that are drawn again count in the second."""
+        rollouts = self.steps * self.prompts * self.job.G
+        return rollouts * self.response[0], rollouts * self.job.R * (1 + self.job.redraws)
 
 
 def job_of(config: TrainConfig, shape: ModelShape, lengths: Lengths, *, world: int = 1, bf16: bool = True) -> Job:
     """What of a run decides its memory. Ranks take the prompts of a step in turn: the first has most."""
-    rollout, optimizer, lora = config.rollout, config.optimizer, config.lora
+    rollout, optimizer, lora, answers = config.rollout, config.optimizer, config.lora, config.validation
+    sft = config.objective == "sft"
     prompts = -(-rollout.prompts // world)
     mini = -(-rollout.prompts // optimizer.mini_batches // world)
     return Job(
         shape=shape, bf16=bf16, states=optimizer.states,
-        reference="none" if config.loss.kl == 0 else config.reference,
-        adapters=None if lora is None else _adapters(lora), recompute=optimizer.checkpoint_activations,
-        offload=optimizer.offload_activations, world=world, prompts=prompts,
+        reference="none" if config.loss.kl == 0 or sft else config.reference,
+        adapters=None if lora is None else _adapters(lora, shape, config.policy),
+        recompute=optimizer.checkpoint_activations, offload=optimizer.offload_activations, world=world, prompts=prompts,
         batch=min(rollout.batch_prompts, prompts), micro=min(optimizer.micro_prompts, max(mini, 1)), G=rollout.group,
-        R=rollout.max_new_tokens, P=lengths.longest, M=lengths.video, top_p=rollout.top_p < 1)
+        R=rollout.max_new_tokens, P=lengths.longest, M=lengths.video, top_p=rollout.top_p < 1, sft=sft,
+        entropy=config.loss.entropy > 0 and not sft, redraws=0 if sft else rollout.redraws,
+        validation=None if answers.split is None else (answers.batch_prompts, answers.max_new_tokens))
 
 
-def _adapters(lora: LoraConfig) -> Adapters:
-    names = {one.rpartition(".")[2] for one in lora.targets}
-    return Adapters(lora.rank, tuple(sorted(names & NAMES)), lora.dora)
+def _adapters(lora: LoraConfig, shape: ModelShape, policy: str) -> Adapters:
+    """Raises ConfigError where a target names no Linear."""
+    names = [f"layers.{layer}.{'self_attn' if name in ATTENTION else 'mlp'}.{name}"
+             for layer in range(shape.L) for name in shape.linears]
+    counts = Counter(one.rpartition(".")[2] for one in targeted(names, lora.targets, policy))
+    return Adapters(lora.rank, tuple(counts), lora.dora, tuple(counts.values()))
 
 
 def make_plan(config: TrainConfig, shape: ModelShape, lengths: Lengths, machine: Machine | None = None, *,
@@ -129,7 +143,7 @@ def make_plan(config: TrainConfig, shape: ModelShape, lengths: Lengths, machine:
     mean = (response or MEAN_RESPONSE * job.R, response is not None)
     speed = speed_of(job, machine.name, cache or speed_file())
     return Plan(job, states_bytes(job), peak_by_phase(job), int(machine.memory_gib * GIB), machine.name, steps, lengths,
-                mean, speed, config.loss.kl)
+                mean, speed, config.loss.kl, config.rollout.prompts)
 
 
 def with_job(plan: Plan, **changes: Any) -> Plan:

@@ -9,15 +9,13 @@ D, F, L, H, K, d, V as in shapes.py."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from taro.models.logprobs import TOKENS_AT_ONCE
 from taro.train.plan.shapes import ModelShape
 
-__all__ = ["Adapters", "Job", "PHASES", "attention_bytes", "cache_bytes", "kept_bytes", "peak_by_phase", "states_bytes"]
+__all__ = ["Adapters", "Job", "attention_bytes", "cache_bytes", "kept_bytes", "peak_by_phase", "states_bytes"]
 
-PHASES = ("rollouts", "scores", "update", "step")
-"""of a training step: drawing, scoring, forward and backward, the optimizer"""
 STATES = {"float32": (4, 8), "bfloat16": (4, 4), "8bit": (0, 2 + 8 / 256)}
 """setting -> bytes a parameter of the master weight and of both moments; the gradient has 4, with 8bit on one GPU 2"""
 SAMPLING = {False: 20, True: 48}
@@ -36,17 +34,25 @@ UPDATING = {"float32": 16, "bfloat16": 48, "8bit": 72}
 
 @dataclass(frozen=True)
 class Adapters:
-    """LoRA: rank, the names of the Linears in each layer that have one, and whether rows have norms of their own."""
+    """LoRA: rank, the names of the Linears that have one, whether rows have norms of their own, and in how many layers
+    each of the Linears has one (None: in all)."""
 
     rank: int
     targets: tuple[str, ...]
     dora: bool = False
+    layers: tuple[int, ...] | None = None
+
+    def places(self, shape: ModelShape) -> list[tuple[int, int, int]]:
+        """(layers, inputs, outputs) of each target."""
+        layers = self.layers or (shape.L,) * len(self.targets)
+        return [(count, *shape.linears[name]) for name, count in zip(self.targets, layers, strict=True)]
 
 
 @dataclass(frozen=True)
 class Job:
     """What of a run decides its memory. bf16: computes in bfloat16; P: tokens of the longest prompt, M of them its
-    video's; prompts, batch, micro: of a rank in a step, decoded at once, in one backward pass."""
+    video's; prompts, batch, micro: of a rank in a step, decoded at once, in one backward pass; sft: responses are
+    given, not drawn; validation: prompts decoded at once and tokens of an answer, None: there is none."""
 
     shape: ModelShape
     bf16: bool
@@ -64,6 +70,10 @@ class Job:
     P: int
     M: int
     top_p: bool = False
+    sft: bool = False
+    entropy: bool = False
+    redraws: int = 0
+    validation: tuple[int, int] | None = None
 
     @property
     def T(self) -> int:
@@ -80,9 +90,9 @@ class Job:
         """Parameters that are trained."""
         if self.adapters is None:
             return self.shape.parameters
-        ends, rank = self.shape.linears, self.adapters.rank
-        return self.shape.L * sum(rank * (inputs + outputs) + outputs * self.adapters.dora for inputs, outputs
-                                  in (ends[name] for name in self.adapters.targets))
+        rank, dora = self.adapters.rank, self.adapters.dora
+        return sum(layers * (rank * (inputs + outputs) + outputs * dora)
+                   for layers, inputs, outputs in self.adapters.places(self.shape))
 
 
 def states_bytes(job: Job) -> dict[str, int]:
@@ -97,9 +107,9 @@ def states_bytes(job: Job) -> dict[str, int]:
     parts = {"compute weights": whole, "master weights": int(mine * master), "gradients": int(mine * gradient),
              "moments": int(mine * moments)}
     if job.adapters is not None:
-        ends = shape.linears
         parts["adapters"] = job.trained * 4
-        parts["replica"] = shape.L * sum(ends[name][0] * ends[name][1] for name in job.adapters.targets) * job.size
+        parts["replica"] = job.size * sum(layers * inputs * outputs for layers, inputs, outputs
+                                          in job.adapters.places(shape))
     elif job.reference in {"gpu", "sharded"}:
         parts["reference"] = whole // (1 if job.reference == "gpu" else job.world)
     parts["videos"] = job.prompts * job.M * shape.D * job.size * (1 + shape.levels)
@@ -180,7 +190,8 @@ def _update(job: Job) -> dict[str, int]:
     inside = shape.D * shape.F * job.size if full and job.world > 1 else 0
     moments = [
         {"activations": held + mask + layer, "gradients on the way": inside + waiting},
-        {"activations": held + mask + ends, "logits": 3 * _logits(job), "gradients on the way": head * (chunks > 1)}]
+        {"activations": held + mask + ends, "logits": (5 if job.entropy else 3) * _logits(job),
+         "gradients on the way": head * (chunks > 1)}]
     if chunks > 1:  # autograd adds up the head's gradient of two chunks: both, and their sum
         moments.append({"activations": held + mask + ends, "gradients on the way": 3 * head})
     if job.states == "8bit" and full and job.world == 1 and job.prompts > job.micro:  # added up in parts, by chance
@@ -221,5 +232,15 @@ def peak_by_phase(job: Job) -> dict[str, dict[str, int]]:
     scoring += 0 if job.adapters is None or not job.bf16 else job.trained * job.size  # autocast's copies of adapters
     scores = {"streamed reference" if streamed > scoring + video else "activations": max(streamed, scoring + video),
               "disrupted videos": videos}
-    return {"rollouts": {**cache_bytes(job), "decoding": _decoding(job)}, "scores": scores,
-            "update": {**_update(job), "row's video": video}, "step": {"optimizer": _step(job)}}
+    rollouts = {**cache_bytes(job), "decoding": _decoding(job)}
+    if job.redraws:  # those that are drawn again stand beside those that were
+        rollouts["videos drawn again"] = scores["videos drawn again"] = videos
+    phases = {"update": {**_update(job), "row's video": video}, "step": {"optimizer": _step(job)}}
+    if not job.sft:
+        phases = {"rollouts": rollouts, "scores": scores, **phases}
+    if job.validation is not None:
+        batch, longest = job.validation
+        answers = replace(job, batch=batch, G=1, R=longest, top_p=False)
+        phases["validation"] = {**cache_bytes(answers), "decoding": _decoding(answers),
+                                "videos of answers": batch * job.M * D * job.size * (1 + job.shape.levels)}
+    return phases

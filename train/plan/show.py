@@ -38,14 +38,14 @@ def _cell(size: int) -> str:
 def plan_values(plan: Plan) -> dict[str, Any]:
     """The same for --json, in bytes."""
     job = plan.job
-    expected, most = plan.response_tokens
+    (expected, tokens), (least, most) = plan.response_tokens, plan.hours
     return {
         "gpus": job.world, "gpu": plan.gpu, "memory": plan.memory, "fits": plan.fits, "peak": plan.peak,
         "peak_phase": plan.peak_phase, "parameters": job.shape.parameters, "trained": job.trained,
         "always": plan.always, "phases": plan.phases, "context": plan.context, "gaps": plan.gaps,
-        "steps": plan.steps, "hours": plan.hours, "speed": asdict(plan.speed),
+        "steps": plan.steps, "hours": least, "hours_with_redraws": most, "speed": asdict(plan.speed),
         "prompt_tokens": {"longest": plan.lengths.longest, "mean": plan.lengths.mean, "known": plan.lengths.known},
-        "response_tokens": {"expected": round(expected), "most": most, "mean": plan.response[0],
+        "response_tokens": {"expected": round(expected), "most": tokens, "mean": plan.response[0],
                             "mean_known": plan.response[1]},
     }
 
@@ -61,9 +61,15 @@ def run_lines(plan: Plan) -> list[str]:
         f"GPU{'s' * (job.world > 1)}",
         f"prompts: at most {plan.lengths.longest:,} tokens, {plan.lengths.video:,} of them video ({asked}); responses: "
         f"at most {job.R:,}, {plan.response[0]:,.0f} on average ({known})",
-        f"steps: {plan.steps:,} of {job.prompts * job.world} prompts x {job.G} rollouts; response tokens: "
-        f"{expected / 1e6:.1f} million, at most {most / 1e6:.1f}",
-        f"time: about {plan.hours:.1f} hours ({_measured(plan)})"]
+        f"steps: {plan.steps:,} of {plan.prompts:,} prompts x {job.G} {'paths' if job.sft else 'rollouts'}; response "
+        f"tokens: {expected / 1e6:.1f} million, at most {most / 1e6:.1f}",
+        f"time: about {plan.hours[0]:.1f} hours{_redrawn(plan)} ({_measured(plan)})"]
+
+
+def _redrawn(plan: Plan) -> str:
+    if not plan.job.redraws:
+        return ""
+    return f", and {plan.hours[1]:.1f} where every group is drawn again in each of {plan.job.redraws} rounds"
 
 
 def _measured(plan: Plan) -> str:

@@ -63,19 +63,25 @@ def passes(kl: float) -> int:
     return 2 + (kl > 0)
 
 
-def seconds_of_step(job: Job, speed: Speed, *, prompt: float, response: float, kl: float) -> float:
-    """Of a step whose prompts and responses have these mean lengths in tokens."""
+def seconds_of_step(job: Job, speed: Speed, *, prompt: float, response: float, kl: float, redraws: int = 0) -> float:
+    """Of a step whose prompts and responses have these mean lengths in tokens. redraws: rounds in which all groups are
+    drawn and scored again, but for the reference, which scores once."""
     row = prompt + job.G * response
+    update = job.prompts * row * speed.update_s
+    if job.sft:
+        return update
     batches = -(-job.prompts // job.batch)
     decoding = batches * min(LONGEST * response, job.R) * speed.decode_s
-    return decoding + job.prompts * row * (passes(kl) * speed.score_s + speed.update_s)
+    scored = job.prompts * row * speed.score_s
+    return (1 + redraws) * (decoding + passes(0) * scored) + (passes(kl) - passes(0)) * scored + update
 
 
 def measured_speed(lines: Sequence[dict[str, Any]], job: Job, *, gpu: str, prompt: float, kl: float) -> Speed | None:
     """The figures of a run, from its steps' lines of metrics.jsonl, the first two left out as they warm up; None where
-    fewer than three are left."""
-    seen = [line for line in lines if isinstance(line.get("phases"), dict) and "length" in line][2:]
-    if len(seen) < 3:
+    fewer than three are left, and of a run that draws nothing or draws groups again: its phases are other work."""
+    seen = [line for line in lines if isinstance(line.get("phases"), dict) and _is_number(line.get("length"))
+            and _is_number(line.get("length_max"))][2:]
+    if len(seen) < 3 or job.sft or job.redraws:
         return None
     batches = -(-job.prompts // job.batch)
     tokens = [job.prompts * (prompt + job.G * float(line["length"])) for line in seen]
@@ -125,8 +131,12 @@ def speed_of(job: Job, gpu: str, path: Path) -> Speed:
 
 def mean_response(folder: Path) -> float | None:
     """Mean tokens of a response in the last steps of the run in a folder; None where it holds none."""
-    lengths = [float(line["length"]) for line in metrics_lines(folder) if "length" in line][-LINES:]
+    lengths = [float(line["length"]) for line in metrics_lines(folder) if _is_number(line.get("length"))][-LINES:]
     return sum(lengths) / len(lengths) if lengths else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9
 
 
 def metrics_lines(folder: Path) -> list[dict[str, Any]]:
