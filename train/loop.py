@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taro.core.errors import Stopped, TaroError, full_memory
+from taro.core.errors import Stopped, TaroError, first_line, full_memory
 from taro.core.files import explain_disk_errors
 from taro.train.config import TrainConfig
 from taro.train.export import export_run
@@ -103,7 +103,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
 
 def _take_steps(run: Run, traces: StepTraces) -> None:
     """All steps that are left, with validation and checkpoints when they are due."""
-    if run.state.step == 0:
+    if run.state.step == 0 or (not run.validated and is_due(run, run.config.validation.every)):
         validate(run)
     one_step = sft_step if run.config.objective == "sft" else train_step
     while run.state.step < run.steps:
@@ -126,7 +126,6 @@ def _full_gpu_explained(run: Run) -> Iterator[None]:
     except Exception as error:
         if run.plan is None or full_memory(error) != "GPU":
             raise
-        said = " ".join(str(error).strip().partition("\n")[0].split())[:300]
-        raise TaroError(f"the GPU's memory is full in the phase {run.phases.now or 'between steps'} ({said}). Begin "
-                        "again in another folder with settings that take less where the plan has most; `taro train "
-                        f"RECIPE --plan` names some. {use_text(run.plan)}") from error
+        raise TaroError(f"the GPU's memory is full in the phase {run.phases.now or 'between steps'} "
+                        f"({first_line(error)}). Begin again in another folder with settings that take less where the "
+                        f"plan has most; `taro train RECIPE --plan` names some. {use_text(run.plan)}") from error

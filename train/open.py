@@ -79,6 +79,8 @@ class Run:
     ranks: Ranks = ALONE
     phases: Phases = field(default_factory=Phases)
     asked: Sequence[int] = ()
+    validated: bool = True
+    """whether a run that goes on has the scores of its step, where they are due"""
     plan: Plan | None = None
     ahead: SamplesAhead = field(init=False)
     saver: Saver = field(init=False)
@@ -208,25 +210,28 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     state = found or RunState()
     state.data_sha256 = data.sha256
     ranks.check_weights(policy.named_parameters())
-    trackers = _begin_files(config, {**data.summary(), **facts}, found) if ranks.first else []
+    trackers, validated = _begin_files(config, {**data.summary(), **facts}, found) if ranks.first else ([], True)
     if config.lora is None:
         merged, reference = None, open_reference(config, place, device, bf16=bf16, ranks=ranks)
     else:
         merged, reference = Merged(policy), without_adapters(config, policy, bf16=bf16)
     return Run(config, policy, merged, reference, asking, data, optimizer, state, trackers, lock, bf16,
-               on_step if ranks.first else None, None if found is None else state.step, ranks=ranks, plan=plan)
+               on_step if ranks.first else None, None if found is None else state.step, ranks=ranks, plan=plan,
+               validated=not ranks.any(not validated))
 
 
-def _begin_files(config: TrainConfig, facts: dict[str, Any], found: RunState | None) -> list[Tracker]:
-    """Brings the files of the run folder to where the run stands; returns what is written on."""
+def _begin_files(config: TrainConfig, facts: dict[str, Any], found: RunState | None) -> tuple[list[Tracker], bool]:
+    """Brings the files of the run folder to where the run stands; returns what is written on, and whether the scores of
+    that step are there: a run that was stopped while it validated has none."""
     step = 0 if found is None else found.step
     with explain_disk_errors(config.out, lambda: AGAIN):
         if found is not None:  # a run that was killed between its last checkpoint and the pruning saves no other
             prune_checkpoints(config.out / "checkpoints", keep=config.checkpoint.keep)
         logged = truncate_to_step(config.out, step)
         write_facts(config, facts)
-    return open_trackers(config.trackers, config.out, config.tracking, config.model_dump(mode="json"),
-                         resumed=(step, logged))
+    trackers = open_trackers(config.trackers, config.out, config.tracking, config.model_dump(mode="json"),
+                             resumed=(step, logged))
+    return trackers, found is None or any(row["step"] == step and "eval" in row for row in logged)
 
 
 def _must_stay(config: TrainConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from taro.core.errors import TaroError, full_memory
+from taro.core.errors import TaroError, first_line, full_memory
 
 __all__ = ["ALONE", "LostRankError", "Ranks"]
 
@@ -131,9 +131,8 @@ def _meeting() -> Iterator[None]:
     except RuntimeError as error:
         if full_memory(error) is not None:
             raise
-        said = str(error).strip().partition("\n")[0][:300]
-        raise LostRankError(f"another rank did not come to a meeting ({said}); its own message, or the log of its "
-                            "machine, says why. The same command with --resume goes on") from error
+        raise LostRankError(f"another rank did not come to a meeting ({first_line(error)}); its own message, or the "
+                            "log of its machine, says why. The same command with --resume goes on") from error
 
 
 def _bits(tensor: torch.Tensor) -> int:

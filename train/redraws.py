@@ -40,7 +40,7 @@ def draw_step(run: Run, samples: Sequence[Sample], at: StepName, *, guide: float
     for number in range(1, run.config.rollout.redraws + 1):
         equal_N = np.flatnonzero(zero_variance(compute_rewards(batch, scores, run.config.reward).total_BG)
                                  ) if batch.samples else np.zeros(0, dtype=int)
-        if not len(equal_N):
+        if not len(equal_N) or run.asked:  # asked to stop: every rank does, at its next pause
             break
         redrawn += len(equal_N)
         again = _draw(run, [batch.samples[b] for b in equal_N], replace(at, round=number), guide)
@@ -54,6 +54,8 @@ def draw_step(run: Run, samples: Sequence[Sample], at: StepName, *, guide: float
 def _draw(run: Run, samples: Sequence[Sample], at: StepName, guide: float) -> tuple[RolloutBatch, Scores]:
     with run.phases("rollouts"):
         batch = roll_out(run.sampling, run.asking, samples, run.config.rollout, at, guide=guide, bf16=run.bf16)
+    if not at.round:  # of later rounds each rank has its own number
+        run.pause()
     with run.phases("scores"):
         return batch, score_batch(run.policy, None, batch, run.config.reward, bf16=run.bf16)
 

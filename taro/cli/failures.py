@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from taro.core.errors import TaroError, full_memory
+from taro.core.errors import TaroError, first_line, full_memory
 
 __all__ = ["explained"]
 
@@ -32,8 +32,7 @@ HOST = {
 
 def explained(error: BaseException, command: str | None) -> TaroError | None:
     """The error that a user of `command` is shown; None where the system refused nothing, so that taro may be wrong."""
-    kind = full_memory(error)
-    said = " ".join(str(error).strip().partition("\n")[0].split())[:300] or type(error).__name__  # CUDA adds hints
+    kind, said = full_memory(error), first_line(error)
     if kind == "GPU":
         advice = GPU.get(command or "", "Free it, or hide the GPU: CUDA_VISIBLE_DEVICES= taro ...")
         return TaroError(f"the GPU's memory is full ({said}). Do other programs use it (nvidia-smi)? {advice}")

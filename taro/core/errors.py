@@ -7,7 +7,7 @@ an assert, never one of these."""
 from __future__ import annotations
 
 __all__ = ["AnnotationError", "ConfigError", "MissingPackageError", "ModelError", "ShardError", "Stopped", "TaroError",
-           "VideoError", "full_memory"]
+           "VideoError", "first_line", "full_memory"]
 
 
 class TaroError(Exception):
@@ -51,6 +51,16 @@ GPU_MEMORY = ("cuda out of memory", "cuda error: out of memory", "cublas_status_
               "cudaerrormemoryallocation", "cudnn_status_alloc_failed")
 HOST_MEMORY = ("defaultcpuallocator", "std::bad_alloc", "cannot allocate memory")
 """what torch says, in small letters, where an allocation fails and the class of the error does not tell"""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, for a message: its first line (CUDA adds hints below), at most 300 characters;
+    its name where it says nothing.
+
+    >>> first_line(RuntimeError("CUDA  out of memory.\\nhint")), first_line(MemoryError())
+    ('CUDA out of memory.', 'MemoryError')
+    """
+    return " ".join(str(error).strip().partition("\n")[0].split())[:300] or type(error).__name__
 
 
 def full_memory(error: BaseException) -> str | None:

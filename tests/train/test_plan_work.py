@@ -1,4 +1,4 @@
-"""What a plan counts besides the usual run: SFT, redraws, validation, ranks with fewer prompts, adapters of some layers."""
+"""What a plan counts besides the usual run: SFT, redraws, validation, uneven ranks, adapters of some layers."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from taro.core.errors import Stopped, TaroError
+from taro.core.errors import Stopped, TaroError, first_line
 from taro.core.text import visible
 from taro.models.resolve import compute_device
 from taro.train.launch.place import ENDED, STORE_FD, Line, Place, place_of
@@ -94,7 +94,7 @@ def _store(place: Place, environment: Mapping[str, str]) -> TCPStore:
                              wait_for_workers=False, **extra)
     except (RuntimeError, OSError) as error:
         raise TaroError(f"rank {place.rank} of {place.world} found no other rank at {place.host}:{place.port} "
-                        f"({str(error).splitlines()[0]:.200}); are all started, and can they reach that machine?"
+                        f"({first_line(error)}); are all started, and can they reach that machine?"
                         ) from None
 
 
@@ -131,8 +131,7 @@ class _Watcher:
     def fail(self, error: BaseException) -> bool:
         """Tells the others of this rank's failure. Returns whether it was the first; then the user reads of it."""
         self._failed = True
-        reason = str(error).strip().partition("\n")[0][:500] or type(error).__name__
-        return self._report(self._place.rank, self._phase, reason)
+        return self._report(self._place.rank, self._phase, first_line(error))
 
     def _report(self, rank: int, phase: str, reason: str) -> bool:
         mine = json.dumps({"rank": rank, "phase": phase, "reason": reason, "by": self._place.rank})
