@@ -33,6 +33,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from taro.core.errors import ShardError
 from taro.core.json import strict_json
+from taro.core.numbers import read_count
 from taro.core.text import one_line, shortened
 from taro.core.version import __version__
 from taro.shards.remote.bucket import (
@@ -185,10 +186,10 @@ class HubFiles:
         where = self.describe(name)
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         with explained(where), self._answer(name, headers) as response:
-            said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-            if response.status_code == 206 and said and said[2] != "*" and int(said[2]) != size:
+            span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+            if response.status_code == 206 and read_count(total) not in (size, None):
                 raise status_error(where, 412, advice=ADVICE)
-            if (int(said[1]) if response.status_code == 206 and said else 0) != start:
+            if (read_count(span.partition("-")[0]) if response.status_code == 206 else 0) != start:
                 raise ServerError(f"{where}: a range was asked for, another came; a proxy before the hub is broken")
             yield from response.iter_raw()  # as it comes: pieces of a fixed size would be lost where it breaks
 
@@ -242,11 +243,10 @@ def _of_answer(where: str, error: HfHubHTTPError, advice: str) -> ShardError:
     if isinstance(error, EntryNotFoundError):
         return missing(where)
     headers = error.response.headers
-    # "api";r=0;t=55: no request is left, in 55 s there are
-    asked = re.fullmatch(r"\d{1,9}", headers.get("Retry-After", "")) or re.search(
-        r"(?<=;t=)\d{1,9}", headers.get("RateLimit", "").replace(" ", ""))
+    # RateLimit: "api";r=0;t=55: no request is left, in 55 s there are
+    asked = read_count(headers.get("Retry-After", headers.get("RateLimit", "").replace(" ", "").rpartition(";t=")[2]))
     return status_error(where, error.response.status_code, advice=advice,
-                        retry_after_s=None if asked is None else float(asked[0]))
+                        retry_after_s=None if asked is None else float(asked))
 
 
 def _headers() -> dict[str, str]:
