@@ -309,7 +309,7 @@ def _use_set(files: Files, folder: Path, seeds: Path) -> None:
     last: TaroError | None = None
     steps: list[Callable[[], Any]] = [
         lambda: _read_all(shard_set), lambda: stats(shard_set).lines(), lambda: stats(shard_set).as_dict(),
-        lambda: [one.lines() for one in sample(shard_set, 3)], lambda: view(root, folder / "page.html"),
+        lambda: [one.lines() for one in sample(shard_set, 3)], lambda: view(root, folder / "pages"),
         lambda: diff(shard_set, open_shards(seeds / "one")).lines(), lambda: card_text(shard_set.manifest),
         lambda: list(stream(root)), lambda: _derived(shard_set, folder, seeds, right),
     ]  # fmt: skip

@@ -1,126 +1,129 @@
-"""A set as one static, self-contained page: per clip its contact sheet, truth, captions and paths on one time axis.
+"""A set as a folder of static pages: a list of its queries with search and filters, and one page a clip.
 
-Rollouts of a training run may be shown beside the queries that they answer; they are handed in as rows, since a set
-knows nothing of runs. Left out: drawing (taro/pages)."""
+    index.html            the list; assets/view.js searches it
+    data/rows-00000.js    the rows of the list, in parts
+    clips/KEY.html        contact sheet, truth, captions and paths on one time axis
+    sheets/KEY.jpg        contact sheets, as they lie in the set
+    assets/               style and scripts of taro
+
+The folder is opened from the disk or from any web server and loads nothing from elsewhere. Clips are read, drawn and
+forgotten one by one, so memory does not grow with them; the list has at most MAX_ROWS queries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from taro.core.counting import OnProgress, counted
-from taro.core.errors import ShardError
-from taro.grounding.records import ClipRecord, QueryRecord
-from taro.pages.cards import (
-    AGREEMENT_NOTE,
-    MAX_SPAN_TEXT,
-    MAX_TEXT,
-    Card,
-    Fold,
-    caption_lanes,
-    captions_fold,
-    group_card,
-    path_lanes,
-    window_lane,
-)
-from taro.pages.render import render, windows_text, write_page
-from taro.pages.timeline import Lane, Span, Timeline, timeline
+from taro.core.errors import ConfigError, ShardError
+from taro.pages.cards import AGREEMENT_NOTE
+from taro.pages.folder import copy_assets, page_folder
+from taro.pages.render import render
+from taro.shards.ops.filter import Selection
+from taro.shards.places import local_folder
 from taro.shards.reader import ShardSet, open_shards
+from taro.shards.view_clip import Rollouts, clip_page
+from taro.shards.view_rows import RowFiles
 
-__all__ = ["Rollouts", "view"]
+__all__ = ["Rollouts", "View", "view"]
 
-MAX_PATHS = 8
-MAX_PATH_SPANS = 20_000
-"""captions in the lanes of candidate paths of one page; beyond, paths are counted and not drawn"""
-
-Rollouts = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
-"""the group of rollouts of a query, by (clip key, query id), rows as in a run's rollout dump"""
-
-
-@dataclass
-class _Room:
-    """How many spans of paths a page still takes."""
-
-    spans: int
-
-    def fitting(self, paths: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-        """The first of `paths`, as many as fit."""
-        kept: list[Sequence[int]] = []
-        for path in paths:
-            if len(path) > self.spans:
-                break
-            self.spans -= len(path)
-            kept.append(path)
-        return kept
+ASSETS = ("style.css", "view.css", "view.js", "clip.js")
 
 
 @dataclass(frozen=True)
-class _Clip:
-    """A clip as the page shows it."""
+class View:
+    """Pages that were written. `page`: the one to open; `clips` of `clips_in_set` have a page; `queries` are listed,
+    `queries_left_out` of these clips are not."""
 
-    key: str
-    facts: str
-    timeline: Timeline
-    captions: Fold | None
-    queries: Sequence[Card]
+    page: Path
+    clips: int
+    clips_in_set: int
+    queries: int
+    queries_left_out: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**asdict(self), "page": str(self.page)}
 
 
-def view(root: str | Path, out: str | Path, *, rollouts: Rollouts | None = None, limit: int = 50,
-         keys: Sequence[str] = (), progress: OnProgress | None = None) -> Path:
-    """Writes the page of the first `limit` clips (or of `keys`) to `out`, a .html file or a folder for index.html.
+def view(place: str | Path, out: str | Path, *, rollouts: Rollouts | None = None, limit: int | None = None,
+         selection: Selection | None = None, progress: OnProgress | None = None) -> View:
+    """Writes the pages of the first `limit` clips (None: all) that have a query which `selection` keeps, into the
+    folder `out`: a new one, or one of such pages, which they replace.
 
-    `rollouts`: clips that have some come first. Returns the page's path. Raises ShardError where a key is not in the
-    set."""
-    shard_set, rollouts = open_shards(root), rollouts or {}
-    unknown = sorted(set(keys) - set(shard_set.keys))
-    if unknown:
-        raise ShardError(f"{root}: no clip {unknown[0][:120]}; the set holds {len(shard_set.keys)} clips, such as "
-                         f"{', '.join(shard_set.keys[:3])}")
+    `rollouts`: clips that have some come first. Raises ShardError where the set is damaged or a key of the selection is
+    not in it, ConfigError where nothing is selected or `out` is something else."""
+    shard_set, rollouts, selection = open_shards(place), rollouts or {}, selection or Selection()
+    final, folder = Path(out), local_folder(shard_set.place)
+    if folder is not None and final.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{final}: inside the set {shard_set.place}; name a folder outside of it")
+    keys = _chosen(shard_set, rollouts, selection)[:limit]
+    with page_folder(final) as made:
+        rows = _write_clips(shard_set, made, keys, rollouts, selection, progress)
+        counts = shard_set.manifest.counts
+        done = View(final / "index.html", len(keys), len(shard_set), rows.queries, rows.left_out)
+        lead = f"{done.clips:,} of {done.clips_in_set:,} clips, {done.queries:,} of {counts.queries:,} queries"
+        text = render("view.html", title=shard_set.manifest.name or "a shard set", lead=lead, rows=_facts(shard_set),
+                      data=rows.names)
+        (made / "index.html").write_text(text, encoding="utf-8")
+    return done
+
+
+def _write_clips(shard_set: ShardSet, made: Path, keys: Sequence[str], rollouts: Rollouts, selection: Selection,
+                 progress: OnProgress | None) -> RowFiles:
+    """Everything but index.html."""
+    copy_assets(made / "assets", *ASSETS)
+    for name in ("clips", "sheets"):
+        (made / name).mkdir()
+    rows, around = RowFiles(made / "data", shard_set.encoders), [None, *keys, None]
+    rewards = _mean_rewards(rollouts)
+    for place, key in enumerate(counted(keys, progress), 1):
+        clip, sheet = shard_set.clip(key), shard_set.thumbnail(key)
+        if sheet is not None:
+            (made / "sheets" / f"{key}.jpg").write_bytes(sheet)
+        drawn = clip_page(clip, None if sheet is None else f"../sheets/{key}.jpg", rollouts)
+        text = render("clip.html", title=key, one=drawn, set_name=shard_set.manifest.name or "a shard set", place=place,
+                      clips=len(keys), before=around[place - 1], after=around[place + 1], agreement=AGREEMENT_NOTE)
+        (made / "clips" / f"{key}.html").write_text(text, encoding="utf-8")
+        rows.add(clip, [name for name in shard_set.encoders if shard_set.listed(f"features/{name}", key)],
+                 sheet=sheet is not None, keeps=selection.keeps, rewards=rewards.get(key, {}))
+    rows.close()
+    return rows
+
+
+def _chosen(shard_set: ShardSet, rollouts: Rollouts, selection: Selection) -> list[str]:
+    """Keys of the clips to draw: those with rollouts first, else ascending."""
+    selection.check(shard_set)
+    if selection.as_dict():
+        kept = {ref.key for ref in shard_set.queries() if selection.keeps(ref.key, ref.query)}
+        keys = [key for key in shard_set.keys if key in kept or selection.keeps_empty(key)]
+    else:
+        keys = shard_set.keys
+    if not keys and len(shard_set):
+        raise ShardError(f"{shard_set.place}: no clip has a query that all of these options let through; "
+                         "`taro shards stats` counts splits and difficulties")
     seen = {key for key, _ in rollouts}
-    chosen = list(keys) or sorted(shard_set.keys, key=lambda key: (key not in seen, key))[:limit]
-    room = _Room(MAX_PATH_SPANS)
-    clips = [_clip(shard_set, key, rollouts, room) for key in counted(chosen, progress)]
-    scored = any(lane.label == "CLIP agreement" for clip in clips for lane in clip.timeline.lanes)
-    text = render("shards.html", title=shard_set.manifest.name, rows=_facts(shard_set, len(chosen)), clips=clips,
-                  agreement=AGREEMENT_NOTE if scored else "")
-    return write_page(Path(out) if Path(out).suffix == ".html" else Path(out) / "index.html", text)
+    return sorted(keys, key=lambda key: (key not in seen, key))
 
 
-def _facts(shard_set: ShardSet, shown: int) -> list[tuple[str, str]]:
+def _mean_rewards(rollouts: Rollouts) -> dict[str, dict[str, float]]:
+    """By clip key and query id, of the rollouts whose reward is a number."""
+    found: dict[str, dict[str, float]] = {}
+    for (key, query_id), group in rollouts.items():
+        rewards = [float(row["reward"]) for row in group if type(row.get("reward")) in (int, float)
+                   and math.isfinite(row["reward"])]
+        if rewards:
+            found.setdefault(key, {})[query_id] = math.fsum(rewards) / len(rewards)
+    return found
+
+
+def _facts(shard_set: ShardSet) -> list[tuple[str, str]]:
     counts, source = shard_set.manifest.counts, shard_set.manifest.provenance
-    return [("dataset", f"{source.dataset}, {source.split}"), ("clips", f"{counts.clips} ({shown} shown)"),
-            ("queries", f"{counts.queries}, and {counts.skipped} skipped"), ("captions", str(counts.captions)),
+    return [("dataset", f"{source.dataset}, {source.split}"), ("clips", f"{counts.clips:,}"),
+            ("queries", f"{counts.queries:,}, and {counts.skipped:,} skipped"), ("captions", f"{counts.captions:,}"),
             ("features", ", ".join(shard_set.encoders) or "none"),
             ("licences", f"videos: {source.licence_videos}; annotations: {source.licence_annotations}; captions: "
                          f"{source.licence_captions}")]
-
-
-def _clip(shard_set: ShardSet, key: str, rollouts: Rollouts, room: _Room) -> _Clip:
-    clip = shard_set.clip(key)
-    of = clip.video
-    facts = (f"{of.path_hint}, {clip.clip.start_s:g}s to {clip.clip.end_s:g}s of {round(of.duration_s, 3):g}s, "
-             f"{of.width} x {of.height} at {of.fps:.3g} fps, {len(clip.times_s)} frames sampled, "
-             f"decoded by {of.decoder}" + (f", {of.corrupt_frames} corrupt" if of.corrupt_frames else ""))
-    truth = Lane("ground truth", [Span(w.start_s, w.end_s, query.text[:MAX_SPAN_TEXT], "truth")
-                                  for query in clip.queries for w in query.windows])
-    return _Clip(key, facts, timeline(clip.duration_s, [truth, *caption_lanes(clip)], shard_set.thumbnail(key)),
-                 captions_fold(clip) if clip.captions else None,
-                 [_query(clip, query, rollouts.get((key, query.id), ()), room) for query in clip.queries])
-
-
-def _query(clip: ClipRecord, query: QueryRecord, rows: Sequence[Mapping[str, Any]], room: _Room) -> Card:
-    facts = f"{query.id}, split {query.split}"
-    facts += "" if query.difficulty is None else f", difficulty {query.difficulty:g}"
-    kinds = (("random path", query.paths.random), ("overlap path", query.paths.overlap))
-    drawn = [(label, room.fitting(paths[:MAX_PATHS])) for label, paths in kinds]
-    lanes = [lane for label, paths in drawn for lane in path_lanes(clip, label, paths)]
-    more = sum(len(paths) for _, paths in kinds) - len(lanes)
-    folds = [Fold("candidate paths", note=f"{more} more candidate paths." if more else "", timeline=timeline(
-        clip.duration_s, [window_lane("ground truth", query.windows, "truth"), *lanes]))] if lanes else []
-    title = query.text[:MAX_TEXT]
-    if rows:
-        return group_card(rows, None, title=title, facts=f"{facts}, rollouts of step {str(rows[0].get('step'))[:40]}",
-                          truth=query.windows, duration_s=clip.duration_s, folds=folds)
-    return Card(title, facts, [("ground truth", "truth", windows_text(query.windows))], folds=folds)

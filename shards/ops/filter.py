@@ -60,6 +60,12 @@ class Selection:
         return (self.split is None and self.difficulty is None and self.queries is None and self.text is None
                 and (self.keys is None or key in self.keys))
 
+    def check(self, source: ShardSet) -> None:
+        """Raises ShardError where the set does not hold a key or a query id that is asked for."""
+        _known("key", self.keys, source.keys, source)
+        if self.queries is not None:
+            _known("query", self.queries, {ref.query.id for ref in source.queries()}, source)
+
     def part(self, source: ShardSet, step: dict[str, Any], detail: str) -> Part:
         """What it chooses of a set. Of a miss the text and the difficulty are unknown in a set of format 1.0: a filter
         by them leaves it out, and that is said."""
@@ -104,9 +110,7 @@ def filter_set(source: ShardSet, out: str | Path, selection: Selection, *, slice
     if not selection.as_dict():
         raise ConfigError("nothing to filter by; expected a split, a difficulty, queries, keys or a text "
                           "(a plain copy is `cp -r`)")
-    _known("key", selection.keys, source.keys, source)
-    if selection.queries is not None:
-        _known("query", selection.queries, {ref.query.id for ref in source.queries()}, source)
+    selection.check(source)
     part = selection.part(source, {"by": "filter", **selection.as_dict()}, "filter")
     made = derive(out, [source], lambda root, write: write_part(root, source, part, write, slice_bytes=slice_bytes,
                                                                 progress=progress))

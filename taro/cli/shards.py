@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +10,8 @@ import typer
 from taro.cli.options import Json
 from taro.cli.output import say, say_json
 from taro.cli.progress import progress
+from taro.cli.selection import InRange, OfSplit, WithIds, WithKeys, WithText, selection
+from taro.cli.shards_view import view
 
 if TYPE_CHECKING:
     from taro.shards.ops.rewrite import Derived
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "diff", "filter_", "info", "merge", "sample", "split", "stats", "verify", "view"]
 
 By = Literal["split", "fraction"]
-Names = list[str] | None
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 Root = Annotated[str, typer.Argument(metavar="PATH", help="Folder of the shard set.", show_default=False)]
@@ -88,23 +87,7 @@ def verify(path: Root, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
-def view(
-    path: Root,
-    out: Annotated[Path, typer.Option(help="Page to write: a .html file, or a folder for index.html.")] = Path("view"),
-    run: Annotated[Path | None, typer.Option(help="A training run's folder: its rollouts are shown too.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Clips on the page.")] = 50,
-    key: Annotated[list[str] | None, typer.Option(help="Only the clip of this key; repeatable.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Write one self-contained page: contact sheets, truth, captions and candidate paths on a time axis."""
-    from taro.shards.view import view as write_view
-    from taro.train.report.data import last_rollouts
-
-    with progress("drawing", quiet=as_json) as shown:
-        page = write_view(path, out, rollouts=last_rollouts(run, path) if run else {}, limit=limit, keys=key or (),
-                          progress=shown.update)
-    say_json({"page": str(page)}) if as_json else say(str(page))
+app.command()(view)
 
 
 @app.command()
@@ -156,21 +139,20 @@ def diff(
 def filter_(
     path: Root,
     out: Out,
-    split: Annotated[str | None, typer.Option(help="Keep queries of this split.")] = None,
-    difficulty: Annotated[str | None, typer.Option(metavar="LOW:HIGH", help="Keep queries in between; an end may be "
-                                                   "left out.")] = None,
-    query: Annotated[Names, typer.Option(help="Keep this query id; repeatable (@FILE: one a line).")] = None,
-    key: Annotated[Names, typer.Option(help="Keep the clip of this key; repeatable (@FILE: one a line).")] = None,
-    text: Annotated[str | None, typer.Option(metavar="REGEX", help="Keep queries in whose text this is found.")] = None,
+    split: OfSplit = None,
+    difficulty: InRange = None,
+    query: WithIds = None,
+    key: WithKeys = None,
+    text: WithText = None,
     as_json: Json = False,
 ) -> None:
     """Copy the queries that all options let through, with their clips, to a set of its own."""
-    from taro.shards.ops.filter import Selection, filter_set
+    from taro.shards.ops.filter import filter_set
     from taro.shards.reader import open_shards
 
-    selection = Selection(split, _range(difficulty), _names(query), _names(key), _regex(text))
+    chosen = selection(split=split, difficulty=difficulty, query=query, key=key, text=text)
     with progress("copying", quiet=as_json) as shown:
-        made = filter_set(open_shards(path), out, selection, progress=shown.update)
+        made = filter_set(open_shards(path), out, chosen, progress=shown.update)
     say_json(_counts(made)) if as_json else _made(made)
 
 
@@ -240,35 +222,6 @@ def _made(derived: Derived) -> None:
 def _counts(derived: Derived) -> dict[str, Any]:
     return {"root": str(derived.root), "inputs": derived.inputs, "queries": derived.queries,
             "skipped": derived.skipped, "clips": derived.clips}
-
-
-def _range(text: str | None) -> tuple[float, float] | None:
-    from taro.core.errors import ConfigError
-    from taro.core.numbers import read_number
-
-    if text is None:
-        return None
-    low, colon, high = text.partition(":")
-    ends = read_number(low) if low else -math.inf, read_number(high) if high else math.inf
-    if not colon or ends[0] is None or ends[1] is None or ends[0] > ends[1]:
-        raise ConfigError(f"--difficulty {text!r}: expected LOW:HIGH, such as 20:80, 20: or :80")
-    return ends[0], ends[1]
-
-
-def _names(given: Names) -> frozenset[str] | None:
-    from taro.shards.ops.filter import named
-
-    return None if given is None else named(given)
-
-
-def _regex(text: str | None) -> str | None:
-    from taro.core.errors import ConfigError
-
-    try:
-        re.compile(text or "")
-    except re.error as error:
-        raise ConfigError(f"--text {text!r}: expected a regular expression, got one with {error}") from None
-    return text
 
 
 def _shares(text: str) -> dict[str, float]:

@@ -4,9 +4,11 @@ No markup is put together from strings: Python prepares values (spans, points, c
 `taro/pages/templates` draws them, and jinja2 escapes each value where it is printed. What came from outside can
 therefore neither run nor close a tag. Control and bidirectional characters are shown as `[U+202E]`, over the whole
 page at its end, so that no text reorders another. A page has one file: its style is inside, pictures are data URIs, and
-a content-security policy in its head forbids scripts and external resources, in case an escape was missed.
+a content-security policy in its head forbids scripts and external resources, in case an escape was missed. It has no
+script; what is long is folded by `<details>`.
 
-Left out: interaction. A page has no script; what is long is folded by `<details>`."""
+The pages of a set (view.html, clip.html) are a folder (`taro.pages.folder`): style, pictures and scripts of ours are
+files in it, and their policy allows these alone."""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def environment() -> jinja2.Environment:
     """The templates of taro, with autoescape in all of them."""
     found = jinja2.Environment(loader=jinja2.PackageLoader("taro.pages"), autoescape=True, trim_blocks=True,
                                undefined=jinja2.StrictUndefined, lstrip_blocks=True)
-    found.filters |= {"number": number, "data_uri": _data_uri, "plural": _plural, "windows": windows_text}
+    found.filters |= {"number": number, "source": _source, "plural": _plural, "windows": windows_text}
     return found
 
 
@@ -80,7 +82,10 @@ def windows_text(windows: Iterable[Moment]) -> str:
     return ", ".join(f"{window.start_s:.2f}s to {window.end_s:.2f}s" for window in windows) or "none"
 
 
-def _data_uri(picture: bytes) -> str:
+def _source(picture: bytes | str) -> str:
+    """What an img loads: the picture itself, or its address."""
+    if isinstance(picture, str):
+        return picture
     kind = "png" if picture.startswith(PNG_MAGIC) else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
 

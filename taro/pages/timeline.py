@@ -68,14 +68,15 @@ class DrawnLane:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """An axis in seconds, `ticks` (percent, label), with the contact sheet of the clip over its lanes."""
+    """An axis in seconds, `ticks` (percent, label), with the contact sheet of the clip over its lanes: the picture's
+    bytes, or its address from the page."""
 
     ticks: Sequence[tuple[float, str]]
     lanes: Sequence[DrawnLane]
-    sheet: bytes | None = None
+    sheet: bytes | str | None = None
 
 
-def timeline(duration_s: float, lanes: Sequence[Lane], sheet: bytes | None = None) -> Timeline:
+def timeline(duration_s: float, lanes: Sequence[Lane], sheet: bytes | str | None = None) -> Timeline:
     """`lanes` over `[0, duration_s]`; 1 s where the duration is not a positive number.
 
     Spans are clipped to the axis; a span that is empty, reversed or outside becomes a thin mark at its start, and one

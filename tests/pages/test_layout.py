@@ -1,4 +1,6 @@
-"""Every page in a real browser, wide and on a phone: it never scrolls sideways, and no text is too small to read."""
+"""Every page in a real browser, wide and on a phone: it never scrolls sideways, and no text is too small to read.
+
+The folder of pages of a set: test_view.py."""
 
 from __future__ import annotations
 
@@ -16,9 +18,8 @@ from taro.metrics.answers import score_rows
 from taro.metrics.examples import examples_of
 from taro.pages.answers import answers_page
 from taro.shards.reader import open_shards
-from taro.shards.view import view
 from taro.train.disruption import Disruption
-from taro.train.report.data import Evaluation, last_rollouts
+from taro.train.report.data import Evaluation
 from taro.train.report.write import render_report
 from taro.train.sensitivity.measure import MeasuredRollout, Sensitivity
 from taro.train.sensitivity.report import sensitivity_page, summarise
@@ -54,11 +55,6 @@ def report(root: Path) -> str:
     return page.read_text()
 
 
-def clips(root: Path) -> str:
-    run = run_folder(root / "run", steps=4)
-    return view(shard_set(root / "set"), root / "set.html", rollouts=last_rollouts(run)).read_text()
-
-
 def answers(root: Path) -> str:
     rows = eval_rows(True)
     return answers_page(examples_of(rows), scores=score_rows(rows), sets=[open_shards(shard_set(root / "set"))])
@@ -76,7 +72,7 @@ def measured(root: Path) -> str:
                             sets=[open_shards(shard_set(root / "set"))])
 
 
-PAGES: dict[str, Callable[[Path], str]] = {"report": report, "set": clips, "answers": answers, "sensitivity": measured}
+PAGES: dict[str, Callable[[Path], str]] = {"report": report, "answers": answers, "sensitivity": measured}
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium to lay the pages out")

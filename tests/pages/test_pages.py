@@ -1,7 +1,7 @@
-"""Every page that taro writes, full of hostile markup, in a real browser: nothing runs, nothing is loaded.
+"""Every page that taro writes as one file, full of hostile markup, in a real browser: nothing runs, nothing is loaded.
 
 The content-security policy of a page would stop what got out of its text; it is taken out here, so that the escapes
-stand alone, and looked at on its own.
+stand alone, and looked at on its own. The folder of pages of a set: test_view.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from taro.pages.answers import answers_page as draw_answers
 from taro.shards.format import ClipEncoder
 from taro.shards.manifest import build_manifest, write_manifest, write_skipped
 from taro.shards.reader import open_shards
-from taro.shards.view import view
 from taro.shards.writer import SliceWriter
 from taro.train.disruption import Disruption
 from taro.train.report.data import Evaluation
@@ -74,13 +73,6 @@ def evil_set(root: Path) -> Path:
     return root
 
 
-def shards_page(tmp_path: Path) -> str:
-    rows = [{"step": 0, "key": "clip-00", "query_id": "q0-0", "g": EVIL, "guided": EVIL, "reward": EVIL, "text": EVIL,
-             "format": EVIL, "predicted": [0, 1], "drop": EVIL, "advantage": EVIL, "iou": [EVIL], "tiou": {"a": EVIL}}]
-    shown = view(evil_set(tmp_path / "set"), tmp_path / "page.html", rollouts={("clip-00", "q0-0"): rows})
-    return shown.read_text(encoding="utf-8")
-
-
 def report_page(tmp_path: Path) -> str:
     run = run_folder(tmp_path / "run", steps=4, guided=2)
     for path in (run / "rollouts").iterdir():
@@ -119,7 +111,7 @@ def measured_page(tmp_path: Path) -> str:
 
 
 PAGES: dict[str, Callable[[Path], str]] = {
-    "shards": shards_page, "report": report_page, "answers": answers_page, "sensitivity": measured_page}
+    "report": report_page, "answers": answers_page, "sensitivity": measured_page}
 
 
 @pytest.mark.parametrize("name", PAGES)

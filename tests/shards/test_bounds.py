@@ -17,7 +17,8 @@ from taro.shards.format import MANIFEST, MAX_ELEMENTS, MAX_KINDS, ClipEncoder, M
 from taro.shards.manifest import read_manifest
 from taro.shards.reader import open_shards, parse_clip
 from taro.shards.store_local import LocalStore
-from taro.shards.view import MAX_PATH_SPANS, view
+from taro.shards.view import view
+from taro.shards.view_clip import MAX_PATH_SPANS
 from tests.shards.helpers_sets import FINGERPRINT, record, write_set
 from tests.shards.test_merge import write_clips
 
@@ -87,7 +88,8 @@ def test_a_page_does_not_grow_with_the_paths(tmp_path: Path) -> None:
     queries = [QueryRecord(id=str(n), text="q", windows_s=[(0, 1)], paths=paths) for n in range(200)]
     clip = record(1).model_copy(update={"captions": captions, "queries": queries, "key": clip_key("v1.mp4", None)})
     write_clips(tmp_path / "set", [clip])
-    page = view(tmp_path / "set", tmp_path / "page.html").read_text()
+    view(tmp_path / "set", tmp_path / "pages")
+    page = (tmp_path / "pages" / "clips" / f"{clip.key}.html").read_text()
     assert page.count(" path") <= 3 * MAX_PATH_SPANS and len(page) < 20_000_000
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from taro.annotations import import_annotations
-from taro.core.errors import AnnotationError, ShardError
+from taro.core.errors import AnnotationError, ConfigError, ShardError
 from taro.preprocess.plan import PlannedClip
 from taro.shards.format import SKIPPED, shard_path
 from taro.shards.manifest import SKIPPED_COLUMNS, read_entries, read_skipped, write_skipped
@@ -131,12 +131,25 @@ def test_what_is_planted_where_a_set_is_made_is_not_followed(tmp_path: Path, pla
     assert (tmp_path / "mine" / "precious").read_text() == "kept" and not (tmp_path / "nowhere").exists()
 
 
-def test_a_page_replaces_a_link_and_not_what_it_points_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("planted", ["page", "link", "aside", "other"])
+def test_pages_replace_nothing_but_pages(tmp_path: Path, planted: str) -> None:
     write_set(tmp_path / "set", [[1]])
-    (tmp_path / "precious").write_text("kept")
-    (tmp_path / "page.html").symlink_to(tmp_path / "precious")
-    view(tmp_path / "set", tmp_path / "page.html")
-    assert (tmp_path / "precious").read_text() == "kept" and not (tmp_path / "page.html").is_symlink()
+    out, mine = tmp_path / "pages", tmp_path / "mine"
+    mine.mkdir()
+    (mine / "precious").write_text("kept")
+    match planted:
+        case "page":
+            out.write_text("kept")
+        case "link":
+            out.symlink_to(mine)
+        case "aside":
+            (tmp_path / ".pages.making").symlink_to(mine)
+        case "other":
+            out = mine
+    with pytest.raises(ConfigError, match="expected"):
+        view(tmp_path / "set", out)
+    assert (mine / "precious").read_text() == "kept" and len(list(mine.iterdir())) == 1
+    assert planted != "page" or out.read_text() == "kept"
 
 
 @pytest.mark.parametrize("path", ["../secret.mp4", "/etc/passwd", "a/../../x.mp4", "a\0b"])

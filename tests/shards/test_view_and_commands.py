@@ -1,10 +1,11 @@
-"""The page of a set shows what the set says and runs nothing; the commands answer in text, JSON and exit codes."""
+"""The pages of a set show what the set says and run nothing; the commands answer in text, JSON and exit codes."""
 
 from __future__ import annotations
 
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -14,10 +15,12 @@ from taro.core.errors import ConfigError, ShardError
 from taro.grounding.records import DenseCaption, QueryRecord
 from taro.shards.format import MANIFEST, shard_path
 from taro.shards.manifest import build_manifest, write_manifest
+from taro.shards.ops.filter import Selection
 from taro.shards.view import view
+from taro.shards.view_rows import MAX_ROW_TEXT
 from taro.shards.writer import SliceWriter
 from taro.train.report.data import last_rollouts
-from tests.shards.helpers_sets import FINGERPRINT, SHEET, record, write_set
+from tests.shards.helpers_sets import FINGERPRINT, SHEET, fingerprint, record, write_set
 
 HOSTILE = '</title><script>alert(1)</script><img src=x onerror=alert(2)>"\' \u202e{braces}'
 
@@ -70,38 +73,141 @@ def rollout(key: str, query_id: str, **changes: object) -> dict[str, object]:
     return row | changes
 
 
-def test_a_page_of_hostile_texts_runs_nothing_and_loads_nothing(tmp_path: Path) -> None:
+def written(out: Path) -> dict[str, str]:
+    """Every text of a folder of pages but taro's own assets, by its path there."""
+    return {path.relative_to(out).as_posix(): path.read_text(encoding="utf-8") for path in sorted(out.rglob("*"))
+            if path.suffix in {".html", ".js"} and path.parent.name != "assets"}
+
+
+def listed(out: Path) -> list[Any]:
+    """The clips of the list, from its scripts, which are read as the JSON that they hold."""
+    found = []
+    for path in sorted((out / "data").iterdir()):
+        arguments = path.read_text(encoding="ascii").removeprefix("taroRows(").removesuffix(");\n")
+        found += json.loads(f"[{arguments}]")[1]
+    return found
+
+
+def test_pages_of_hostile_texts_run_nothing_and_load_nothing_else(tmp_path: Path) -> None:
     key = hostile_set(tmp_path / "set")
     rows = [rollout(key, HOSTILE, text=HOSTILE, predicted=None, step=HOSTILE, answers=HOSTILE, advantage=HOSTILE),
             rollout(key, HOSTILE, g=HOSTILE, predicted=["<script>", {}], reward=HOSTILE, answers=[[HOSTILE, 1]])]
-    text = view(tmp_path / "set", tmp_path / "page", rollouts={(key, HOSTILE): rows}).read_text()
-    found = Page(text)
-    assert "script" not in found.tags and not [name for name, _ in found.attributes if name.startswith("on")]
-    loads = [value for name, value in found.attributes if name in {"src", "href", "srcset", "data"}]
-    assert loads and all(value is not None and value.startswith("data:image/jpeg;base64,") for value in loads)
-    assert "\u202e" not in text and "[U+202E]" in found.text and "alert(1)" in found.text
-    assert text.count("default-src 'none'") == 1
+    view(tmp_path / "set", tmp_path / "pages", rollouts={(key, HOSTILE): rows})
+    texts = written(tmp_path / "pages")
+    assert sorted(texts) == [f"clips/{key}.html", "data/rows-00000.js", "index.html"]
+    assert not any(set("\u202e\u2028\x00") & set(text) for text in texts.values())
+    script = texts.pop("data/rows-00000.js")
+    assert script.isascii() and "<" not in script and "alert(1)" in script
+    loaded = {f"clips/{key}.html": {"../assets/clip.js", "../assets/style.css", "../assets/view.css",
+                                    f"../sheets/{key}.jpg", "../index.html"},
+              "index.html": {"assets/view.js", "assets/style.css", "assets/view.css", "data/rows-00000.js"}}
+    for name, text in texts.items():
+        found = Page(text)
+        assert not [name for name, _ in found.attributes if name.startswith("on")]
+        assert {value for name, value in found.attributes if name in {"src", "href", "srcset", "data"}} == loaded[name]
+        policy = next(value for name, value in found.attributes if name == "content")
+        assert policy == ("default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self'; script-src 'self'; "
+                          "base-uri 'none'; form-action 'none'")
+        assert found.tags.count("script") == len([one for one in loaded[name] if one.endswith(".js")])
+        assert "[U+202E]" in found.text and "alert(1)" in found.text
+    assert (tmp_path / "pages" / "sheets" / f"{key}.jpg").read_bytes() == SHEET
 
 
 def test_a_page_shows_the_last_group_of_a_query_with_its_numbers(tmp_path: Path) -> None:
     write_set(tmp_path / "set", [[1, 2]])
-    key = record(2).key
+    key, other = record(2).key, record(1).key
     run = run_with(tmp_path / "run", rollout(key, "2.0", reward=0.111), rollout(key, "2.0", step=7, reward=1.625),
-                   rollout(key, "2.0", step=7, g=1, drop=None, predicted=None))  # fmt: skip
-    shown = view(tmp_path / "set", tmp_path / "page.html", rollouts=last_rollouts(run), limit=1)
-    found = Page(shown.read_text())
-    assert key in found.text and record(1).key not in found.text, "clips with rollouts come first"
+                   rollout(key, "2.0", step=7, g=1, drop=None, predicted=None, reward=0.375))  # fmt: skip
+    made = view(tmp_path / "set", tmp_path / "pages", rollouts=last_rollouts(run), limit=1)
+    assert (made.clips, made.clips_in_set, made.queries) == (1, 2, 2)
+    found = Page((tmp_path / "pages" / "clips" / f"{key}.html").read_text())
+    assert not (tmp_path / "pages" / "clips" / f"{other}.html").exists(), "clips with rollouts come first"
     for part in ("rollouts of step 7", "1.625", "0.25s to 1.50s", "no answer", "event 2 of 2", "the 1 event"):
         assert part in found.text
     assert "0.111" not in found.text
+    assert [[query[0], query[6]] for query in listed(tmp_path / "pages")[0][6]] == [["2.0", 1.0], ["2.1", None]]
 
 
-def test_a_wrong_key_or_run_is_said(tmp_path: Path) -> None:
-    write_set(tmp_path, [[1]])
-    with pytest.raises(ShardError, match="no clip nothing"):
-        view(tmp_path, tmp_path / "out", keys=["nothing"])
+def test_the_list_holds_what_the_set_says(tmp_path: Path) -> None:
+    other = fingerprint("1")
+    write_set(tmp_path / "set", [[1, 2], [3]], encoders={"float32": FINGERPRINT, "float64": other})
+    made = view(tmp_path / "set", tmp_path / "pages")
+    assert (made.clips, made.queries, made.queries_left_out) == (3, 6, 0) and made.page.is_file()
+    clips = {clip[0]: clip for clip in listed(tmp_path / "pages")}
+    assert clips[record(2).key] == [record(2).key, "v2.mp4", 4.0, 3, [0, 1], True, [
+        ["2.0", "the 0 event", "train", None, [[0.0, 1.0]], 0, None],
+        ["2.1", "the 1 event", "val", 20.0, [[0.5, 1.5]], 1, None]]]
+    keys = [clip[0] for clip in listed(tmp_path / "pages")]
+    assert keys == sorted(clips)
+    for place, key in enumerate(keys):
+        page = Page((tmp_path / "pages" / "clips" / f"{key}.html").read_text())
+        names = {f"{one}.html" for one in keys}
+        steps = [value for name, value in page.attributes if name == "href" and value in names]
+        assert steps == [f"{one}.html" for one in (*keys[place - 1 : place][:place], *keys[place + 1 : place + 2])]
+        assert f"clip {place + 1} of 3" in page.text
+
+
+def test_only_what_is_selected_is_written(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", [[1, 2], [3]])
+    for words, keys, queries in (
+        (["--split", "val"], {1, 2, 3}, 3), (["--text", "the 1 ev"], {1, 2, 3}, 3), (["--difficulty", "15:25"], {2}, 1),
+        (["--query", "3.0"], {3}, 1), (["--key", record(1).key], {1}, 2), (["--limit", "2"], None, 4),
+    ):  # fmt: skip
+        result = CliRunner().invoke(app, ["shards", "view", str(tmp_path / "set"), "--out", str(tmp_path / "pages"),
+                                          *words, "--json"])
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.output)
+        pages = {path.stem for path in (tmp_path / "pages" / "clips").iterdir()}
+        assert found["queries"] == queries == sum(len(clip[6]) for clip in listed(tmp_path / "pages")), words
+        assert pages == {clip[0] for clip in listed(tmp_path / "pages")}
+        assert keys is None or pages == {record(number).key for number in keys}, words
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pages", "set"], "nothing is left beside the pages"
+
+
+def test_a_wrong_key_run_or_place_is_said(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", [[1]])
+    with pytest.raises(ShardError, match="holds no key nothing"):
+        view(tmp_path / "set", tmp_path / "out", selection=Selection(keys=frozenset(["nothing"])))
+    with pytest.raises(ShardError, match="no clip has a query that all"):
+        view(tmp_path / "set", tmp_path / "out", selection=Selection(split="nothing"))
     with pytest.raises(ConfigError, match="no rollouts folder"):
         last_rollouts(tmp_path)
+    with pytest.raises(ConfigError, match=r"--out page, whose index\.html"):
+        view(tmp_path / "set", tmp_path / "page.html")
+    with pytest.raises(ConfigError, match="inside the set"):
+        view(tmp_path / "set", tmp_path / "set" / "pages")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pages_are_whole_or_as_they_were(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", [[1, 2]])
+    view(tmp_path / "set", tmp_path / "pages")
+    before = written(tmp_path / "pages")
+    shard = tmp_path / "set" / shard_path("paths", 0)
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"event 1 of 2")] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(ShardError, match="sha256"):
+        view(tmp_path / "set", tmp_path / "pages")
+    assert written(tmp_path / "pages") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pages", "set"]
+
+
+def test_one_clip_of_everything_at_once_stays_bounded(tmp_path: Path) -> None:
+    """The most that a KEY.json may hold: thousands of captions and queries of thousands of characters."""
+    captions = [DenseCaption(start_s=0, end_s=4.0, text=f"{number} " + "<w>" * 2_000) for number in range(3_000)]
+    queries = [QueryRecord(id=str(number), text="<q>" * 2_000, windows_s=[(0, 1)] * 50) for number in range(1_500)]
+    one = record(1).model_copy(update={"captions": captions, "queries": queries})
+    with SliceWriter(tmp_path / "set", 0, kinds=["paths"]) as writer:
+        writer.add_clip(one, SHEET, {}, {})
+        writer.commit()
+    write_manifest(tmp_path / "set", build_manifest(tmp_path / "set", inputs=1_500, skipped=0, captions=3_000))
+    made = view(tmp_path / "set", tmp_path / "pages")
+    page = tmp_path / "pages" / "clips" / f"{one.key}.html"
+    assert made.queries == 1_500 and page.stat().st_size < 15_000_000
+    assert "1,200 more querys" not in page.read_text() and "1,200 more queries" in page.read_text()
+    rows = listed(tmp_path / "pages")[0][6]
+    assert [rows[0][5], rows[299][5], rows[300][5]] == [0, 299, -1] and len(rows[0][1]) == MAX_ROW_TEXT + 3
 
 
 def test_info_prints_what_the_manifest_says(tmp_path: Path) -> None:
