@@ -11,13 +11,13 @@ Indices count through all sets, the second set's queries after the first's. Left
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from taro.core.draws import rng
 from taro.core.errors import ConfigError
-from taro.shards.order import QueryOrder
+from taro.shards.order import QueryOrder, share_of_step
 
 __all__ = ["MixedOrder"]
 
@@ -37,9 +37,10 @@ class MixedOrder(QueryOrder):
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], *, seed: int, draws: int | None = None,
-                 names: Sequence[str] = ()) -> None:
+                 names: Sequence[str] = (), make: Callable[[int, int], QueryOrder] | None = None) -> None:
         """`sizes`: queries of each set after its filters; `weights`: of each set, in any unit; `draws`: an epoch's,
-        as many as all sets have queries where it is None; `names`: of the sets, for messages."""
+        as many as all sets have queries where it is None; `names`: of the sets, for messages; `make`: gives the order
+        of a set by (its number, its seed), `QueryOrder` where it is None."""
         if not sizes or len(sizes) != len(weights):
             raise ConfigError(f"{len(sizes)} sets and {len(weights)} weights; expected one weight for each of one or "
                               "more sets")
@@ -59,8 +60,9 @@ class MixedOrder(QueryOrder):
                               f"{names[empty] if names else empty + 1} gets none; raise its weight or the draws an "
                               "epoch, or leave the set out")
         # The first set has the seed itself, so that one set is drawn from as QueryOrder does.
-        self._orders = [QueryOrder(size, seed=seed if at == 0 else int(rng("mixed-order", seed, at).integers(2**62)))
-                        for at, size in enumerate(sizes)]
+        seeds = [seed, *(int(rng("mixed-order", seed, at).integers(2**62)) for at in range(1, len(sizes)))]
+        self.orders = [QueryOrder(size, seed=own) if make is None else make(at, own)
+                       for at, (size, own) in enumerate(zip(sizes, seeds, strict=True))]
         self._starts = np.cumsum([0, *sizes[:-1]])
 
     def place(self, index: int) -> tuple[int, int]:
@@ -68,12 +70,37 @@ class MixedOrder(QueryOrder):
         at = int(np.searchsorted(self._starts, index, side="right")) - 1
         return at, index - int(self._starts[at])
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def draws_of(self, step: int, batch: int) -> list[tuple[int, int, int]]:
+        """(set, epoch of the set's own order, place in it) of each prompt of a step: what `step` draws them by."""
+        epoch, part = share_of_step(step, batch, 0, 1, steps_per_epoch=self.steps_per_epoch(batch))
+        labels = self._labels(epoch)
+        found = []
+        for position, at in enumerate(labels[part].tolist(), start=part.start):
+            drawn = epoch * self.shares[at] + int(np.count_nonzero(labels[:position] == at))
+            found.append((at, *divmod(drawn, self.orders[at].n)))
+        return found
+
+    def steps_of(self, at: int, own: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(step, number of its prompt) that takes each place of epoch `own` of a set's order; step -1 where the place
+        is left over at the end of an epoch of the mixture: `draws_of` the other way round."""
+        n, share, steps = self.orders[at].n, self.shares[at], self.steps_per_epoch(batch)
+        drawn = np.arange(own * n, (own + 1) * n)
+        position = np.empty(n, dtype=np.int64)
+        for epoch in range(int(drawn[0]) // share, int(drawn[-1]) // share + 1):
+            here = drawn // share == epoch
+            position[here] = np.flatnonzero(self._labels(epoch) == at)[drawn[here] - epoch * share]
+        step = np.where(position < steps * batch, drawn // share * steps + position // batch, -1)
+        return step, position % batch
+
+    def _labels(self, epoch: int) -> np.ndarray:
+        """[n] the set of each draw of an epoch."""
         labels = np.repeat(np.arange(len(self.sizes)), self.shares)
-        if len(self.sizes) > 1:
-            labels = rng("mixed-labels", self.seed, epoch).permutation(labels)
+        return rng("mixed-labels", self.seed, epoch).permutation(labels) if len(self.sizes) > 1 else labels
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        labels = self._labels(epoch)
         drawn = np.empty(self.n, dtype=np.int64)
-        for at, (order, share) in enumerate(zip(self._orders, self.shares, strict=True)):
+        for at, (order, share) in enumerate(zip(self.orders, self.shares, strict=True)):
             drawn[labels == at] = self._starts[at] + _stretch(order, epoch * share, share)
         drawn.flags.writeable = False
         return drawn

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from taro.core.errors import ConfigError, MissingPackageError, ShardError
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.models.features import EncoderFingerprint, VideoFeatures, patch_times_s
 from taro.shards.format import BLOCK, MANIFEST, ShardEntry, SidecarRecord, shard_path
+from taro.shards.in_order import InOrder
 from taro.shards.manifest import read_manifest, read_sidecar
 from taro.shards.members import checked, clip_of, member_of, parse_clip, read_clips
 from taro.shards.places import open_store
@@ -178,6 +179,17 @@ class ShardSet:
         other._encoder, other._with_variants = self._named(encoder), variants
         return other
 
+    def in_order(self) -> ShardSet:
+        """The same open set for one thread that reads records in the order in which they lie in their shards: each
+        shard is opened once and read on. Close its store when done."""
+        other = copy.copy(self)
+        other.store = InOrder(self.store)
+        return other
+
+    def shard_of(self, key: str) -> int:
+        """The number of the shards that a clip lies in, of every kind."""
+        return self._find("paths", key)[0]
+
     @property
     def kinds_of_a_sample(self) -> tuple[str, ...]:
         """The kinds that `sample` reads."""
@@ -297,16 +309,21 @@ class ShardSet:
 
     def sample(self, ref: QueryRef) -> Sample:
         """Clip and features of a query, checked against each other."""
-        clip, features = self.clip(ref.key), self.features(ref.key)
+        return self.samples([ref])[0]
+
+    def samples(self, refs: Sequence[QueryRef]) -> list[Sample]:
+        """The same of some queries of one clip, which is read once."""
+        key = refs[0].key
+        clip, features = self.clip(key), self.features(key)
         kind = f"features/{self.encoder}"
-        shard = self.store.describe(shard_path(kind, self._find(kind, ref.key)[0]))
-        check_times(clip, features, f"{shard}: record {ref.key}")
-        held = self.variants(ref.key) if self._with_variants else None
+        shard = self.store.describe(shard_path(kind, self._find(kind, key)[0]))
+        check_times(clip, features, f"{shard}: record {key}")
+        held = self.variants(key) if self._with_variants else None
         if held is None:
-            return Sample(ref, clip, ref.query, features)
+            return [Sample(ref, clip, ref.query, features) for ref in refs]
         check_variants(held, features.grid_thw[0], patch_facts(features.main_SND, features.deepstack_LSND),
-                       f"{self.store.describe(f'variants/{self.encoder}')}: record {ref.key}")
-        return Sample(ref, clip, ref.query, features, held.of(ref.query.windows))
+                       f"{self.store.describe(f'variants/{self.encoder}')}: record {key}")
+        return [Sample(ref, clip, ref.query, features, held.of(ref.query.windows)) for ref in refs]
 
     def listed(self, kind: str, key: str) -> SidecarRecord | None:
         """What the sidecars say of a record (members, sizes, digests), none of it read; None where it is not there."""

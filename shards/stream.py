@@ -1,9 +1,9 @@
 """One pass over a set as a webdataset pipeline: media and labels joined by key.
 
-For work that reads everything once (statistics, exports, pre-training); training uses the indexed reader, whose order
-and resume are exact. The pipeline is an ordinary `webdataset.DataPipeline`: shards are split over nodes and DataLoader
-workers, and `.compose(webdataset.shuffle(...))` and the rest apply. Members are read by our own strict tar reader,
-never by webdataset's decoders, some of which unpickle."""
+For work that reads everything once (statistics, exports, pre-training); training has orders of its own, whose steps
+and resumes are exact (`taro.shards.lanes`). The pipeline is an ordinary `webdataset.DataPipeline`: shards are split
+over nodes and DataLoader workers, and `.compose(webdataset.shuffle(...))` and the rest apply. Members are read by our
+own strict tar reader, never by webdataset's decoders, some of which unpickle."""
 
 from __future__ import annotations
 

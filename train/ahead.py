@@ -1,7 +1,8 @@
 """The samples of a step, read while the step before it runs: the device does not wait for the disk.
 
-One step ahead and no more, so that host memory holds the features of two steps. Samples are a function of (seed, step),
-so reading early changes nothing. Left out: moving them to the device early."""
+One step ahead and no more, so that host memory holds the features of two steps; `data.reading: stream` holds besides
+what is in its buffers (`taro.shards.lane_reader`). Samples are a function of (seed, step), so reading early changes
+nothing. Left out: moving them to the device early."""
 
 from __future__ import annotations
 
@@ -32,9 +33,12 @@ class SamplesAhead:
         return found
 
     def _read(self, step: int) -> tuple[int, list[Sample]]:
-        return self._data.samples(step, rank=self._ranks.rank, world=self._ranks.world)
+        return self._data.samples(step, rank=self._ranks.rank, world=self._ranks.world,
+                                  steps=self._steps)
 
     def close(self) -> None:
         """Ends the reading; what was read for a step that does not come is dropped."""
         self._next = None
+        self._data.close()  # wakes a step that waits for its samples
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._data.close()

@@ -23,6 +23,8 @@ from typing import Any
 from taro.core.draws import rng
 from taro.core.errors import ConfigError
 from taro.core.text import one_line
+from taro.shards.lane_reader import LaneReader, Part
+from taro.shards.lanes import LaneOrder
 from taro.shards.mix import MixedOrder
 from taro.shards.ops.filter import Selection, named
 from taro.shards.reader import QueryRef, Sample, ShardSet
@@ -63,6 +65,11 @@ class TrainingSet:
         """Digest of what is trained on: every query in order, with its clip's record and features, however they are
         sliced."""
         return self.digest(self.refs)
+
+    @property
+    def shards(self) -> list[int]:
+        """The number of the shards in which each query lies."""
+        return [self.shard_set.shard_of(ref.key) for ref in self.refs]
 
     def digest(self, refs: Sequence[QueryRef]) -> str:
         """The same of some of its queries."""
@@ -113,13 +120,16 @@ class TrainingData:
     """All sets of a run and the order in which their queries come."""
 
     def __init__(self, sets: Sequence[TrainingSet], *, prompts: int, seed: int = 0, draws: int | None = None,
-                 validation: ValidationConfig | None = None) -> None:
-        """Args: prompts: of a step; draws: of an epoch, None: every selected query once.
+                 validation: ValidationConfig | None = None, buffer: int | None = None) -> None:
+        """Args: prompts: of a step; draws: of an epoch, None: every selected query once; buffer: queries in the shuffle
+        buffers of `data.reading: stream`, None: records are read by the index.
 
         Raises ConfigError where a set has no query left, an epoch no whole step, or no set the validation split."""
         self.sets = tuple(sets)
         self.drawn = tuple(one for one in self.sets if one.source.weight)
-        self._prompts = prompts
+        self._prompts, self._buffer = prompts, buffer
+        self._reader: LaneReader | None = None
+        self._next = 0
         for one in self.drawn if len(self.sets) > 1 else ():
             if not one.refs:
                 raise ConfigError(f"{one.source.path} ({one.name}): its filters leave none of its {one.held:,} queries "
@@ -128,9 +138,15 @@ class TrainingData:
         if (draws or found) < prompts or not found:
             raise ConfigError(self._too_few(draws, found))
         self.order = MixedOrder([len(one.refs) for one in self.drawn], [one.source.weight for one in self.drawn],
-                                seed=seed, draws=draws, names=[one.name for one in self.drawn])
+                                seed=seed, draws=draws, names=[one.name for one in self.drawn],
+                                make=None if buffer is None else self._lanes)
         self._validation, self.validated = validation, self._validated(validation)
         self._warn_unknown_names()
+
+    def _lanes(self, at: int, seed: int) -> LaneOrder:
+        """The order of a set that is read as a stream."""
+        assert self._buffer is not None
+        return LaneOrder(self.drawn[at].shards, lanes=self._prompts, buffer=self._buffer // len(self.drawn), seed=seed)
 
     def _warn_unknown_names(self) -> None:
         """Warns of names that a filter asks for and none of its sets holds: they choose nothing."""
@@ -171,10 +187,13 @@ class TrainingData:
 
     @property
     def sha256(self) -> str:
-        """Digest of what is trained on; of one set that set's own."""
-        if len(self.sets) == 1:
+        """Digest of what is trained on; of one set that set's own. Where shards make the order, also of which
+        query lies in which."""
+        if len(self.sets) == 1 and self._buffer is None:
             return self.drawn[0].sha256
-        return hashlib.sha256(json.dumps([[one.name, one.sha256] for one in self.drawn]).encode()).hexdigest()
+        digests = [[one.name if len(self.sets) > 1 else "", one.sha256] for one in self.drawn]
+        slices = [] if self._buffer is None else [one.shards for one in self.drawn]
+        return hashlib.sha256(json.dumps(digests + slices).encode()).hexdigest()
 
     @property
     def validation_sha256(self) -> str:
@@ -190,17 +209,39 @@ class TrainingData:
         """Whole batches in an epoch."""
         return self.order.steps_per_epoch(self._prompts)
 
-    def samples(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[int, list[Sample]]:
-        """(epoch, samples) that `rank` of `world` takes at a step: of its `rollout.prompts` every `world`-th."""
+    def samples(self, step: int, *, rank: int = 0, world: int = 1,
+                steps: int | None = None) -> tuple[int, list[Sample]]:
+        """(epoch, samples) that `rank` of `world` takes at a step: of its `rollout.prompts` every `world`-th. `steps`:
+        of the run; a stream is read ahead until them, and begun anew where a step is not the one after the last."""
         epoch, whole = self.order.step(step, self._prompts)
+        reader = None if self._buffer is None else self._reading(Part(
+            self._prompts, range(step, steps or step + 1), rank, world))
+        drawn = self.order.draws_of(step, self._prompts) if reader else []
         samples = []
         for at in range(rank, len(whole), world):
             place, query = self.order.place(index := whole[at])
             one = self.drawn[place]
             repeat = whole[:at].count(index)  # a small set may come twice in a step
-            sample = one.shard_set.sample(one.refs[query])
+            sample = reader.take(*drawn[at]) if reader else one.shard_set.sample(one.refs[query])
             samples.append(replace(sample, from_set=one.name if len(self.sets) > 1 else "", repeat=repeat))
+        self._next = step + 1
         return epoch, samples
+
+    def _reading(self, part: Part) -> LaneReader:
+        """The stream that is being read where it goes on with a step, else another from that step on."""
+        held, step = self._reader, part.steps.start
+        if held is None or self._next != step or step not in held.part.steps or (
+                (held.part.rank, held.part.world) != (part.rank, part.world)):
+            self.close()
+            held = self._reader = LaneReader([(one.shard_set, one.refs) for one in self.drawn], self.order, part)
+        self._next = -1  # until all samples of the step are taken
+        return held
+
+    def close(self) -> None:
+        """Ends what is read ahead as a stream."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     def summary(self) -> dict[str, Any]:
         """For data.json of the run folder: what each set gave, what each filter left out, what an epoch draws."""

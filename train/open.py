@@ -178,7 +178,8 @@ def open_run(config: TrainConfig, *, resume: bool, on_step: OnStep | None = None
     pixel_settings(folder)  # training needs no processor, but whoever loads the export does
     data = TrainingData([_open_set(source, folder, config.reward, config.seed) for source in config.sources],
                         prompts=config.rollout.prompts, seed=config.seed, draws=config.data.draws,
-                        validation=config.validation)
+                        validation=config.validation,
+                        buffer=config.data.buffer if config.data.reading == "stream" else None)
     if config.curriculum.schedule != "off" and config.objective == "rl":
         data.warn_missing_captions(config.rollout.paths)
     asking = asking_of(place.asked, template=config.template, no_think=config.reward.no_think,

@@ -21,6 +21,7 @@ from taro.core.files import locked, make_folders, remove_temporary, remove_tempo
 from taro.core.json import read_json
 from taro.core.places import paths_for, paths_from, real_paths
 from taro.models.resolve import resolve_place
+from taro.shards.lanes import check_webdataset
 from taro.shards.manifest import read_manifest
 from taro.shards.places import open_store
 from taro.train.config import TrainConfig
@@ -45,6 +46,8 @@ def check_run(config: TrainConfig, *, resume: bool) -> None:
     check_trackers(config.trackers)
     check_lora(config.lora is not None)
     check_extra(config.reward.extra)
+    if config.data.reading == "stream":
+        check_webdataset()
     for source in config.sources:
         read_manifest(open_store(source.path))
     resolve_place(config.policy, config.adapter)

@@ -76,6 +76,12 @@ class DataConfig(Config):
     """of what the other filters keep, draw queries by a normal density at their difficulty; null: all of them"""
     draws: int | None = Field(None, ge=1)
     """queries drawn in an epoch, from all sets together; null: all selected queries"""
+    reading: Literal["indexed", "stream"] = "indexed"
+    """indexed: any record when its query is drawn; stream: shards from their beginnings to their ends, in a drawn
+    order, for sets larger than the cache of a remote store (docs/streaming.md)"""
+    buffer: int = Field(512, ge=1, le=1_000_000)
+    """of reading=stream: queries in the shuffle buffers of all ranks together; they hold their clips' features in the
+    machine's memory"""
 
 
 class ShardSource(Config):
