@@ -18,6 +18,7 @@ import torch
 
 from taro.models.attention import causal
 from taro.models.logprobs import masked_logits
+from taro.models.picking import pick
 from taro.models.policy import Policy
 from taro.models.prompt import Prompt
 from taro.models.sampler import Decoding, Forced, Rollouts, Sampler
@@ -54,7 +55,7 @@ def generate(policy: Policy, prompts: Sequence[Prompt], *, G: int, decoding: Dec
     for t in range(R):
         rows = state.rows
         logits = masked_logits(policy, hidden, decoding.temperature or 1.0)
-        picked = _pick(logits, decoding, state.seen, None if uniforms_NR is None else uniforms_NR[rows, t])
+        picked = pick(logits, decoding, state.seen, None if uniforms_NR is None else uniforms_NR[rows, t])
         token = torch.where(t < forced_N[rows], forced_NR[rows, t], picked)
         alive = ~ended[rows]
         token = torch.where(alive, token, policy.pad_id)
@@ -80,27 +81,6 @@ def _forced(forced: Forced | None, B: int, G: int, R: int, device: torch.device)
         padded[n, : min(len(row), R)] = torch.tensor(list(row[:R]), dtype=torch.long)
     lengths = torch.tensor([min(len(row), R) for row in flat], dtype=torch.long)
     return padded.to(device), lengths.to(device)
-
-
-def _pick(logits_NV: torch.Tensor, decoding: Decoding, seen_NV: torch.Tensor,
-          uniform_N: torch.Tensor | None) -> torch.Tensor:
-    """Next tokens [N]: greedy, or the first token at which the cumulative probability passes the uniform draw."""
-    if decoding.repetition_penalty != 1.0:
-        penalty = decoding.repetition_penalty
-        # A token already seen (prompt included) is divided by the penalty where its logit is positive, multiplied
-        # where negative (Keskar et al., 2019), on the logits before the temperature; the order does not matter.
-        punished = torch.where(logits_NV > 0, logits_NV / penalty, logits_NV * penalty)
-        logits_NV = torch.where(seen_NV, punished, logits_NV)
-    if decoding.temperature == 0 or uniform_N is None:
-        return logits_NV.argmax(-1)
-    probs = torch.softmax(logits_NV.double(), -1)
-    if decoding.top_p < 1.0:
-        ordered, order = probs.sort(-1, descending=True)
-        drop = ordered.cumsum(-1) - ordered >= decoding.top_p
-        probs = probs.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), 0.0)
-    cumulative = probs.cumsum(-1)
-    target = uniform_N.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
 
 
 class _Prefix:

@@ -20,12 +20,14 @@ Forced = Sequence[Sequence[Sequence[int]]]
 
 @dataclass(frozen=True)
 class Decoding:
-    """temperature 0 is greedy; top_p and repetition_penalty change what is sampled, never the log-probs returned."""
+    """temperature 0 is greedy; top_k (tokens, 0: all), top_p and repetition_penalty change what is sampled, never the
+    log-probs returned."""
 
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    top_k: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Sampler(Protocol):
     An implementation keeps to this: a response is a function of its prompt, its forced prefix and its own draws, not of
     what else is in the batch; the forced prefix opens the response, stands in `ids_BGR` and counts in
     `max_new_tokens`; tokens of `Policy.banned_V` never occur; log-probs are those that `logprobs.score` gives for the
-    same tokens, at `decoding.temperature` (1 where that is 0), whatever top_p and repetition_penalty did."""
+    same tokens, at `decoding.temperature` (1 where that is 0), whatever top_k, top_p and repetition_penalty did."""
 
     def __call__(self, prompts: Sequence[Prompt], *, G: int, decoding: Decoding, forced: Forced | None = None,
                  uniforms_BGR: np.ndarray | None = None) -> Rollouts:

@@ -1,0 +1,1 @@
+"""Decoding with one layer body for all layers: see `taro.models.decoder.generate`."""
