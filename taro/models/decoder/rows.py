@@ -67,7 +67,7 @@ class Rows:
         self.dtype = compute_dtype(policy)
         self.shape = shape_of(model)
         self.layers = layers_of(model, self.dtype, fused=fused)
-        self.head_VD = model.head.weight.detach().to(self.dtype)
+        self.head_VD = next(model.head.parameters()).detach().to(self.dtype)
         self.body: LayerBody = layer_of(self.shape, prefix)
         self.next_token: Callable[..., Chosen] = next_token_of(decoding)
         self.ends = torch.tensor(policy.eos_ids, device=device)
@@ -208,5 +208,4 @@ def compute_dtype(policy: Policy) -> torch.dtype:
     kind = policy.device.type
     if torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
-    found: torch.dtype = policy.language_model.head.weight.dtype
-    return found
+    return next(policy.language_model.head.parameters()).dtype
