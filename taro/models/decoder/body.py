@@ -19,7 +19,7 @@ from taro.models.decoder.weights import Layer, Shape
 from taro.models.picking import pick_by_blocks
 from taro.models.sampler import Decoding
 
-__all__ = ["Caches", "Chosen", "Places", "layer_of", "next_token_of", "normed"]
+__all__ = ["Caches", "Chosen", "LayerBody", "Places", "layer_of", "next_token_of", "normed"]
 
 
 class Caches(NamedTuple):
@@ -51,6 +51,7 @@ class Chosen(NamedTuple):
 
 
 LayerBody = Callable[[torch.Tensor, Layer, Caches, Places], torch.Tensor]
+"""(x [N, D], weights, caches, places) -> x behind the layer; the rows' keys and values are added to the caches"""
 
 
 def normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["PREFIX", "PrefixAttention", "flash_blocks", "flash_whole", "merge", "plain"]
+__all__ = ["PREFIX", "PrefixAttention", "flash_blocks", "flash_whole", "merge", "merge_blocks", "plain"]
 
 PrefixAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
                            tuple[torch.Tensor, torch.Tensor]]

@@ -26,7 +26,7 @@ from taro.models.policy import Policy
 from taro.models.prompt import Prompt
 from taro.models.sampler import Decoding, Rollouts
 
-__all__ = ["Drawn", "Rows", "cache_bytes"]
+__all__ = ["Drawn", "Rows", "cache_bytes", "compute_dtype"]
 
 
 def cache_bytes(policy: Policy, *, P: int, G: int, R: int, dtype: torch.dtype, penalised: bool = False) -> int:
