@@ -26,6 +26,7 @@ from taro.preprocess.report import PreprocessReport, Progress
 from taro.preprocess.slices import SliceTask
 from taro.preprocess.todo import plan_tasks, withdraw
 from taro.shards.format import MANIFEST, Manifest, Provenance, shard_path, sidecar_path
+from taro.shards.index_build import write_index
 from taro.shards.manifest import build_manifest, read_manifest, write_manifest, write_skipped
 from taro.shards.store_local import LocalStore
 
@@ -123,6 +124,7 @@ def _write_set(job: Job, skipped: list[SkippedRow], captions: int) -> None:
         out, inputs=plan.inputs, skipped=len(skipped), captions=captions, name=config.name, taro_version=__version__,
         encoders=_encoders(job), clip_encoders=[] if plan.clip_encoder is None else [plan.clip_encoder],
         captioner=plan.captioner, versions=_versions(), plan_sha256=job.plan_sha256,
+        index=write_index(out),
         config={**plan.shaping, "lint_counts": plan.lint},
         provenance=Provenance(dataset=config.dataset, split=config.split, annotations_file=plan.annotations_file,
                               annotations_sha256=plan.annotations_sha256, licence_videos=config.licences.videos,

@@ -21,19 +21,20 @@ from taro.grounding.moment import Moment
 from taro.models.features import EncoderFingerprint
 
 __all__ = [
-    "BLOCK", "CARD", "FORMAT_VERSION", "KEY_LENGTH", "MANIFEST", "MAX_BYTES", "MAX_DIM", "MAX_ELEMENTS",
-    "MAX_HEADER_BYTES", "MAX_KINDS", "MAX_SHARDS",
+    "BLOCK", "CARD", "FORMAT_VERSION", "INDEX", "KEY_LENGTH", "MANIFEST", "MAX_BYTES", "MAX_DIM", "MAX_ELEMENTS",
+    "MAX_HEADER_BYTES", "MAX_INDEX_BYTES", "MAX_INDEX_ROWS", "MAX_KINDS", "MAX_SHARDS",
     "MAX_JPEG_BYTES", "MAX_JSON_BYTES", "MAX_MANIFEST_BYTES", "MAX_MEMBER_BYTES", "MAX_RANK", "MAX_RECORDS",
-    "MAX_TENSORS", "MEMBERS", "SIDECAR_VERSION", "SKIPPED", "TENSORS_EXT", "ClipEncoder", "Counts", "Manifest",
-    "Member", "Provenance", "ShardEntry", "Sidecar", "SidecarRecord", "check_version", "clip_key", "key_ok",
-    "kind_label", "kind_ok", "shard_path", "sidecar_path", "split_kind"]
+    "MAX_TENSORS", "MEMBERS", "SIDECAR_VERSION", "SKIPPED", "TENSORS_EXT", "ClipEncoder", "Counts",
+    "IndexEntry", "Manifest", "Member", "Provenance", "ShardEntry", "Sidecar", "SidecarRecord", "check_version",
+    "clip_key", "key_ok", "kind_label", "kind_ok", "shard_path", "sidecar_path", "split_kind"]
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 SIDECAR_VERSION = "1.0"
 """sidecars have not changed since"""
 MANIFEST = "manifest.json"
 CARD = "README.md"
 SKIPPED = "skipped.parquet"
+INDEX = "queries.parquet"
 TENSORS_EXT = "safetensors"
 
 BLOCK = 512
@@ -54,6 +55,8 @@ MAX_MANIFEST_BYTES = 256 * 2**20
 MAX_RECORDS = 100_000
 """of one shard"""
 MAX_SHARDS = 100_000
+MAX_INDEX_BYTES = 2**30
+MAX_INDEX_ROWS = 4_000_000
 MAX_KINDS = 100
 MAX_ELEMENTS = {MANIFEST: 2_000_000, "sidecar": 2_000_000, "clip": 2_000_000}
 """values in the JSON of a file, counted before it is parsed: `[],` is 3 bytes of a file and 64 of memory"""
@@ -262,6 +265,14 @@ class ClipEncoder(_Part):
     dtype: Text = "float32"
 
 
+class IndexEntry(_Part):
+    """queries.parquet in the manifest; `rows`: of queries, and one for each clip without a query."""
+
+    bytes: Count
+    rows: Count
+    sha256: Sha256
+
+
 class Manifest(_Part):
     """manifest.json: written last; a set without it is not complete."""
 
@@ -283,6 +294,8 @@ class Manifest(_Part):
     plan_sha256: Sha256 | None = None
     skipped_sha256: Sha256 | None = None
     """of skipped.parquet"""
+    index: IndexEntry | None = None
+    """queries.parquet; None where the set has none (before 1.2)"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:

@@ -96,17 +96,18 @@ def stored_sidecar(store: Store, kind: str, index: int) -> tuple[Sidecar, ShardE
     return sidecar, ShardEntry.of(sidecar, hashlib.sha256(data).hexdigest())
 
 
-def read_entries(root: str | Path) -> list[ShardEntry]:
-    """What the sidecars in the folder say, in order of (kind, index); shards themselves are not read."""
+def read_entries(root: str | Path, *, kind: str | None = None) -> list[ShardEntry]:
+    """What the sidecars in the folder say, in order of (kind, index), of all kinds or of one; shards themselves are not
+    read."""
     store = LocalStore(Path(root))
     entries = []
     for name in store.list():
         if kind_ok(name):  # a link in place of a kind's folder: opening what it should hold says so
             store.size(sidecar_path(name, 0))
-        kind, _, file = name.rpartition("/")
-        if not kind_ok(kind) or re.fullmatch(r"[a-z]+-[0-9]{6}\.json", file) is None:
+        of_kind, _, file = name.rpartition("/")
+        if not kind_ok(of_kind) or re.fullmatch(r"[a-z]+-[0-9]{6}\.json", file) is None or kind not in (None, of_kind):
             continue
-        entries.append(stored_sidecar(store, kind, int(file[-11:-5]))[1])
+        entries.append(stored_sidecar(store, of_kind, int(file[-11:-5]))[1])
     return sorted(entries, key=lambda entry: (entry.kind, entry.index))
 
 
@@ -114,7 +115,7 @@ def build_manifest(root: str | Path, *, inputs: int, skipped: int, captions: int
     """A manifest of what lies in the folder: shards, counts and the digest of skipped.parquet are read there.
 
     `inputs`: rows of the annotations; `skipped`: rows of skipped.parquet; `captions`: of all clips. ShardError unless
-    inputs = written + skipped. `fields`: name, encoders, provenance, ... of `Manifest`."""
+    inputs = written + skipped. `fields`: name, encoders, index, provenance, ... of `Manifest`."""
     entries = _whole_kinds(read_entries(root))
     paths = [entry for entry in entries if entry.kind == "paths"]
     queries = sum(entry.queries for entry in paths)

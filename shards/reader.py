@@ -19,11 +19,15 @@ import numpy as np
 from taro.core.errors import ConfigError, MissingPackageError, ShardError
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.models.features import EncoderFingerprint, VideoFeatures, patch_times_s
-from taro.shards.format import BLOCK, MANIFEST, ShardEntry, SidecarRecord, shard_path
+from taro.shards.catalog import open_catalog
+from taro.shards.format import BLOCK, MANIFEST, SidecarRecord, shard_path
 from taro.shards.in_order import InOrder
+from taro.shards.index import Index, query_of_row
+from taro.shards.index_file import IndexRow, index_rows
 from taro.shards.manifest import read_manifest, read_sidecar
 from taro.shards.members import checked, clip_of, member_of, parse_clip, read_clips
 from taro.shards.places import open_store
+from taro.shards.queries import IndexedQueries, QueryRef
 from taro.shards.skipped import missed_rows
 from taro.shards.store import Store
 from taro.shards.tensors import HEADER_BYTES, stored_shape, unpack_features, unpack_frames
@@ -35,19 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["QueryRef", "Sample", "ShardSet", "check_encoder", "check_times", "encoder_numbers", "open_shards",
            "parse_clip"]
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class QueryRef:
-    """A query and the key of its clip."""
-
-    key: str
-    query: QueryRecord
-
-    def __repr__(self) -> str:
-        text, one = self.query.text, self.query
-        shown = text if len(text) <= 60 else f"{text[:57]}..."
-        return f"QueryRef({self.key}/{one.id}, {one.split}: {shown!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,26 +82,12 @@ class ShardSet:
     def __init__(self, store: Store, encoder: str | None = None) -> None:
         self.store = store
         self.manifest = read_manifest(store)
-        self._records: dict[str, dict[str, tuple[int, SidecarRecord]]] = {kind: {} for kind in self.manifest.kinds}
-        for entry in self.manifest.shards:
-            self._load(entry)
-        if "paths" not in self._records:
+        if "paths" not in self.manifest.kinds:
             raise ShardError(f"{store.place}: the set has no paths shards; the manifest lists {self.manifest.kinds}")
+        self._catalog = open_catalog(store, self.manifest)
         self._encoder = None if encoder is None else self._named(encoder)
         self._with_variants = False
         self._shared = _Labels()
-
-    def _load(self, entry: ShardEntry) -> None:
-        """Adds the records of one shard, by its sidecar, to those of its kind."""
-        sidecar, records = read_sidecar(self.store, entry), self._records[entry.kind]
-        size, where = self.store.size(entry.path), self.store.describe(entry.path)
-        if size != entry.bytes:
-            raise ShardError(f"{where}: {size:,} bytes, expected {entry.bytes:,}; the shard is truncated or replaced, "
-                             "fetch it again or run `taro preprocess` again")
-        for record in sidecar.records:
-            if record.key in records:
-                raise ShardError(f"{where}: record {record.key} is in another {entry.kind} shard too")
-            records[record.key] = (entry.index, record)
 
     def __repr__(self) -> str:
         counts = self.manifest.counts
@@ -119,7 +96,7 @@ class ShardSet:
 
     def __len__(self) -> int:
         """How many clips it holds."""
-        return len(self._records["paths"])
+        return len(self.keys)
 
     def __iter__(self) -> Iterator[ClipRecord]:
         """The clips, in order of their keys, each read when it is asked for."""
@@ -127,7 +104,7 @@ class ShardSet:
 
     def __contains__(self, key: object) -> bool:
         """Whether it holds a clip of that key."""
-        return key in self._records["paths"]
+        return self._catalog.holds(key)
 
     def __bool__(self) -> bool:
         return True
@@ -141,9 +118,10 @@ class ShardSet:
             raise MissingPackageError("to_pandas needs pandas, which is not installed; pip install 'taro-vtg[pandas]'"
                                       ) from None
         columns = ["key", "query_id", "query", "split", "windows_s", "difficulty", "video", "duration_s", "captions"]
-        return pd.DataFrame([(clip.key, query.id, query.text, query.split, query.windows_s, query.difficulty,
-                              clip.video.path_hint, clip.duration_s, len(clip.captions))
-                             for clip in self for query in clip.queries], columns=columns)
+        return pd.DataFrame([(key, query.id, query.text, query.split, query.windows_s, query.difficulty,
+                              row["video"], row["duration_s"], row["captions"])
+                             for key, rows in self.rows() for row in rows if row["id"] is not None
+                             for query in [query_of_row(row, self.place)]], columns=columns)
 
     @property
     def place(self) -> str:
@@ -151,9 +129,20 @@ class ShardSet:
         return self.store.place
 
     @property
-    def keys(self) -> list[str]:
+    def keys(self) -> Sequence[str]:
         """Keys of all clips, ascending."""
-        return sorted(self._records["paths"])
+        return self._catalog.keys
+
+    @property
+    def index(self) -> Index | None:
+        """What the set's queries.parquet says; None where it has none."""
+        return self._catalog.index
+
+    def rows(self) -> Iterator[tuple[str, list[IndexRow]]]:
+        """(key, rows) of every clip, in order of their keys: from the index, or made of every KEY.json."""
+        if self.index is not None:
+            return self.index.clips()
+        return ((key, index_rows(self.clip(key), self._find("paths", key)[0])) for key in self.keys)
 
     @property
     def encoders(self) -> list[str]:
@@ -198,9 +187,12 @@ class ShardSet:
 
     def variant_settings(self) -> VariantSettings | None:
         """How the frame variants of `encoder` were made, from the first record; None where the set has none."""
-        keys = self._records.get(f"variants/{self.encoder}", {})
-        found = self.variants(min(keys)) if keys else None
-        return None if found is None else found.settings
+        kind = f"variants/{self.encoder}"
+        for entry in self.manifest.shards:
+            if entry.kind == kind and entry.records:
+                found = self.variants(read_sidecar(self.store, entry).records[0].key)
+                return None if found is None else found.settings
+        return None
 
     @property
     def fingerprint(self) -> EncoderFingerprint:
@@ -221,8 +213,17 @@ class ShardSet:
         return found[0]
 
     def clip(self, key: str) -> ClipRecord:
-        """KEY.json."""
-        return clip_of(self._find("paths", key)[1], *self._member("paths", key, "json"))
+        """KEY.json, compared with the set's index where it has one."""
+        at, record = self._find("paths", key)
+        data, where = self._member("paths", key, "json")
+        clip = clip_of(record, data, where)
+        if self.index is not None:
+            self.index.check_record(clip, at, where)
+        return clip
+
+    def _query(self, key: str, place: int) -> QueryRecord:
+        """A query by its place in its clip's record."""
+        return self.clip(key).queries[place]
 
     def features(self, key: str) -> VideoFeatures:
         """The features of a clip from `encoder`."""
@@ -262,13 +263,18 @@ class ShardSet:
         return self._member("paths", key, "jpg")[0] if has_one else None
 
     def queries(self, split: str | None = None, ids: Collection[str] | None = None,
-                difficulty: tuple[float, float] | None = None) -> list[QueryRef]:
+                difficulty: tuple[float, float] | None = None) -> Sequence[QueryRef]:
         """Queries in order of (key, place in the clip), filtered: of a split, with one of the ids, with a difficulty in
-        `[low, high]` (a query without difficulty is left out then). The first call reads every KEY.json. Raises
-        ConfigError with the splits that exist where no query, and no miss, is of that split."""
+        `[low, high]` (a query without difficulty is left out then). Of a set without an index the first call reads
+        every KEY.json. Raises ConfigError with the splits that exist where no query, and no miss, is of that split."""
         if split is not None and split not in self.splits and not _has_misses(self, split):
             raise ConfigError(f"{self.place}: no query of split {split[:120]!r}; the set has {self.splits_text}")
         wanted = None if ids is None else set(ids)
+        if self.index is not None:
+            rows = self.index.queries()
+            for name, value in (("split", split), ("queries", wanted), ("difficulty", difficulty)):
+                rows = rows if value is None else rows[self.index.passing(rows, name, value)]
+            return IndexedQueries(self.index, rows, self._query, self.place)
         return [ref for ref in self._labels.refs if (split is None or ref.query.split == split)
                 and (wanted is None or ref.query.id in wanted)
                 and (difficulty is None or (ref.query.difficulty is not None
@@ -277,7 +283,7 @@ class ShardSet:
     @property
     def splits(self) -> list[str]:
         """The splits that queries name, ascending."""
-        return sorted({ref.query.split for ref in self._labels.refs})
+        return self.index.splits if self.index is not None else sorted({ref.query.split for ref in self._labels.refs})
 
     @property
     def splits_text(self) -> str:
@@ -289,7 +295,7 @@ class ShardSet:
     @property
     def captioned(self) -> frozenset[str]:
         """Keys of the clips that have captions; read with the queries, once."""
-        return frozenset(self._labels.captioned)
+        return self.index.captioned if self.index is not None else frozenset(self._labels.captioned)
 
     @property
     def _labels(self) -> _Labels:
@@ -297,9 +303,10 @@ class ShardSet:
         its contact sheets."""
         if not self._shared.read:
             found, shards = _Labels(), dict[int, list[SidecarRecord]]()
-            for index, record in self._records["paths"].values():
+            for key in self.keys:
+                index, record = self._find("paths", key)
                 shards.setdefault(index, []).append(record)
-            for index, records in shards.items():
+            for index, records in sorted(shards.items()):
                 for clip in read_clips(self.store, shard_path("paths", index), records):
                     found.refs += [QueryRef(clip.key, query) for query in clip.queries]
                     found.captioned |= {clip.key} if clip.captions else set()
@@ -315,6 +322,7 @@ class ShardSet:
         """The same of some queries of one clip, which is read once."""
         key = refs[0].key
         clip, features = self.clip(key), self.features(key)
+        refs = [QueryRef(key, ref.of_clip(clip.queries)) for ref in refs]
         kind = f"features/{self.encoder}"
         shard = self.store.describe(shard_path(kind, self._find(kind, key)[0]))
         check_times(clip, features, f"{shard}: record {key}")
@@ -327,7 +335,7 @@ class ShardSet:
 
     def listed(self, kind: str, key: str) -> SidecarRecord | None:
         """What the sidecars say of a record (members, sizes, digests), none of it read; None where it is not there."""
-        found = self._records.get(kind, {}).get(key)
+        found = self._catalog.find(kind, key)
         return None if found is None else found[1]
 
     def raw(self, kind: str, key: str, ext: str) -> bytes:
@@ -336,10 +344,11 @@ class ShardSet:
 
     def _find(self, kind: str, key: str) -> tuple[int, SidecarRecord]:
         """The index of the shard that holds a record, and what its sidecar says of it."""
-        records = self._records.get(kind, {})
-        if key not in records:
-            raise ShardError(f"{self.place}: no record {key[:120]} in {kind}, which holds {len(records)} records")
-        return records[key]
+        found = self._catalog.find(kind, key)
+        if found is None:
+            held = sum(entry.records for entry in self.manifest.shards if entry.kind == kind)
+            raise ShardError(f"{self.place}: no record {key[:120]} in {kind}, which holds {held} records")
+        return found
 
     def _member(self, kind: str, key: str, ext: str) -> tuple[bytes, str]:
         """The bytes of a member, checked, and how to name it in a message."""

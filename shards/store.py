@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import BinaryIO, Protocol
 
 from taro.core.errors import ShardError
-from taro.shards.format import CARD, MANIFEST, SKIPPED, kind_ok, split_kind
+from taro.shards.format import CARD, INDEX, MANIFEST, SKIPPED, kind_ok, split_kind
 
 __all__ = ["MissingFileError", "Store", "check_name", "safe_name"]
 
@@ -63,7 +63,7 @@ def safe_name(name: str) -> bool:
     >>> [safe_name(n) for n in ("manifest.json", "paths/paths-000000.tar", "paths/../paths-000000.tar", "/etc/passwd")]
     [True, True, False, False]
     """
-    if name in {MANIFEST, CARD, SKIPPED}:
+    if name in {MANIFEST, CARD, SKIPPED, INDEX}:
         return True
     kind, _, file = name.rpartition("/")
     return kind_ok(kind) and re.fullmatch(rf"{split_kind(kind)[0]}-[0-9]{{6}}\.(?:tar|json)", file) is not None

@@ -4,7 +4,7 @@ Checked: manifest and version; every sidecar against the manifest; every shard a
 the strict tar reader (hash, offsets, sizes, member digests); every KEY.json and tensor file against the format;
 features' patches against the JSON's times; frame variants against the features that they go over, and that no query
 lacks those of its windows; that the kinds of a slice hold the same keys; the manifest's counts and encoders;
-skipped.parquet; files that the manifest does not know."""
+skipped.parquet; queries.parquet against every record; files that the manifest does not know."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import Any
 from taro.core.errors import ShardError
 from taro.core.files import file_sha256
 from taro.grounding.records import ClipRecord
-from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES, SKIPPED, Manifest, ShardEntry, split_kind
+from taro.shards.format import INDEX, MANIFEST, MAX_MANIFEST_BYTES, SKIPPED, Manifest, ShardEntry, split_kind
+from taro.shards.index import Index
 from taro.shards.manifest import read_manifest, read_sidecar, read_skipped
 from taro.shards.places import open_store
 from taro.shards.reader import check_times, parse_clip
@@ -57,12 +58,13 @@ class VerifyReport:
 @dataclass
 class _Seen:
     """What later shards are checked against: clips (times alone), the boundaries that variants must have, features'
-    facts by (encoder, key), how each kind of variants was made."""
+    facts by (encoder, key), how each kind of variants was made; the index."""
 
     clips: dict[str, ClipRecord] = field(default_factory=dict)
     groups: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
     facts: dict[tuple[str | None, str], tuple[int, int, str, int]] = field(default_factory=dict)
     settings: dict[str, VariantSettings] = field(default_factory=dict)
+    index: Index | None = None
 
 
 def verify(place: str | Path | Store, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
@@ -76,15 +78,33 @@ def verify(place: str | Path | Store, *, progress: Callable[[int, int], None] | 
         return report
     total = sum(entry.bytes for entry in manifest.shards)
     keys: dict[tuple[str, int], list[str]] = {}
-    seen = _Seen()
+    seen = _Seen(index=_index(store, manifest, report))
     # The paths shards first: the others are checked against their JSON. Only times are kept of it. Variants last.
     for entry in sorted(manifest.shards, key=lambda entry: (entry.kind != "paths", entry.kind, entry.index)):
         keys[entry.kind, entry.index] = _shard(store, entry, report, seen)
         if progress:
             progress(report.bytes, total)
     _same_keys(store, keys, seen, report)
+    lost = [] if seen.index is None else [key for key in seen.index.keys if key not in seen.clips]
+    if lost:
+        report.problems.append(f"{store.describe(INDEX)}: lists {len(lost):,} clips that no paths shard holds, such as "
+                               f"{lost[0]}; make the index again with `taro shards index`")
     _totals(store, manifest, report)
     return report
+
+
+def _index(store: Store, manifest: Manifest, report: VerifyReport) -> Index | None:
+    """The set's index, None where it has none or it cannot be read; its keys and counts are the manifest's."""
+    if manifest.index is None:
+        return None
+    report.bytes += manifest.index.bytes
+    try:
+        return Index(store, manifest)
+    except ShardError as error:
+        report.problems.append(str(error))
+    except ImportError:
+        pass
+    return None
 
 
 def _shard(store: Store, entry: ShardEntry, report: VerifyReport, seen: _Seen) -> list[str]:
@@ -136,6 +156,8 @@ def _content(entry: ShardEntry, member: TarMember, data: bytes, at: str, report:
             report.captions += len(clip.captions)
             seen.groups[member.key] = wanted_groups(clip)
             clips[member.key] = clip.model_copy(update={"captions": [], "queries": []})
+            if seen.index is not None:
+                seen.index.check_record(clip, entry.index, at)
         elif member.ext == "jpg" and stem == "paths":
             if data[:3] != b"\xff\xd8\xff":
                 raise ShardError(f"{at}: not a JPEG")

@@ -27,6 +27,7 @@ from taro.core.json import canonical_json
 from taro.core.version import __version__
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES, MAX_RECORDS, Manifest
+from taro.shards.index_build import write_index
 from taro.shards.manifest import (
     build_manifest,
     read_skipped,
@@ -170,7 +171,7 @@ def write_derived(root: Path, pieces: Iterable[Piece], kinds: Collection[str], s
         writer.commit()
     write_skipped(root, skipped)
     manifest = build_manifest(root, inputs=queries + len(skipped), skipped=len(skipped), captions=captions,
-                              taro_version=__version__, **fields)
+                              taro_version=__version__, index=write_index(root), **fields)
     write_manifest(root, manifest)
     return Derived(root, clips, queries, len(skipped))
 

@@ -1,4 +1,4 @@
-"""`stats`: what is in a set, counted in one pass over the JSON of its clips; no tensor is read.
+"""`stats`: what is in a set, counted in one pass over its index, or the JSON of its clips; no tensor is read.
 
 Histograms have fixed bins, so that two sets can be compared. `sample` draws single queries to look at.
 Left out: judging; a set of strange numbers is still a set (`taro shards verify` says what is wrong with one)."""
@@ -20,7 +20,9 @@ from taro.core.draws import rng
 from taro.core.errors import ShardError
 from taro.core.text import shortened
 from taro.grounding.records import ClipRecord, QueryRecord
-from taro.models.features import TIME_ERROR_S, time_error_s
+from taro.models.features import TIME_ERROR_S
+from taro.shards.index import query_of_row
+from taro.shards.index_file import IndexRow
 from taro.shards.manifest import read_skipped
 from taro.shards.reader import ShardSet
 
@@ -114,7 +116,7 @@ class SetStats:
 
 
 class _Tally:
-    """What a pass over the clips adds up; `add` takes one clip."""
+    """What a pass over the clips adds up; `add` takes the rows of one clip."""
 
     def __init__(self) -> None:
         self.clips = 0
@@ -127,23 +129,24 @@ class _Tally:
         self.centre, self.share, self.bins = [0] * TENTHS, [0] * TENTHS, [0] * len(SECONDS)
         self.paths = {"random": Counter[str](), "overlap": Counter[str]()}
 
-    def add(self, clip: ClipRecord) -> None:
+    def add(self, rows: Sequence[IndexRow], place: str) -> None:
+        clip, asked = rows[0], [row for row in rows if row["id"] is not None]
         self.clips += 1
-        self.clip_s.append(clip.duration_s)
-        self.off_s.append(time_error_s(np.array(clip.times_s), clip.duration_s, clip.video.fps))
-        self.captions[len(clip.captions)] += 1
-        self.queries[len(clip.queries)] += 1
-        for query in clip.queries:
-            self._query(query, clip.duration_s)
+        self.clip_s.append(clip["duration_s"])
+        self.off_s.append(clip["time_error_s"])
+        self.captions[clip["captions"]] += 1
+        self.queries[len(asked)] += 1
+        for row in asked:
+            self._query(row, query_of_row(row, place), clip["duration_s"])
 
-    def _query(self, query: QueryRecord, duration_s: float) -> None:
+    def _query(self, row: IndexRow, query: QueryRecord, duration_s: float) -> None:
         self.splits[query.split] += 1
         self.windows[len(query.windows)] += 1
         if query.difficulty is not None:
             self.difficulties.append(query.difficulty)
-        for tag, found in (("random", query.paths.random), ("overlap", query.paths.overlap)):
-            self.paths[tag]["paths"] += len(found)
-            self.paths[tag]["queries_without"] += not found
+        for tag in ("random", "overlap"):
+            self.paths[tag]["paths"] += row[f"paths_{tag}"]
+            self.paths[tag]["queries_without"] += not row[f"paths_{tag}"]
         for window in query.windows:
             length_s = window.duration_s
             self.lengths_s.append(length_s)
@@ -154,10 +157,10 @@ class _Tally:
 
 
 def stats(shard_set: ShardSet, *, progress: OnProgress | None = None) -> SetStats:
-    """Counts everything; every KEY.json is read once and let go."""
-    tally = _Tally()
-    for key in counted(shard_set.keys, progress):
-        tally.add(shard_set.clip(key))
+    """Counts everything: rows of the index, or of every KEY.json, which is read once and let go."""
+    tally, every = _Tally(), shard_set.rows()
+    for _ in counted(shard_set.keys, progress):
+        tally.add(next(every)[1], shard_set.place)
     manifest = shard_set.manifest
     try:
         rows = read_skipped(shard_set.store)
@@ -210,14 +213,17 @@ class ShownQuery:
 
 def sample(shard_set: ShardSet, count: int, *, seed: int = 0) -> list[ShownQuery]:
     """`count` queries of the set (all, where it has fewer), drawn without repeat by `seed`, in the order of the set."""
-    owners = [(key, at) for key in shard_set.keys
+    index = shard_set.index
+    owners = [(key, at) for key in ([] if index is not None else shard_set.keys)
               if (listed := shard_set.listed("paths", key)) for at in range(listed.queries)]
-    if not owners:
+    rows = None if index is None else index.queries()
+    held = len(owners) if rows is None else len(rows)
+    if not held:
         raise ShardError(f"{shard_set.place}: no query to show; the set holds {len(shard_set.keys)} clips and "
                          "no query")
-    drawn = rng("shards-sample", seed).permutation(len(owners))[:count]
+    drawn = np.sort(rng("shards-sample", seed).permutation(held)[:count])
     shown = []
-    for key, at in sorted(owners[index] for index in drawn):
+    for key, at in [owners[one] for one in drawn] if index is None or rows is None else index.places(rows[drawn]):
         clip = shard_set.clip(key)
         members = {f"{kind} .{member.ext}": member.size for kind in shard_set.manifest.kinds
                    if (listed := shard_set.listed(kind, key)) for member in listed.members}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from taro.shards.ops.rewrite import Derived
     from taro.shards.reader import ShardSet
 
-__all__ = ["app", "diff", "filter_", "info", "merge", "sample", "split", "stats", "verify", "view"]
+__all__ = ["app", "diff", "filter_", "index", "info", "merge", "sample", "split", "stats", "verify", "view"]
 
 By = Literal["split", "fraction"]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -28,7 +28,7 @@ Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; must n
 
 @app.callback()
 def _shards() -> None:
-    """Look at, verify, view, count, compare, cut and join shard sets."""
+    """Look at, verify, index, view, count, compare, cut and join shard sets."""
 
 
 @app.command()
@@ -85,6 +85,22 @@ def verify(path: Root, as_json: Json = False) -> None:
             + ("all right" if report.ok else f"{len(report.problems)} problems"))
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command()
+def index(path: Root, as_json: Json = False) -> None:
+    """Add queries.parquet to a set in place: with it the set opens, filters and counts without reading every record."""
+    from taro.shards.index_build import add_index
+
+    with progress("indexing", quiet=as_json) as shown:
+        manifest, written = add_index(path, progress=shown.update)
+    entry = manifest.index
+    assert entry is not None
+    if as_json:
+        say_json({**entry.model_dump(), "written": written})
+        return
+    say(f"{path}: queries.parquet, {entry.rows:,} rows, {entry.bytes:,} bytes"
+        + ("" if written else ": it has this index already"))
 
 
 app.command()(view)

@@ -1,0 +1,275 @@
+"""The index of an open set: what it holds, and in which slice, known without reading a sidecar or a record.
+
+A million queries stay columns of arrow and numpy; a row becomes Python objects when somebody asks for it. `rows_of` a
+clip are what `taro.shards.index_file.index_rows` says of its record, so a record is checked by one comparison. The
+filters here choose rows as `taro.shards.ops.filter.Selection` chooses queries, one by one."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taro.core.errors import ShardError
+from taro.core.json import check_model, parse_json
+from taro.grounding.records import ClipRecord, QueryRecord
+from taro.shards.format import INDEX, Manifest
+from taro.shards.index_file import CLIP_COLUMNS, COLUMNS, IndexRow, index_rows, read_index_table
+from taro.shards.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Index", "Keys", "query_of_row"]
+
+BLOCK_ROWS = 4096
+"""rows that become Python objects at once where all are asked for, one after the other"""
+TIME_ERROR_S = 2e-6
+"""by how much `time_error_s` may differ: it is a sum of products, rounded, and not the same to the bit everywhere"""
+_LITERAL = re.compile(r"[A-Za-z0-9 ,'\"-]+")
+"""patterns that mean themselves"""
+
+
+class Keys(Sequence[str]):
+    """Keys of clips, ascending, each made a str when it is asked for; equal to a list of the same."""
+
+    def __init__(self, column: pa.Array) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return self._column.take(np.arange(len(self))[at]).to_pylist()
+        return self._column[at if at >= 0 else len(self) + at].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), BLOCK_ROWS):
+            yield from self._column.slice(start, BLOCK_ROWS).to_pylist()
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self.find(key) is not None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(
+            one == another for one, another in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Keys({', '.join(self[:3])}{', ...' if len(self) > 3 else ''}: {len(self):,})"
+
+    def find(self, key: str) -> int | None:
+        """The place of a key; None where it is not there."""
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            if self[middle] < key:
+                low = middle + 1
+            else:
+                high = middle
+        return low if low < len(self) and self[low] == key else None
+
+
+class Index:
+    """The rows of a set's index. `keys`: of its clips."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        """Reads queries.parquet, which the manifest names. Raises ShardError where it is damaged, or of another set."""
+        assert manifest.index is not None
+        self._where = store.describe(INDEX)
+        table = read_index_table(store, manifest.index)
+        self._columns = {name: _one_array(table.column(name)) for name in COLUMNS}
+        codes = self._columns["key"].indices.to_numpy()
+        starts = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]])) if len(codes) else codes[:0]
+        self._first = np.append(starts, len(codes)).astype(np.int64)
+        self.keys = Keys(self._columns["key"].dictionary.take(codes[starts]))
+        self._asked = self._columns["id"].is_valid().to_numpy(zero_copy_only=False)
+        self._check(manifest)
+
+    def _check(self, manifest: Manifest) -> None:
+        """Raises ShardError unless the rows are in order, agree on each clip, and are those that the manifest counts.
+        """
+        import pyarrow.compute as pc
+
+        column = self._columns["key"].dictionary
+        if not pc.all(pc.match_substring_regex(column, "^[A-Za-z0-9_-]{1,88}$")).as_py() and len(column):
+            raise self._wrong("a key is not 1 to 88 of A-Z a-z 0-9 _ -")
+        ordered = self.keys._column
+        if len(self.keys) > 1 and not pc.all(pc.less(ordered.slice(0, len(ordered) - 1), ordered.slice(1))).as_py():
+            raise self._wrong("keys are not ascending, or a clip's rows are not neighbours")
+        first_rows = np.repeat(self._first[:-1], np.diff(self._first))
+        for name in CLIP_COLUMNS:
+            array = self._columns[name]
+            values = (array.indices if hasattr(array, "indices") else array).to_numpy(zero_copy_only=False)
+            bits = values.view(np.int64) if values.dtype == np.float64 else values
+            if name != "key" and not np.array_equal(bits[first_rows], bits):
+                raise self._wrong(f"the rows of a clip differ in {name}")
+        alone = np.diff(self._first) == 1
+        if not alone[self.clip_numbers(np.flatnonzero(~self._asked))].all():
+            raise self._wrong("a row without a query stands beside others of its clip")
+        slices = self._numbers("slice")
+        known = [entry.index for entry in manifest.shards if entry.kind == "paths"]
+        if not np.isin(slices, known).all():
+            raise self._wrong("it names a slice that the manifest does not list")
+        counts = len(self.keys), int(self._asked.sum())
+        if counts != (manifest.counts.clips, manifest.counts.queries):
+            raise self._wrong(f"{counts[0]:,} clips and {counts[1]:,} queries, the manifest counts "
+                              f"{manifest.counts.clips:,} and {manifest.counts.queries:,}")
+
+    def _wrong(self, what: str) -> ShardError:
+        return ShardError(f"{self._where}: {what}; make the index again with `taro shards index`")
+
+    def _numbers(self, name: str) -> np.ndarray:
+        """A column of numbers, 0 or NaN where it is null."""
+        column = self._columns[name]
+        filled = column.fill_null(math.nan if COLUMNS[name] == "float64" else 0)
+        return np.asarray(filled.to_numpy(zero_copy_only=False))
+
+    def clip_numbers(self, rows: np.ndarray) -> np.ndarray:
+        """The place of each row's clip in `keys`."""
+        return np.asarray(np.searchsorted(self._first, rows, side="right") - 1)
+
+    def slice_of(self, key: str) -> int | None:
+        """The slice that holds a clip; None where the set does not hold it."""
+        at = self.keys.find(key)
+        return None if at is None else int(self._columns["slice"][int(self._first[at])].as_py())
+
+    def rows(self, wanted: np.ndarray) -> list[IndexRow]:
+        """Some rows by their numbers."""
+        columns = {name: column.take(wanted) for name, column in self._columns.items()}
+        texts = {name: (column.dictionary_decode() if hasattr(column, "indices") else column).to_pylist()
+                 for name, column in columns.items()}
+        return [dict(zip(texts, values, strict=True)) for values in zip(*texts.values(), strict=True)]
+
+    def rows_of(self, key: str) -> list[IndexRow]:
+        """All rows of a clip; [] where the set does not hold it."""
+        at = self.keys.find(key)
+        return [] if at is None else self.rows(np.arange(self._first[at], self._first[at + 1]))
+
+    def clips(self) -> Iterator[tuple[str, list[IndexRow]]]:
+        """(key, rows) of every clip, in order of their keys."""
+        for start in range(0, len(self.keys), BLOCK_ROWS):
+            bounds = self._first[start : start + BLOCK_ROWS + 1]
+            rows = self.rows(np.arange(bounds[0], bounds[-1]))
+            for one, other in zip(bounds[:-1] - bounds[0], bounds[1:] - bounds[0], strict=True):
+                yield rows[one]["key"], rows[one:other]
+
+    def first_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The first row of the clip of each row."""
+        return np.asarray(self._first[self.clip_numbers(rows)])
+
+    def places(self, rows: np.ndarray) -> list[tuple[str, int]]:
+        """(key of the clip, place in the clip) of some rows."""
+        keys = self.keys._column.take(self.clip_numbers(rows)).to_pylist()
+        return list(zip(keys, (rows - self.first_rows(rows)).tolist(), strict=True))
+
+    def check_record(self, clip: ClipRecord, slice_index: int, where: str) -> None:
+        """Raises ShardError that opens with `where` unless a record is what the index says of it."""
+        found, said = index_rows(clip, slice_index), self.rows_of(clip.key)
+        if len(found) != len(said):
+            raise ShardError(f"{where}: holds {len(clip.queries)} queries, {INDEX} has {len(said)} rows of it; "
+                             "make the index again with `taro shards index`, or fetch the set again")
+        for at, (one, other) in enumerate(zip(found, said, strict=True)):
+            differ = [name for name in COLUMNS if not _same(name, one[name], other[name])]
+            if differ:
+                name = differ[0]
+                raise ShardError(f"{where}: query {at} of the record says {name} {one[name]!r:.80}, {INDEX} says "
+                                 f"{other[name]!r:.80}; make the index again with `taro shards index`, or fetch the "
+                                 "set again")
+
+    def queries(self) -> np.ndarray:
+        """The numbers of all rows that are queries, in order."""
+        return np.flatnonzero(self._asked)
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that queries name, ascending."""
+        used = np.unique(self._columns["split"].indices.fill_null(-1).to_numpy())
+        return sorted(self._columns["split"].dictionary.take(used[used >= 0]).to_pylist())
+
+    def ids(self) -> set[str]:
+        """The ids of all queries."""
+        return set(self._columns["id"].drop_null().to_pylist())
+
+    def count_without(self, rows: np.ndarray, what: str) -> int:
+        """Of some rows, how many have none of `what`: captions, paths_random, paths_overlap."""
+        return int((self._numbers(what)[rows] == 0).sum())
+
+    @property
+    def captioned(self) -> frozenset[str]:
+        """Keys of the clips that have captions."""
+        clips = np.flatnonzero(self._numbers("captions")[self._first[:-1]] > 0)
+        return frozenset(self.keys._column.take(clips).to_pylist())
+
+    def passing(self, rows: np.ndarray, filter_name: str, value: Any) -> np.ndarray:
+        """Which of some rows a filter lets through. `filter_name`, `value`: a field of `Selection`."""
+        chooses: dict[str, Any] = {"split": self._of_split, "difficulty": self._of_difficulty, "queries": self._named,
+                   "keys": self._of_clips, "text": self._saying}
+        return np.asarray(chooses[filter_name](rows, value), dtype=bool)
+
+    def _of_split(self, rows: np.ndarray, split: str) -> np.ndarray:
+        codes = [at for at, name in enumerate(self._columns["split"].dictionary.to_pylist()) if name == split]
+        return np.isin(self._columns["split"].indices.fill_null(-1).to_numpy()[rows], codes)
+
+    def _of_difficulty(self, rows: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+        values = self._numbers("difficulty")[rows]
+        return np.asarray((values >= ends[0]) & (values <= ends[1]))  # NaN, which is unknown, is in no range
+
+    def _named(self, rows: np.ndarray, ids: Collection[str]) -> Any:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        return pc.is_in(self._columns["id"].take(rows), value_set=pa.array(sorted(ids), pa.string())).to_numpy(
+            zero_copy_only=False)
+
+    def _of_clips(self, rows: np.ndarray, keys: Collection[str]) -> np.ndarray:
+        found = [at for key in keys if (at := self.keys.find(key)) is not None]
+        return np.isin(self.clip_numbers(rows), found)
+
+    def _saying(self, rows: np.ndarray, pattern: str) -> np.ndarray:
+        """Python's own search. Where the pattern means itself, ASCII texts are searched by arrow, to the same end."""
+        import pyarrow.compute as pc
+
+        texts = self._columns["text"] if len(rows) == len(self._asked) else self._columns["text"].take(rows)
+        left, found = np.arange(len(texts)), np.zeros(len(texts), dtype=bool)
+        if _LITERAL.fullmatch(pattern):
+            found = pc.match_substring(texts, pattern, ignore_case=True).to_numpy(zero_copy_only=False).copy()
+            left = np.flatnonzero(~pc.string_is_ascii(texts).to_numpy(zero_copy_only=False))
+        search = re.compile(pattern, re.IGNORECASE).search
+        for start in range(0, len(left), BLOCK_ROWS):
+            block = left[start : start + BLOCK_ROWS]
+            found[block] = [search(text) is not None for text in texts.take(block).to_pylist()]
+        return found
+
+    def difficulties(self, rows: np.ndarray) -> np.ndarray:
+        """The difficulty of some rows, NaN where it is unknown."""
+        return np.asarray(self._numbers("difficulty")[rows])
+
+
+def query_of_row(row: IndexRow, where: str) -> QueryRecord:
+    """A row as a query, without its paths. Raises ShardError where the row does not fit the format."""
+    text = {name: row[name] for name in ("id", "text", "split", "difficulty")}
+    for name in ("windows_s", "unclipped_s"):
+        text[name] = None if row[name] is None else parse_json(row[name].encode(), where, limit_bytes=100_000)
+    return check_model(QueryRecord, text, where)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array, dictionaries as one."""
+    import pyarrow as pa
+
+    if column.num_chunks == 0:
+        return pa.array([], column.type)
+    return column.unify_dictionaries().combine_chunks() if column.num_chunks > 1 else column.chunk(0)
+
+
+def _same(name: str, one: Any, other: Any) -> bool:
+    if name != "time_error_s":
+        return bool(one == other)
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=TIME_ERROR_S) or (math.isnan(one) and math.isnan(other))
+

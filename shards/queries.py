@@ -1,0 +1,90 @@
+"""Queries of a set, as whoever trains, scores or counts takes them: a reference names a clip and a query of it.
+
+Of a set without an index, a reference holds the whole query. Of one with an index it knows what the index says, and
+reads the record when its `query` is asked for; a million references stay rows of the index until they are taken out of
+their `IndexedQueries`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from taro.grounding.records import QueryRecord
+from taro.shards.format import INDEX
+from taro.shards.index import BLOCK_ROWS, Index, query_of_row
+
+__all__ = ["IndexedQueries", "QueryRef"]
+
+
+class QueryRef:
+    """A query and the key of its clip. `known`: the query without its paths, which is at hand at once."""
+
+    __slots__ = ("_place", "_read", "key", "known")
+
+    def __init__(self, key: str, query: QueryRecord, *, place: int | None = None,
+                 read: Callable[[str, int], QueryRecord] | None = None) -> None:
+        """`place`: of the query in its clip, and `read`, which reads it from there, where `query` lacks its paths."""
+        self.key, self.known, self._place, self._read = key, query, place, read
+
+    @property
+    def query(self) -> QueryRecord:
+        """The query, whole; of a set with an index it is read from its record, once."""
+        if self._read is not None:
+            assert self._place is not None
+            self.known, self._read = self._read(self.key, self._place), None
+        return self.known
+
+    def of_clip(self, queries: Sequence[QueryRecord]) -> QueryRecord:
+        """The query, whole, among those of its clip's record."""
+        return self.known if self._read is None or self._place is None else queries[self._place]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, QueryRef) and self.key == other.key and self.query == other.query
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        text, one = self.known.text, self.known
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        return f"QueryRef({self.key}/{one.id}, {one.split}: {shown!r})"
+
+
+class IndexedQueries(Sequence[QueryRef]):
+    """Rows of an index as references, each made when it is asked for; equal to a list of the same. `held`: the
+    index, `rows`: their numbers in it."""
+
+    def __init__(self, index: Index, rows: np.ndarray, read: Callable[[str, int], QueryRecord], where: str) -> None:
+        self.held, self.rows, self._read, self._where = index, rows, read, where
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return self.of(self.rows[at])
+        return self._refs(self.rows[[at]])[0]
+
+    def __iter__(self) -> Iterator[QueryRef]:
+        for start in range(0, len(self.rows), BLOCK_ROWS):
+            yield from self._refs(self.rows[start : start + BLOCK_ROWS])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(
+            one == another for one, another in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"IndexedQueries({', '.join(map(repr, self[:2]))}{', ...' if len(self) > 2 else ''}: {len(self):,})"
+
+    def of(self, rows: np.ndarray) -> IndexedQueries:
+        """The same of other rows."""
+        return IndexedQueries(self.held, rows, self._read, self._where)
+
+    def _refs(self, rows: np.ndarray) -> list[QueryRef]:
+        places = rows - self.held.first_rows(rows)
+        return [QueryRef(row["key"], query_of_row(row, f"{self._where}: row {number:,} of {INDEX}"), place=int(place),
+                         read=self._read)
+                for number, row, place in zip(rows, self.held.rows(rows), places, strict=True)]
