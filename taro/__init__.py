@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from taro.core.config import load_config
     from taro.grounding.moment import Moment, iou
     from taro.metrics.scores import evaluate_predictions
+    from taro.models.decoding import generate
     from taro.models.export import export_checkpoint
     from taro.models.features import FrameSampling, VideoFeatures
-    from taro.models.grouped import generate
     from taro.models.load import load_policy
     from taro.models.logprobs import score
     from taro.preprocess.config import PreprocessConfig
@@ -45,7 +45,7 @@ _LAZY: dict[str, tuple[str, str]] = {
     "evaluate_policy": ("taro.train.evaluate", "evaluate_policy"),
     "evaluate_predictions": ("taro.metrics.scores", "evaluate_predictions"),
     "export_checkpoint": ("taro.models.export", "export_checkpoint"),
-    "generate": ("taro.models.grouped", "generate"),
+    "generate": ("taro.models.decoding", "generate"),
     "import_annotations": ("taro.annotations", "import_annotations"),
     "iou": ("taro.grounding.moment", "iou"),
     "load_config": ("taro.core.config", "load_config"),

@@ -92,7 +92,7 @@ def _answer(policy: Policy, samples: Sequence[Sample], asking: Asking, decoding:
     import torch
 
     from taro.models.asking import ask
-    from taro.models.grouped import generate
+    from taro.models.decoding import generate
 
     prompts = [ask(policy, asking, sample.features, sample.query.text) for sample in samples]
     uniforms_BGR = None if decoding.temperature == 0 else np.stack([

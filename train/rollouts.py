@@ -17,8 +17,8 @@ import torch
 from taro.core import draws
 from taro.grounding.prompts import Asking
 from taro.models.asking import ask
+from taro.models.decoding import sampler_of
 from taro.models.features import VideoFeatures
-from taro.models.grouped import grouped_sampler
 from taro.models.logprobs import score
 from taro.models.policy import Policy
 from taro.models.prompt import Prompt
@@ -93,8 +93,8 @@ def roll_out(policy: Policy, asking: Asking, samples: Sequence[Sample], config: 
     """Draws G responses to each sample, guided ones with their prefix forced.
 
     Args: guide: probability that a rollout is guided at this step (`taro.train.curriculum`); bf16: compute under
-    autocast; sampler: what draws, None: grouped decoding."""
-    sampler = sampler or grouped_sampler(policy)
+    autocast; sampler: what draws, None: the policy's decoder."""
+    sampler = sampler or sampler_of(policy)
     prompts = [ask(policy, asking, on_device(sample.features, policy.device), sample.query.text) for sample in samples]
     forced_BG, fallbacks = [], 0
     for sample in samples:
@@ -109,10 +109,13 @@ def roll_out(policy: Policy, asking: Asking, samples: Sequence[Sample], config: 
         forced_BG.append(forced_G)
     decoding = Decoding(config.max_new_tokens, temperature=config.temperature, top_p=config.top_p)
     autocast = torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16)
-    ids_BGR, mask_BGR, sampled_BGR, finished_BG = (torch.cat(parts) for parts in zip(_nothing(config), *(
-        _decode(sampler, prompts[part], forced_BG[part], _uniforms(samples[part], config, at), decoding, autocast)
-        for part in (slice(start, start + config.batch_prompts)
-                     for start in range(0, len(prompts), config.batch_prompts))), strict=True))
+    ids_BGR, mask_BGR, sampled_BGR, finished_BG = _nothing(config)
+    if prompts:
+        with autocast:
+            drawn = sampler(prompts, G=config.group, decoding=decoding, forced=forced_BG,
+                            uniforms_BGR=_uniforms(samples, config, at), at_once=config.batch_prompts)
+        ids_BGR, mask_BGR, sampled_BGR, finished_BG = (
+            x.cpu() for x in (drawn.ids_BGR, drawn.mask_BGR, drawn.logprobs_BGR, drawn.finished_BG))
     R = max(int(mask_BGR.flatten(0, 1).any(0).sum()), 1)
     ids_BGR, mask_BGR, sampled_BGR = ids_BGR[..., :R], mask_BGR[..., :R], sampled_BGR[..., :R]
     texts_BG = tuple(tuple(prompt.opened + policy.decode(ids[mask]) for ids, mask in zip(ids_GR, mask_GR, strict=True))
@@ -138,19 +141,10 @@ def _uniforms(samples: Sequence[Sample], config: RolloutConfig, at: StepName) ->
 
 
 def _nothing(config: RolloutConfig) -> tuple[torch.Tensor, ...]:
-    """What `_decode` gives of no prompt: a rank may have none."""
+    """Tokens, mask, log-probs and ends of no prompt: a rank may have none."""
     shape = 0, config.group, config.max_new_tokens
     return (torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape),
             torch.zeros(shape[:2], dtype=torch.bool))
-
-
-def _decode(sampler: Sampler, prompts: list[Prompt], forced_BG: list[list[list[int]]], uniforms_BGR: np.ndarray,
-            decoding: Decoding, autocast: torch.autocast) -> tuple[torch.Tensor, ...]:
-    """ids, mask, log-probs [B, G, max_new_tokens] and finished [B, G], on the CPU."""
-    with autocast:
-        drawn = sampler(prompts, G=uniforms_BGR.shape[1], decoding=decoding, forced=forced_BG,
-                        uniforms_BGR=uniforms_BGR)
-    return tuple(x.cpu() for x in (drawn.ids_BGR, drawn.mask_BGR, drawn.logprobs_BGR, drawn.finished_BG))
 
 
 def disrupt(batch: RolloutBatch, disruption: Disruption) -> tuple[list[Prompt], np.ndarray]:

@@ -35,7 +35,7 @@ class TransformersCaptioner:
 
     def describe(self, requests: Sequence[Request]) -> list[str | Failure]:
         """One text or failure a request, in order."""
-        from taro.models.grouped import generate
+        from taro.models.decoding import generate
         from taro.models.sampler import Decoding
 
         prompts = []

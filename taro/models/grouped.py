@@ -21,17 +21,12 @@ from taro.models.logprobs import masked_logits
 from taro.models.picking import pick
 from taro.models.policy import Policy
 from taro.models.prompt import Prompt
-from taro.models.sampler import Decoding, Forced, Rollouts, Sampler
+from taro.models.sampler import Decoding, Forced, Rollouts
 
-__all__ = ["generate", "grouped_sampler"]
+__all__ = ["generate"]
 
 CHECK_EVERY = 8
 """tokens between checks for finished groups (each one waits for the device)"""
-
-
-def grouped_sampler(policy: Policy) -> Sampler:
-    """The sampler of this file over a policy."""
-    return partial(generate, policy)
 
 
 @torch.no_grad()

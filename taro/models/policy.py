@@ -31,7 +31,7 @@ MAX_TOKENS_PER_CHARACTER = 4
 
 class Policy:
     """See the module. `encoder` is None where it was not asked for: training must not hold the tower. `adapter`: what
-    was merged into the tensors of `folder` as they were loaded."""
+    was merged into the tensors of `folder` as they were loaded. `decoder`: of `taro.models.decoding.DECODERS`."""
 
     def __init__(self, folder: Path, config: Any, family: Family, tokenizer: Any, language_model: LanguageModel,
                  encoder: Encoder | None) -> None:
@@ -39,6 +39,7 @@ class Policy:
         self.language_model, self.encoder = language_model, encoder
         self.prompts = PromptFormat(folder, config, family, tokenizer)
         self.adapter: StoredAdapter | None = None
+        self.decoder = "grouped"
         self._pieces: dict[tuple[int, ...], str] = {}
 
     @property

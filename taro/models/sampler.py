@@ -1,4 +1,4 @@
-"""What a sampler is: whatever draws responses to prompts. grouped.py is the one that taro uses.
+"""What a sampler is: whatever draws responses to prompts. decoding.py has the one that taro uses.
 Legend: B prompts, G rollouts of a prompt, R response tokens."""
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ class Sampler(Protocol):
     same tokens, at `decoding.temperature` (1 where that is 0), whatever top_k, top_p and repetition_penalty did."""
 
     def __call__(self, prompts: Sequence[Prompt], *, G: int, decoding: Decoding, forced: Forced | None = None,
-                 uniforms_BGR: np.ndarray | None = None) -> Rollouts:
+                 uniforms_BGR: np.ndarray | None = None, at_once: int | None = None) -> Rollouts:
         """G responses to each prompt.
 
         Args:
             forced: tokens that responses must begin with; None is none.
             uniforms_BGR: draws from [0, 1), one per token; needed unless decoding is greedy.
+            at_once: prompts whose keys and values are held at a time; None: those of all.
 
         Raises ValueError where forced, uniforms and G do not fit each other."""

@@ -15,8 +15,8 @@ from taro.grounding.answers import format_ok, parse_answer, parse_reasoning
 from taro.grounding.moment import Moment, iou
 from taro.grounding.prompts import load_template, parse_captions
 from taro.metrics.scores import Prediction, evaluate_predictions
+from taro.models.decoding import generate
 from taro.models.features import FrameSampling, VideoFeatures
-from taro.models.grouped import generate
 from taro.models.load import load_policy
 from taro.models.policy import Policy
 from taro.models.sampler import Decoding

@@ -7,8 +7,8 @@ import torch
 
 from taro.core.draws import uniforms
 from taro.models.attention import causal
+from taro.models.decoding import generate
 from taro.models.features import FrameSampling
-from taro.models.grouped import generate
 from taro.models.policy import Policy
 from taro.models.prompt import Prompt
 from taro.models.sampler import Decoding, Rollouts

@@ -291,3 +291,22 @@ def test_attention_over_parts_is_attention_over_the_whole() -> None:
     parts = torch.stack([one for one, _ in blocks], 2).masked_fill(~some[..., None], float("nan"))
     found = merge_blocks(parts, torch.stack([one for _, one in blocks], 2).masked_fill(~some, float("-inf")))
     torch.testing.assert_close(found, (mixed, sums))
+
+
+def test_what_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch,
+                                                 caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no C compiler\nhere")
+
+    monkeypatch.setattr(steps, "BACKEND", refuse)
+    function = steps._Timed(lambda x: x + 1, "the test")
+    assert [int(function("kind", torch.tensor(n))) for n in range(3)] == [1, 2, 3]
+    assert len(caplog.records) == 1 and "the test runs uncompiled" in caplog.text
+
+
+def test_compiled_code_is_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert steps.cache_folder() == tmp_path / "taro" / "compiled"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "named"))
+    assert steps.cache_folder() == tmp_path / "named"

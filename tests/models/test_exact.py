@@ -4,6 +4,7 @@ every registered family: these are the checks that a new family must pass (docs/
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,13 @@ import torch
 
 from taro.core.errors import ModelError
 from taro.models.attention import causal
+from taro.models.decoding import DECODERS, generate
 from taro.models.export import export_checkpoint
 from taro.models.families import FAMILIES
 from taro.models.families.pixels import normalise, resize_frames, to_patches
 from taro.models.families.positions import video_positions
 from taro.models.features import VideoFeatures
 from taro.models.folder import pixel_settings
-from taro.models.grouped import generate
 from taro.models.load import load_policy
 from taro.models.logprobs import score
 from taro.models.policy import Policy
@@ -37,6 +38,14 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def policy(folder: Path) -> Policy:
     return load_policy(folder, tower=True, trainable=True)
+
+
+@pytest.fixture(params=sorted(DECODERS))
+def decoder(request: pytest.FixtureRequest, policy: Policy) -> Iterator[str]:
+    """The name of each decoder, while the policy draws with it."""
+    before, policy.decoder = policy.decoder, request.param
+    yield policy.decoder
+    policy.decoder = before
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +197,7 @@ def test_packed_scoring_and_its_gradient_equal_full_rows(policy: Policy, checkpo
     policy.language_model.zero_grad()
 
 
-def test_logprobs_of_decoding_equal_those_of_scoring(policy: Policy) -> None:
+def test_logprobs_of_decoding_equal_those_of_scoring(policy: Policy, decoder: str) -> None:
     prompts, rollouts = sampled(policy)
     scored = score(policy, prompts, rollouts.ids_BGR, rollouts.mask_BGR)
     torch.testing.assert_close(scored, rollouts.logprobs_BGR, atol=1e-4, rtol=0)
@@ -209,7 +218,8 @@ def test_forced_prefixes_open_the_responses_and_stay_in_them(policy: Policy) -> 
     assert bool(rollouts.mask_BGR[0, 0, :5].all())
 
 
-def test_greedy_decoding_equals_stock_generate_with_our_positions(policy: Policy, stock, processor) -> None:
+def test_greedy_decoding_equals_stock_generate_with_our_positions(policy: Policy, decoder: str, stock,
+                                                                  processor) -> None:
     prompt, frames = make_prompt(policy, CASES[0], "when does it happen?")
     mine = generate(policy, [prompt], G=1, decoding=Decoding(16, temperature=0.0, repetition_penalty=1.05))
     inputs = stock_inputs(processor, frames, CASES[0][3], "when does it happen?")
@@ -231,7 +241,7 @@ def test_greedy_decoding_equals_stock_generate_with_our_positions(policy: Policy
     assert ids[0, P:].tolist() == mine.ids_BGR[0, 0][mine.mask_BGR[0, 0]].tolist()
 
 
-def test_sampling_follows_the_distribution_and_its_draws(policy: Policy) -> None:
+def test_sampling_follows_the_distribution_and_its_draws(policy: Policy, decoder: str) -> None:
     prompt, _ = make_prompt(policy, CASES[1], "when?")
     G = 4096
     draws = (np.arange(G, dtype=np.float64) + 0.5)[None, :, None] / G

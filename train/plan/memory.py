@@ -117,7 +117,7 @@ def states_bytes(job: Job) -> dict[str, int]:
 
 
 def cache_bytes(job: Job) -> dict[str, int]:
-    """Keys and values of the prompts decoded at once, and of their rollouts (`taro.models.grouped`)."""
+    """Keys and values of the prompts decoded at once, and of their rollouts (`taro.models.decoding`)."""
     shape, rows = job.shape, job.batch * job.G
     one = 2 * shape.K * shape.d * job.size * shape.L
     return {"prompts' keys and values": job.batch * job.P * one, "rollouts' keys and values": rows * job.R * one,

@@ -57,19 +57,27 @@ def cache_folder() -> Path:
 
 
 class _Timed:
-    """A compiled function. `seconds`: that calls took in which it was compiled, with what they computed."""
+    """A compiled function; the plain one where it cannot be compiled, as on a machine without a C compiler. `seconds`:
+    that calls took in which it was compiled, with what they computed."""
 
-    def __init__(self, function: Callable[..., Any], what: str, *, dynamic: bool | None) -> None:
+    def __init__(self, function: Callable[..., Any], what: str) -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder()))
-        self.seconds, self._what, self._kinds = 0.0, what, set[Any]()
-        self._call = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=BACKEND)
+        self.seconds, self._what, self._kinds, self._plain = 0.0, what, set[Any](), function
+        self._call = torch.compile(function, fullgraph=True, backend=BACKEND)
 
     def __call__(self, kind: Any, *args: Any) -> Any:
         """`kind`: calls of one kind are compiled together."""
         if kind in self._kinds:
             return self._call(*args)
         started = time.perf_counter()
-        found = self._call(*args)
+        try:
+            found = self._call(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, OSError) as error:  # what torch.compile raises is of these
+            log.warning("%s runs uncompiled, which is slower: %s", self._what, str(error).strip().partition("\n")[0])
+            self._call = self._plain
+            found = self._call(*args)
         if args[0].device.type == "cuda":
             torch.cuda.synchronize(args[0].device)
         took = time.perf_counter() - started
@@ -81,12 +89,12 @@ class _Timed:
 
 @cache
 def _compiled_layer(shape: Shape, prefix: PrefixAttention) -> _Timed:
-    return _Timed(layer_of(shape, prefix), "the decoder's layer", dynamic=None)
+    return _Timed(layer_of(shape, prefix), "the decoder's layer")
 
 
 @cache
 def _compiled_picking(decoding: Decoding) -> _Timed:
-    return _Timed(next_token_of(decoding), "the choice of a token", dynamic=None)
+    return _Timed(next_token_of(decoding), "the choice of a token")
 
 
 def compile_seconds() -> float:
