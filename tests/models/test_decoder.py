@@ -17,7 +17,7 @@ from taro.models.adapters import Lora, Merged, add_adapters
 from taro.models.decoder import generate as decoder
 from taro.models.decoder import steps
 from taro.models.decoder.generate import How, prompts_at_once
-from taro.models.decoder.prefix import merge, merge_blocks, plain
+from taro.models.decoder.prefix import flash_blocks, merge, merge_blocks, plain
 from taro.models.decoder.rows import Drawn, Rows, cache_bytes
 from taro.models.decoder.weights import joined, layers_of
 from taro.models.families import FAMILIES
@@ -301,7 +301,8 @@ def test_what_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(steps, "BACKEND", refuse)
     function = steps._Timed(lambda x: x + 1, "the test")
     assert [int(function("kind", torch.tensor(n))) for n in range(3)] == [1, 2, 3]
-    assert len(caplog.records) == 1 and "the test runs uncompiled" in caplog.text
+    said = [one.getMessage() for one in caplog.records if one.name == steps.__name__ and one.levelname == "WARNING"]
+    assert len(said) == 1 and said[0].startswith("the test runs uncompiled") and "no C compiler here" in said[0]
 
 
 def test_compiled_code_is_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -310,3 +311,25 @@ def test_compiled_code_is_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatc
     assert steps.cache_folder() == tmp_path / "taro" / "compiled"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "named"))
     assert steps.cache_folder() == tmp_path / "named"
+
+
+@pytest.mark.parametrize("P", [5, 16, 40])
+def test_a_prefix_in_blocks_is_the_whole_prefix(P: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU's kernel is asked of each block, by plain attention."""
+    monkeypatch.setattr("taro.models.decoder.prefix.BLOCK", 16)
+    generator = torch.Generator().manual_seed(P)
+    B, K, M, d = 3, 2, 5, 8
+    q, k, v = (torch.randn(B, K, n, d, generator=generator) * 2 for n in (M, P, P))
+    lengths = torch.tensor([P, 1, P // 2 + 1])
+
+    def attend(q_NMd: torch.Tensor, k_Xd: torch.Tensor, v_Xd: torch.Tensor, starts: torch.Tensor, used: torch.Tensor,
+               most: int) -> tuple[torch.Tensor, torch.Tensor]:
+        mixed, sums = torch.full(q_NMd.shape, float("nan")), torch.full(q_NMd.shape[:2], float("inf"))
+        for n, (start, count) in enumerate(zip(starts.tolist(), used.tolist(), strict=True)):
+            assert 0 <= count <= most and start + count <= len(k_Xd)
+            if count:
+                scores = q_NMd[n] @ k_Xd[start : start + count].T * d**-0.5
+                mixed[n], sums[n] = scores.softmax(-1) @ v_Xd[start : start + count], scores.logsumexp(-1)
+        return mixed.view(-1, d), sums.view(-1)
+
+    torch.testing.assert_close(flash_blocks(q, k, v, lengths, attend), plain(q, k, v, lengths))

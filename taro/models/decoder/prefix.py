@@ -42,23 +42,33 @@ def flash_whole(q_BKMd: torch.Tensor, k_BKPd: torch.Tensor, v_BKPd: torch.Tensor
     return found[0], found[1]
 
 
-def flash_blocks(q_BKMd: torch.Tensor, k_BKPd: torch.Tensor, v_BKPd: torch.Tensor,
-                 lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _flash_sequences(q_NMd: torch.Tensor, k_Xd: torch.Tensor, v_Xd: torch.Tensor, starts_N: torch.Tensor,
+                     used_N: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of N sequences, each of M queries over the `used_N` keys from `starts_N` on, at most `most`: mixed
+    values [N * M, d] and log-sum-exps [N * M], in whatever shape; of a sequence without keys they may be anything."""
+    N, M, d = q_NMd.shape
+    bounds_q = (torch.arange(N + 1, device=q_NMd.device) * M).int()
+    bounds_k = torch.cat([starts_N, starts_N.new_full((1,), len(k_Xd))]).int()
+    found = torch.ops.aten._flash_attention_forward(
+        q_NMd.reshape(-1, 1, d), k_Xd[:, None], v_Xd[:, None], bounds_q, bounds_k, M, most, 0.0, False, False,
+        scale=d**-0.5, seqused_k=used_N.int())
+    return found[0], found[1]
+
+
+def flash_blocks(q_BKMd: torch.Tensor, k_BKPd: torch.Tensor, v_BKPd: torch.Tensor, lengths_B: torch.Tensor,
+                 attend: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _flash_sequences,
+                 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `PrefixAttention`. Each block of a prefix is a sequence of its own, of as many keys as the prompt has there,
     so that prompts may differ in length and all of the GPU is at work; the blocks are merged by log-sum-exp."""
     (B, K, P, d), M = k_BKPd.shape, q_BKMd.shape[2]
     S = -(-P // BLOCK)
     starts_S = torch.arange(S, device=q_BKMd.device) * BLOCK
     used_BS = (lengths_B[:, None] - starts_S).clamp(0, BLOCK)
-    used = used_BS[:, None].expand(B, K, S).reshape(-1).int()
-    rows = torch.arange(B * K, device=q_BKMd.device)[:, None] * P + starts_S
-    bounds_k = torch.cat([rows.reshape(-1), rows.new_full((1,), B * K * P)]).int()
-    bounds_q = (torch.arange(B * K * S + 1, device=q_BKMd.device) * M).int()
-    q = q_BKMd[:, :, None].expand(B, K, S, M, d).reshape(-1, 1, d)
-    found = torch.ops.aten._flash_attention_forward(
-        q, k_BKPd.reshape(-1, 1, d), v_BKPd.reshape(-1, 1, d), bounds_q, bounds_k, M, BLOCK, 0.0, False, False,
-        scale=d**-0.5, seqused_k=used)
-    mixed_BKSMd, sums_BKSM = found[0].view(B, K, S, M, d), found[1].reshape(B, K, S, M)
+    used = used_BS[:, None].expand(B, K, S).reshape(-1)
+    starts = (torch.arange(B * K, device=q_BKMd.device)[:, None] * P + starts_S).reshape(-1)
+    q = q_BKMd[:, :, None].expand(B, K, S, M, d).reshape(-1, M, d)
+    mixed, sums = attend(q, k_BKPd.reshape(-1, d), v_BKPd.reshape(-1, d), starts, used, BLOCK)
+    mixed_BKSMd, sums_BKSM = mixed.view(B, K, S, M, d), sums.reshape(B, K, S, M)
     return merge_blocks(mixed_BKSMd, sums_BKSM.masked_fill((used_BS == 0)[:, None, :, None], float("-inf")))
 
 

@@ -75,7 +75,7 @@ class _Timed:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, OSError) as error:  # what torch.compile raises is of these
-            log.warning("%s runs uncompiled, which is slower: %s", self._what, str(error).strip().partition("\n")[0])
+            log.warning("%s runs uncompiled, which is slower: %.300s", self._what, " ".join(str(error).split()))
             self._call = self._plain
             found = self._call(*args)
         if args[0].device.type == "cuda":
