@@ -2,7 +2,8 @@
 
 Everything that later parts of the step need is in one frozen `RolloutBatch` whose leading dimensions are checked. The
 scoring pass gives the old log-probs, so several mini-batches and inner epochs work (docs/method.md, difference 11);
-every pass packs a group into one row of its own, so old, reference and current passes have the same shapes.
+every pass packs a group into one row of its own, so old, reference and current passes have the same shapes. The pass
+over the disrupted video begins at the first patch that moved (`taro.models.reused`).
 Legend: B prompts, G rollouts of a group, P prompt tokens, R response tokens, S temporal patches."""
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from taro.models.asking import ask
 from taro.models.decoding import sampler_of
 from taro.models.features import VideoFeatures
 from taro.models.logprobs import score
+from taro.models.packing import Packer, one_group_a_row
 from taro.models.policy import Policy
 from taro.models.prompt import Prompt
+from taro.models.reused import KeptPrefixes, shared_tokens
 from taro.models.sampler import Decoding, Sampler
 from taro.shards.reader import Sample
 from taro.train.config import RewardConfig, RolloutConfig
@@ -30,8 +33,8 @@ from taro.train.data import sample_name
 from taro.train.disruption import Disruption
 from taro.train.prefixes import draw_paths, prefix_ids
 
-__all__ = ["RolloutBatch", "Scores", "StepName", "counted_tokens", "disrupt", "on_device", "roll_out", "score_batch",
-           "score_prompts"]
+__all__ = ["Disrupted", "RolloutBatch", "Scores", "StepName", "counted_tokens", "disrupt", "on_device", "roll_out",
+           "score_batch", "score_prompts"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,12 @@ class RolloutBatch:
         assert self.mask_BGR.shape == self.sampled_BGR.shape == (B, G, R)
         assert self.forced_BG.shape == self.finished_BG.shape == self.guided_BG.shape == (B, G)
 
+    def part(self, some: slice) -> RolloutBatch:
+        """The batch of some of its prompts; fallbacks are counted by the whole."""
+        names = ("samples", "prompts", "ids_BGR", "mask_BGR", "sampled_BGR", "forced_BG", "finished_BG", "guided_BG",
+                 "texts_BG")
+        return replace(self, fallbacks=0, **{name: getattr(self, name)[some] for name in names})
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -86,6 +95,14 @@ class Scores:
     disrupted_BGR: torch.Tensor
     disrupted_B: np.ndarray
     over_BGR: np.ndarray
+
+    @staticmethod
+    def joined(parts: Sequence[Scores], reference_BGR: torch.Tensor | None) -> Scores:
+        """The scores of a batch, from those of its parts in order."""
+        old_BGR, disrupted_BGR = (torch.cat([getattr(one, name) for one in parts])
+                                  for name in ("old_BGR", "disrupted_BGR"))
+        return Scores(old_BGR, reference_BGR, disrupted_BGR, np.concatenate([one.disrupted_B for one in parts]),
+                      np.concatenate([one.over_BGR for one in parts]))
 
 
 def roll_out(policy: Policy, asking: Asking, samples: Sequence[Sample], config: RolloutConfig, at: StepName, *,
@@ -160,11 +177,34 @@ def disrupt(batch: RolloutBatch, disruption: Disruption) -> tuple[list[Prompt], 
 
 
 @torch.no_grad()
-def score_prompts(policy: Policy, prompts: Sequence[Prompt], batch: RolloutBatch, *,
-                  bf16: bool = False) -> torch.Tensor:
+def score_prompts(policy: Policy, prompts: Sequence[Prompt], batch: RolloutBatch, *, bf16: bool = False,
+                  packer: Packer = one_group_a_row) -> torch.Tensor:
     """Log-probs [B, G, R] of a batch's responses under a policy, after these prompts, on the CPU."""
     with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16):
-        return score(policy, prompts, batch.ids_BGR, batch.mask_BGR, temperature=batch.decoding.temperature).cpu()
+        return score(policy, prompts, batch.ids_BGR, batch.mask_BGR, temperature=batch.decoding.temperature,
+                     packer=packer).cpu()
+
+
+class Disrupted:
+    """A few prompts over disrupted videos, scored behind what the pass over the plain ones keeps for it. kept: give its
+    `keep` to that pass as the packer; changed_B: which videos could be disrupted."""
+
+    def __init__(self, batch: RolloutBatch, disruption: Disruption) -> None:
+        self._batch = batch
+        self._prompts, self.changed_B = disrupt(batch, disruption)
+        shared_B = [shared_tokens(*pair) for pair in zip(batch.prompts, self._prompts, strict=True)]
+        self._moved = [b for b, shared in enumerate(shared_B) if shared < len(batch.prompts[b].ids_P)]
+        self.kept = KeptPrefixes([shared if b in self._moved else 0 for b, shared in enumerate(shared_B)])
+
+    def scores(self, policy: Policy, old_BGR: torch.Tensor, config: RewardConfig, *, bf16: bool = False) -> Scores:
+        """Scores, old and disrupted. A disrupted video that equals the plain one has its `old_BGR`."""
+        disrupted_BGR = old_BGR.clone()
+        for b in self._moved:
+            part = self._batch.part(slice(b, b + 1))
+            disrupted_BGR[b] = score_prompts(policy, [self._prompts[b]], part, bf16=bf16,
+                                             packer=self.kept.of([b]).reuse)[0]
+        return Scores(old_BGR, None, disrupted_BGR, self.changed_B,
+                      counted_tokens(policy, self._batch, config.drop_over))
 
 
 def counted_tokens(policy: Policy, batch: RolloutBatch, over: Literal["reasoning", "response"]) -> np.ndarray:
@@ -179,8 +219,10 @@ def counted_tokens(policy: Policy, batch: RolloutBatch, over: Literal["reasoning
 def score_batch(policy: Policy, reference: Callable[[RolloutBatch], torch.Tensor] | None, batch: RolloutBatch,
                 config: RewardConfig, *, bf16: bool = False) -> Scores:
     """Scores a batch under the current policy, the reference (`taro.train.reference`), and the disrupted videos."""
-    disrupted, changed_B = disrupt(batch, Disruption(config.disruption, config.dt_s))
-    return Scores(old_BGR=score_prompts(policy, batch.prompts, batch, bf16=bf16),
-                  reference_BGR=None if reference is None else reference(batch),
-                  disrupted_BGR=score_prompts(policy, disrupted, batch, bf16=bf16), disrupted_B=changed_B,
-                  over_BGR=counted_tokens(policy, batch, config.drop_over))
+    parts = []
+    for b in range(max(len(batch.prompts), 1)):  # of one prompt at a time keys and values are kept
+        part = batch.part(slice(b, b + 1))
+        disrupted = Disrupted(part, Disruption(config.disruption, config.dt_s))
+        old_BGR = score_prompts(policy, part.prompts, part, bf16=bf16, packer=disrupted.kept.keep)
+        parts.append(disrupted.scores(policy, old_BGR, config, bf16=bf16))
+    return Scores.joined(parts, None if reference is None else reference(batch))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -48,18 +49,24 @@ class KeptPrefixes:
     def __init__(self, tokens_B: Sequence[int]) -> None:
         self._prefixes = [_Prefix(tokens) for tokens in tokens_B]
 
+    def of(self, places: Sequence[int]) -> KeptPrefixes:
+        """Those of some of the prompts, shared with these."""
+        some = KeptPrefixes(())
+        some._prefixes = [self._prefixes[place] for place in places]
+        return some
+
     def keep(self, prompts: Sequence[Prompt], ids_BGR: torch.Tensor, mask_BGR: torch.Tensor) -> Iterator[PackedBatch]:
         """Plain rows, one a group, that leave their first keys and values here."""
         for b, (_, prefix) in enumerate(zip(prompts, self._prefixes, strict=True)):
             row = pack(prompts, ids_BGR, mask_BGR, groups=[b])
-            yield _Keeping(*_values(row), prefix) if prefix.tokens else row
+            yield _Keeping(**_values(row), prefix=prefix) if prefix.tokens else row
 
     def reuse(self, prompts: Sequence[Prompt], ids_BGR: torch.Tensor, mask_BGR: torch.Tensor) -> Iterator[PackedBatch]:
         """Rows that begin behind what was kept, which they take with them: each can be gone through once."""
         for b, (prompt, prefix) in enumerate(zip(prompts, self._prefixes, strict=True)):
             assert prefix.tokens < len(prompt.ids_P), "the prompt's last token predicts the first of every response"
             row = pack(prompts, ids_BGR, mask_BGR, groups=[b])
-            yield _Behind(*_values(_tail(row, prefix.tokens)), prefix, row) if prefix.tokens else row
+            yield (_Behind(**_values(_tail(row, prefix.tokens)), prefix=prefix, whole=row) if prefix.tokens else row)
 
 
 class _Prefix:
@@ -117,8 +124,8 @@ class _Behind(PackedBatch):
         return attend
 
 
-def _values(row: PackedBatch) -> list[object]:
-    return [getattr(row, field.name) for field in fields(PackedBatch)]
+def _values(row: PackedBatch) -> dict[str, Any]:
+    return {field.name: getattr(row, field.name) for field in fields(PackedBatch)}
 
 
 def _tail(row: PackedBatch, start: int) -> PackedBatch:
