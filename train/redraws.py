@@ -22,7 +22,7 @@ from taro.train.open import Run
 from taro.train.rewards import compute_rewards
 from taro.train.rollouts import RolloutBatch, Scores, StepName, roll_out, score_batch
 
-__all__ = ["Drawn", "draw_step"]
+__all__ = ["Drawn", "draw", "draw_step", "score_reference"]
 
 
 class Drawn(NamedTuple):
@@ -45,17 +45,28 @@ def draw_step(run: Run, samples: Sequence[Sample], at: StepName, *, guide: float
         redrawn += len(equal_N)
         again = _draw(run, [batch.samples[b] for b in equal_N], replace(at, round=number), guide)
         batch, scores = _with_batch(batch, again[0], equal_N), _with_scores(scores, again[1], equal_N)
-    if run.reference is not None:
-        with run.phases("scores"):
-            scores = replace(scores, reference_BGR=run.reference(batch))
-    return Drawn(batch, scores, redrawn)
+    return Drawn(batch, replace(scores, reference_BGR=score_reference(run, batch)), redrawn)
 
 
-def _draw(run: Run, samples: Sequence[Sample], at: StepName, guide: float) -> tuple[RolloutBatch, Scores]:
+def score_reference(run: Run, batch: RolloutBatch) -> torch.Tensor | None:
+    """Log-probs [B, G, R] under the start policy, None of a run without one."""
+    if run.reference is None:
+        return None
+    with run.phases("scores"):
+        return run.reference(batch)
+
+
+def draw(run: Run, samples: Sequence[Sample], at: StepName, guide: float) -> RolloutBatch:
+    """The rollouts of one round; after the first one the run may stop."""
     with run.phases("rollouts"):
         batch = roll_out(run.sampling, run.asking, samples, run.config.rollout, at, guide=guide, bf16=run.bf16)
     if not at.round:  # of later rounds each rank has its own number
         run.pause()
+    return batch
+
+
+def _draw(run: Run, samples: Sequence[Sample], at: StepName, guide: float) -> tuple[RolloutBatch, Scores]:
+    batch = draw(run, samples, at, guide)
     with run.phases("scores"):
         return batch, score_batch(run.policy, None, batch, run.config.reward, bf16=run.bf16)
 

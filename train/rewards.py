@@ -9,8 +9,8 @@ duration in seconds, d_i the log-probability drop of rollout i."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -158,6 +158,15 @@ class Rewards:
         if self.extra_BGE is None:
             return total_BG
         return np.asarray(total_BG + self.extra_BGE @ np.array([weight for _, weight in self.extra]))
+
+    @staticmethod
+    def joined(parts: Sequence[Rewards]) -> Rewards:
+        """The rewards of a batch, from those of its parts in order."""
+        arrays: dict[str, Any] = {
+            field.name: np.concatenate([getattr(one, field.name) for one in parts]) for field in fields(Rewards)
+            if isinstance(getattr(parts[0], field.name), np.ndarray)}
+        return replace(parts[0], **arrays, predicted_BG=tuple(row for one in parts for row in one.predicted_BG),
+                       answers_BG=tuple(row for one in parts for row in one.answers_BG))
 
     @property
     def extra_means(self) -> dict[str, float]:

@@ -81,7 +81,7 @@ class StepTraces:
     def _count(self, *_: Any) -> None:
         """Before each product with the head; it is outside of the CUDA graphs of decoding. An update is traced whole: a
         trace does not end inside a backward pass."""
-        self._passes += not torch.is_grad_enabled()
+        self._passes += self._open is not None and self._open[0] != "update"
         if self._passes > LONGEST:
             self._end()
 

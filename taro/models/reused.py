@@ -1,17 +1,16 @@
 """Keys and values of a prompt's beginning, from one pass over a group, for another pass that begins alike.
 
-Attention is causal, so what a layer computes at a token depends on the tokens before it alone. Two passes under the same
-weights over rows that are equal up to some token have the same keys and values there: a pass over a disrupted video need
-not go through what lies before the first patch that moved. The first pass keeps them, with or without a gradient; the
-second, which has none, goes through the tokens behind them.
+Attention is causal: what a layer computes at a token depends on the tokens before it alone. So two passes under the
+same weights, over rows that are equal up to some token, have the same keys and values there, and a pass over a
+disrupted video need not go through what lies before the first patch that moved. The first pass keeps them, with or
+without a gradient; the second, which has none, goes through the tokens behind them.
 
     kept = KeptPrefixes([shared_tokens(prompt, disrupted)])
     score(policy, [prompt], ids_BGR, mask_BGR, packer=kept.keep)
     score(policy, [disrupted], ids_BGR, mask_BGR, packer=kept.reuse)
 
 Left out: reuse under dropout or after an update, which the caller must rule out.
-Legend: B prompts, G rollouts, R response tokens, P prefix tokens, K kept tokens, T tokens of the row, S temporal patches,
-N tokens of a patch."""
+Legend: B prompts, G rollouts, R response tokens, S temporal patches, N tokens of a patch."""
 
 from __future__ import annotations
 

@@ -48,6 +48,9 @@ class TokenLoss(NamedTuple):
 class Algorithm(Protocol):
     """See the module. Made from a `taro.train.config.LossConfig`."""
 
+    by_group: bool
+    """whether a group's advantages depend on its own rewards alone; then they may be asked for group by group"""
+
     def advantages(self, rewards_BG: np.ndarray) -> np.ndarray:
         """Advantages [B, G] of the whole step, from its total rewards."""
 

@@ -16,6 +16,8 @@ __all__ = ["GRPO"]
 class GRPO:
     """`A = (R - mean) / std` of the group; the clipped surrogate; the valid tokens of the mini-batch."""
 
+    by_group = True
+
     def __init__(self, config: LossConfig) -> None:
         self._config = config
 

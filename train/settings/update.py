@@ -79,6 +79,9 @@ class OptimizerConfig(Config):
     """what is kept of each trained parameter, in bytes. float32: 16 (weight, gradient and two moments of 4); bfloat16:
     12 (moments of 2); 8bit: 6 (weight and gradient of 2, moments of 1). The first two hold 2 more where the policy
     computes in bfloat16. What is short is rounded by chance, right in the mean"""
+    one_pass: bool = True
+    """take the old log-probs from the update's own forward pass where they are the same: one update a step
+    (mini_batches and inner_epochs 1), no rollout.redraws, no lora.dropout. False: from a pass of their own"""
     checkpoint_activations: bool = False
     """compute activations again in the backward pass: less memory, slower"""
     offload_activations: bool = False
