@@ -327,7 +327,7 @@ def test_a_machine_remembers_how_fast_it_was(tmp_path: Path) -> None:
     found = measured_speed(lines, job, gpu="g", prompt=900.0, kl=0.01)
     assert found is not None and found.steps == 3
     assert found.decode_s == pytest.approx(2 / 200) and found.update_s == pytest.approx(16 / (16 * 1700))
-    assert found.score_s == pytest.approx(4 / (16 * 1700))
+    assert found.score_s == pytest.approx(6 / (16 * 1700))
     seconds = seconds_of_step(job, found, prompt=900.0, response=100.0, kl=0.01)
     assert seconds == pytest.approx(2 + 12 + 16)
     cache = tmp_path / "taro" / "speed.json"

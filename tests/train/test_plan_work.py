@@ -38,8 +38,9 @@ def test_supervised_training_draws_and_scores_nothing() -> None:
 def test_groups_that_are_drawn_again_are_counted() -> None:
     """Twice the drawing and scoring with one round at most, but for the reference; one more copy of the videos."""
     shape, speed = RELEASED["qwen2.5-vl-7b"], H100[1]
-    once, again = (make_plan(config_of(rollout={"redraws": n}), shape, LENGTHS, cache=Path("nothing.json"))
-                   for n in (0, 1))
+    scored_first = {"one_pass": False}
+    once, again = (make_plan(config_of(rollout={"redraws": n}, optimizer=scored_first), shape, LENGTHS,
+                             cache=Path("nothing.json")) for n in (0, 1))
     row = 16 * (LENGTHS.mean + 8 * once.response[0])
     drawn = 2 * once.response[0] * speed.decode_s + row * 2 * speed.score_s
     assert once.hours[0] == once.hours[1] == again.hours[0]

@@ -13,6 +13,7 @@ from typing import Any
 
 from taro.models.adapters import targeted
 from taro.train.config import LoraConfig, TrainConfig
+from taro.train.one_pass import in_one_pass
 from taro.train.plan.lengths import Lengths
 from taro.train.plan.memory import Adapters, Job, peak_by_phase, states_bytes
 from taro.train.plan.shapes import ModelShape
@@ -121,7 +122,8 @@ def job_of(config: TrainConfig, shape: ModelShape, lengths: Lengths, *, world: i
         batch=min(rollout.batch_prompts, prompts), micro=min(optimizer.micro_prompts, max(mini, 1)), G=rollout.group,
         R=rollout.max_new_tokens, P=lengths.longest, M=lengths.video, top_p=rollout.top_p < 1, sft=sft,
         entropy=config.loss.entropy > 0 and not sft, redraws=0 if sft else rollout.redraws,
-        validation=None if answers.split is None else (answers.batch_prompts, answers.max_new_tokens))
+        validation=None if answers.split is None else (answers.batch_prompts, answers.max_new_tokens),
+        one_pass=in_one_pass(config) and not sft)
 
 
 def _adapters(lora: LoraConfig, shape: ModelShape, policy: str) -> Adapters:

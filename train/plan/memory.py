@@ -52,7 +52,8 @@ class Adapters:
 class Job:
     """What of a run decides its memory. bf16: computes in bfloat16; P: tokens of the longest prompt, M of them its
     video's; prompts, batch, micro: of a rank in a step, decoded at once, in one backward pass; sft: responses are
-    given, not drawn; validation: prompts decoded at once and tokens of an answer, None: there is none."""
+    given, not drawn; validation: prompts decoded at once and tokens of an answer, None: there is none; one_pass: the
+    disrupted videos are scored inside the update (`taro.train.one_pass`)."""
 
     shape: ModelShape
     bf16: bool
@@ -74,6 +75,7 @@ class Job:
     entropy: bool = False
     redraws: int = 0
     validation: tuple[int, int] | None = None
+    one_pass: bool = False
 
     @property
     def T(self) -> int:
@@ -201,9 +203,29 @@ def _update(job: Job) -> dict[str, int]:
         most = max(shape.layer_matrices, shape.V * shape.D)
         moments.append({"activations": held + mask + ends,
                         "gradients on the way": most * (job.size + 4) + most * 4 // job.world})
+    if job.one_pass:
+        moments.append({"activations": held + mask + ends + _scoring(job), **_disrupted(job, rows)})
     if rows > 1:  # the ends of the other rows wait while one goes back
         moments[0]["activations"] += ends * (rows - 1) // rows
     return max(moments, key=lambda parts: sum(parts.values()))
+
+
+def _video(job: Job) -> int:
+    """A row's video, as it is put in place."""
+    return job.M * job.shape.D * (job.size + 4) * (1 + job.shape.levels)
+
+
+def _scoring(job: Job) -> int:
+    """A row that is scored without a gradient."""
+    longest = max(_forward(job), MASKS * job.T**2, 2 * _logits(job) + (job.T + job.G * job.R) * 4 * job.shape.D)
+    return longest + (0 if job.adapters is None or not job.bf16 else job.trained * job.size)  # autocast's copies
+
+
+def _disrupted(job: Job, prompts: int) -> dict[str, int]:
+    """What stands beside the row of a disrupted video: those videos, and what the plain pass kept of its prompts."""
+    shape = job.shape
+    return {"disrupted videos": prompts * job.M * shape.D * job.size * (1 + shape.levels) + _video(job),
+            "kept keys and values": prompts * job.P * 2 * shape.K * shape.d * job.size * shape.L}
 
 
 def _step(job: Job) -> int:
@@ -225,13 +247,11 @@ def _streamed(job: Job) -> int:
 
 def peak_by_phase(job: Job) -> dict[str, dict[str, int]]:
     """The parts of each phase at its fullest, without those that stay all the time (`states_bytes`)."""
-    D, video = job.shape.D, job.M * job.shape.D * (job.size + 4) * (1 + job.shape.levels)
-    scoring = max(_forward(job), MASKS * job.T**2, 2 * _logits(job) + (job.T + job.G * job.R) * 4 * D)
-    # The features of the disrupted videos stand beside the others while a batch is scored.
-    videos, streamed = states_bytes(job)["videos"], _streamed(job)
-    scoring += 0 if job.adapters is None or not job.bf16 else job.trained * job.size  # autocast's copies of adapters
-    scores = {"streamed reference" if streamed > scoring + video else "activations": max(streamed, scoring + video),
-              "disrupted videos": videos}
+    D, video, videos = job.shape.D, _video(job), states_bytes(job)["videos"]
+    streamed, scoring = _streamed(job), _scoring(job) + _video(job)
+    scores = {"streamed reference" if streamed > scoring else "activations": max(streamed, scoring)}
+    if not job.one_pass:
+        scores |= _disrupted(job, 1)
     rollouts = {**cache_bytes(job), "decoding": _decoding(job)}
     if job.redraws:  # those that are drawn again stand beside those that were
         rollouts["videos drawn again"] = scores["videos drawn again"] = videos

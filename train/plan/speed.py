@@ -58,9 +58,10 @@ def speed_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taro" / "speed.json"
 
 
-def passes(kl: float) -> int:
-    """Scoring passes of a step: the policy, the disrupted videos, and the reference where there is one."""
-    return 2 + (kl > 0)
+def passes(kl: float, *, one_pass: bool = False) -> int:
+    """Scoring passes of a step: the disrupted videos, the policy unless its update is that pass (`Job.one_pass`), and
+    the reference where there is one."""
+    return 2 - one_pass + (kl > 0)
 
 
 def seconds_of_step(job: Job, speed: Speed, *, prompt: float, response: float, kl: float, redraws: int = 0) -> float:
@@ -73,7 +74,7 @@ def seconds_of_step(job: Job, speed: Speed, *, prompt: float, response: float, k
     batches = -(-job.prompts // job.batch)
     decoding = batches * min(LONGEST * response, job.R) * speed.decode_s
     scored = job.prompts * row * speed.score_s
-    return (1 + redraws) * (decoding + passes(0) * scored) + (passes(kl) - passes(0)) * scored + update
+    return (1 + redraws) * (decoding + passes(0, one_pass=job.one_pass) * scored) + (kl > 0) * scored + update
 
 
 def measured_speed(lines: Sequence[dict[str, Any]], job: Job, *, gpu: str, prompt: float, kl: float) -> Speed | None:
@@ -91,7 +92,7 @@ def measured_speed(lines: Sequence[dict[str, Any]], job: Job, *, gpu: str, promp
         return sum(float(line["phases"].get(phase, 0.0)) for line in seen) / max(sum(over), 1.0)
 
     return Speed(gpu, job.shape.parameters, job.adapters is not None, each("rollouts", decoded),
-                 each("scores", tokens) / passes(kl), each("update", tokens), len(seen))
+                 each("scores", tokens) / passes(kl, one_pass=job.one_pass), each("update", tokens), len(seen))
 
 
 def write_speed(speed: Speed, path: Path) -> None:
