@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import typer
 
@@ -18,7 +19,7 @@ from taro.core.errors import ConfigError
 from taro.train.launch.place import place_of
 from taro.train.launch.start import run_ranks
 
-__all__ = ["is_quiet", "start_ranks", "stopping"]
+__all__ = ["is_quiet", "same_command", "start_ranks", "stopping"]
 
 STOPPING = "\nstopping after this phase, with a checkpoint of the last finished step; again: at once\n"
 
@@ -42,9 +43,15 @@ def start_ranks(gpus: int, device: str) -> None:
             raise ConfigError(f"--gpus {gpus}: torch finds {found} GPUs here; ask for no more than there are "
                               "(processes without GPUs: device=cpu)")
     with deferred(STOPPING, at_once=False) as signals:
-        code = run_ranks([sys.executable, "-m", "taro", *WORDS], gpus, signals,
-                         lambda text: say_error(f"error: {text}"))
+        code = run_ranks(same_command(), gpus, signals, lambda text: say_error(f"error: {text}"))
     raise typer.Exit(code)
+
+
+def same_command() -> list[str]:
+    """The words that start this command again. Where this process finds modules in the current folder last or not at
+    all, as `taro` does, so does the other: no file that lies there takes the place of an installed module."""
+    safe = [] if sys.path[:1] in ([""], [str(Path.cwd())]) else ["-P"]
+    return [sys.executable, *safe, "-m", "taro", *WORDS]
 
 
 def stopping() -> AbstractContextManager[list[int]]:

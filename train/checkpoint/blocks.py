@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Event
 
 from taro.core.files import open_regular
+from taro.train.launch.place import ranks_here
 
 __all__ = ["BLOCK_BYTES", "StoppedError", "blocks_of", "hash_threads", "wrong_blocks", "write_blocks"]
 
@@ -31,9 +32,8 @@ class StoppedError(Exception):
 
 def hash_threads() -> int:
     """Threads that hash beside the one that writes: of the cores that the ranks of this machine share, half."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // (2 * max(ranks, 1))))
+    return max(1, min(8, cores // (2 * ranks_here(os.environ))))
 
 
 def blocks_of(size_bytes: int) -> int:

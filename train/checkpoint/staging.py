@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from taro.core.tensors import tensor_bytes
+from taro.train.launch.place import ranks_here
 from taro.train.optimizer.pieces import Piece
 
 __all__ = ["Staging", "free_host_bytes", "staged_bytes"]
@@ -34,7 +36,8 @@ def staged_bytes(pieces: Sequence[Piece]) -> int:
 
 
 def free_host_bytes() -> int | None:
-    """Memory that this process may still take, by the system and by its control group; None where nobody says."""
+    """Memory that this rank may still take, by the system and by its control group: its part of what is free, since the
+    ranks of a machine all ask. None where nobody says."""
     found = []
     for line in _text("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
@@ -44,7 +47,7 @@ def free_host_bytes() -> int | None:
         used = [int(line.split()[1]) for line in _text("/sys/fs/cgroup/memory.stat").splitlines()
                 if line.startswith(("anon ", "shmem "))]
         found.append(max(int(limit) - sum(used), 0))
-    return int(min(found) * (1 - KEPT_FREE)) if found else None
+    return int(min(found) * (1 - KEPT_FREE)) // ranks_here(os.environ) if found else None
 
 
 def _text(path: str) -> str:

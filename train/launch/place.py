@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from taro.core.errors import ConfigError
 
-__all__ = ["ENDED", "LINE_FD", "STORE_FD", "Line", "Place", "place_of"]
+__all__ = ["ENDED", "LINE_FD", "STORE_FD", "Line", "Place", "place_of", "ranks_here"]
 
 ENDED = 75
 """exit code of a rank that ends since another one failed"""
@@ -49,6 +49,16 @@ def place_of(environment: Mapping[str, str]) -> Place | None:
         raise ConfigError(f"the environment says RANK={place.rank} and WORLD_SIZE={place.world}; expected a rank below "
                           "the world size, as torchrun sets them: start with torchrun or --gpus, or unset them")
     return place
+
+
+def ranks_here(environment: Mapping[str, str]) -> int:
+    """Ranks of this machine, which share its cores and its memory; 1 where nobody says.
+
+    >>> ranks_here({"LOCAL_WORLD_SIZE": "8"}), ranks_here({})
+    (8, 1)
+    """
+    found = environment.get("LOCAL_WORLD_SIZE", "")
+    return max(int(found), 1) if found.isascii() and found.isdecimal() and len(found) < 7 else 1
 
 
 class Line:

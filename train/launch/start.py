@@ -80,7 +80,8 @@ def _start(command: Sequence[str], rank: int, world: int, store: socket.socket) 
     ours.setblocking(False)
     handed = [theirs.fileno(), *([store.fileno()] if rank == 0 else [])]
     environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.getsockname()[1]),
+                   "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(store.getsockname()[1]),
                    LINE_FD: str(theirs.fileno()), **({STORE_FD: str(store.fileno())} if rank == 0 else {})}
     with theirs:
         # A session of its own: Ctrl-C reaches the launcher alone, which hands it on once.

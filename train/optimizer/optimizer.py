@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -124,41 +124,49 @@ class Optimizer:
     def _reduce(self, layer: list[Slot]) -> None:
         """Adds a layer's gradients over the ranks, each slice to its owner's."""
         self._next += 1
-        world = self.ranks.world
-        lengths = [slice_length(slot.whole, world) for slot in layer]
+        places, length = _side_by_side(layer, self.ranks.world)
         first = layer[0].gradient
         assert first is not None
-        parts_WN = first.new_zeros((world, sum(lengths)))
-        at = 0
-        for slot, length in zip(layer, lengths, strict=True):
+        parts_WN = first.new_zeros((self.ranks.world, length))
+        for slot, columns in places:
             if slot.parameter.grad is not None:
-                rows = slot.parameter.grad.reshape(-1)
-                for rank in range(world):
-                    part = rows[rank * length : (rank + 1) * length]
-                    parts_WN[rank, at : at + len(part)] = part
+                for part_n, room_n in _slices(slot.parameter.grad.reshape(-1), parts_WN[:, columns]):
+                    room_n.copy_(part_n)
                 slot.parameter.grad = None
-            at += length
-        sum_N, at = self.ranks.reduce_scatter(parts_WN), 0
-        for slot, length in zip(layer, lengths, strict=True):
+        sum_N = self.ranks.reduce_scatter(parts_WN)
+        for slot, columns in places:
             assert slot.gradient is not None
-            slot.gradient += sum_N[at : at + len(slot.gradient)]
-            at += length
+            slot.gradient += sum_N[columns][: len(slot.gradient)]
 
     @torch.no_grad()
     def _share(self) -> None:
         """Sends each rank's slices of the compute weights to all, a layer at a time."""
-        world = self.ranks.world
-        for layer in self._layers if world > 1 else ():
+        for layer in self._layers if self.ranks.world > 1 else ():
             for dtype in {slot.parameter.dtype: None for slot in layer}:
-                same = [slot for slot in layer if slot.parameter.dtype == dtype]
-                lengths = [slice_length(slot.whole, world) for slot in same]
-                mine_N, at = same[0].flat.new_zeros(sum(lengths)), 0
-                for slot, length in zip(same, lengths, strict=True):
-                    mine_N[at : at + slot.stop - slot.start] = slot.flat[slot.start : slot.stop]
-                    at += length
-                all_WN, at = self.ranks.all_gather(mine_N), 0
-                for slot, length in zip(same, lengths, strict=True):
-                    for rank in range(world):
-                        part = slot.flat[rank * length : (rank + 1) * length]
-                        part.copy_(all_WN[rank, at : at + len(part)])
-                    at += length
+                places, length = _side_by_side([slot for slot in layer if slot.parameter.dtype == dtype],
+                                               self.ranks.world)
+                mine_N = places[0][0].flat.new_zeros(length)
+                for slot, columns in places:
+                    mine_N[columns][: slot.stop - slot.start].copy_(slot.flat[slot.start : slot.stop])
+                all_WN = self.ranks.all_gather(mine_N)
+                for slot, columns in places:
+                    for part_n, room_n in _slices(slot.flat, all_WN[:, columns]):
+                        part_n.copy_(room_n)
+
+
+def _side_by_side(slots: Sequence[Slot], world: int) -> tuple[list[tuple[Slot, slice]], int]:
+    """Which columns of [W, N] each slot has, where row r holds the slices of rank r; and N."""
+    places, at = [], 0
+    for slot in slots:
+        end = at + slice_length(slot.whole, world)
+        places.append((slot, slice(at, end)))
+        at = end
+    return places, at
+
+
+def _slices(flat: torch.Tensor, rows_WL: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Views of each rank's slice of a flattened tensor, and of its room in that rank's row."""
+    length = rows_WL.shape[1]
+    for rank, row_L in enumerate(rows_WL):
+        part_n = flat[rank * length : (rank + 1) * length]
+        yield part_n, row_L[: len(part_n)]
