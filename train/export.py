@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -29,9 +29,9 @@ __all__ = ["export_run"]
 log = logging.getLogger(__name__)
 
 
-def export_run(run: Run) -> Path:
+def export_run(run: Run, progress: Callable[[int, int], None] = lambda *_: None) -> Path:
     """Writes `out`/export, and `out`/adapter where adapters were trained; returns the first. All ranks call it, rank 0
-    writes. An older export is there until the new one is whole."""
+    writes. An older export is there until the new one is whole. `progress`: called with (tensors written, all)."""
     final, temporary = run.folder / "export", run.folder / ".tmp-export"
     run.saver.finish()
     exported = _use_wanted_weights(run)
@@ -41,7 +41,8 @@ def export_run(run: Run) -> Path:
     try:
         dtype = torch.float32 if run.config.checkpoint.export_dtype == "float32" else None
         with _trained_weights(run, exported) as weights:
-            export_checkpoint(run.policy, run.policy.folder, temporary, dtype=dtype, weights=weights)
+            export_checkpoint(run.policy, run.policy.folder, temporary, dtype=dtype, weights=weights,
+                              progress=progress)
         template = run.asking.template
         write_atomically(temporary / "template.yaml",
                          yaml.safe_dump(template.model_dump(mode="json"), sort_keys=False).encode())

@@ -67,10 +67,10 @@ def save_and_prune(run: Run) -> None:
     """Begins to save a checkpoint, after which older ones are pruned; after the last step waits for both."""
     if run.saver.newest == run.state.step:  # validation kept it a moment ago
         return
-    with run.working("saving a checkpoint"):
-        run.saver.save(run.state)
+    with run.working("saving a checkpoint", "MB") as count:
+        run.saver.save(run.state, count)
         if run.state.step == run.steps:
-            run.saver.finish()
+            run.saver.finish(count)
 
 
 def keep_what_is_done(run: Run) -> str:

@@ -92,8 +92,8 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
             except Stopped:
                 raise Stopped(keep_what_is_done(run)) from None
         split = traces.write()
-        with run.working("exporting the policy"):
-            export = export_run(run)
+        with run.working("exporting the policy", "tensors") as count:
+            export = export_run(run, count)
         if run.plan is not None and run.ranks.first:
             keep_speed(run.plan, run.folder)
     state = run.state

@@ -138,13 +138,15 @@ class Run:
             raise Stopped
 
     @contextlib.contextmanager
-    def working(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Tells the caller's callback of work beside the steps while the block runs; yields what counts it."""
+    def working(self, what: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+        """Tells the caller's callback of work beside the steps while the block runs; yields what counts it, in `unit`
+        where the work does not say it."""
         tell: OnWork = self.on_work or (lambda *_: None)
-        tell(what, 0, None)
+        shown = f"{what} ({unit})" if unit else what
+        tell(shown, 0, None)
         self.ranks.note(what)
         try:
-            yield lambda done, total: tell(what, done, total)
+            yield lambda done, total: tell(shown, done, total)
             self.ranks.note(self.phases.now)
         finally:
             tell(None, 0, None)

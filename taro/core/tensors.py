@@ -37,20 +37,21 @@ class LazyTensor:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor | LazyTensor], *,
-                  metadata: Mapping[str, str] | None = None) -> str:
+                  metadata: Mapping[str, str] | None = None, progress: Callable[[int], None] = lambda _: None) -> str:
     """Writes a safetensors file, forced to the disk; returns its sha256. In host memory there is one tensor at a time,
-    wherever they are. Raises OSError."""
+    wherever they are. `progress`: called with the number of tensors written so far. Raises OSError."""
     header, order = tensors_header(tensors, metadata or {})
     digest = hashlib.sha256(header)
     with path.open("wb") as file:
         file.write(header)
-        for name in order:
+        for number, name in enumerate(order, 1):
             one = tensors[name]
             tensor = one.read() if isinstance(one, LazyTensor) else one
             assert (tensor.dtype, tuple(tensor.shape)) == (one.dtype, tuple(one.shape)), f"{name}: not as announced"
             data = tensor_bytes(tensor)
             digest.update(data)
             file.write(data)
+            progress(number)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -48,13 +48,15 @@ MAX_NAMED = 20
 
 
 def export_checkpoint(policy: Policy, base: str | Path, out: str | Path, *, dtype: torch.dtype | None = None,
-                      weights: Mapping[str, LazyTensor] | None = None) -> Path:
+                      weights: Mapping[str, LazyTensor] | None = None,
+                      progress: Callable[[int, int], None] = lambda *_: None) -> Path:
     """Writes `out`: `base` with the policy's language model and head in place of its own, the tower as it is, so that
     stock transformers loads it and computes what the policy does.
 
     Tensors keep `base`'s names, files and dtypes; language model and head take `dtype` where it is given, which
     config.json then names. A head that is the embeddings is written once. What of `base` stays behind is logged.
-    `weights`: by the policy's names, what is more exact than the tensors that it computes with."""
+    `weights`: by the policy's names, what is more exact than the tensors that it computes with; `progress`: called with
+    (tensors written, all)."""
     base, out = Path(base), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     files, names = tensor_files(base), places(base, policy.family)
@@ -64,19 +66,25 @@ def export_checkpoint(policy: Policy, base: str | Path, out: str | Path, *, dtyp
     assert trained.keys() - names.values() <= ({EMBEDDINGS, HEAD} if tied else set()), "another model's folder"
     if tied and EMBEDDINGS in names.values():
         names = {name: where for name, where in names.items() if where != HEAD}
-    weight_map, size_bytes = {}, 0
+    weight_map, size_bytes = dict[str, str](), 0
     for file in sorted({files[name] for name in names}):
         with opened(file) as handle:
             content = {name: _exported(trained.get(names[name]), name, handle,
                                        None if names[name][0] == "tower" else dtype)
                        for name in names if files[name] == file}
-            write_tensors(out / file.name, content, metadata={"format": "pt"})
+            write_tensors(out / file.name, content, metadata={"format": "pt"},
+                          progress=partial(_tell, progress, len(weight_map), len(names)))
         weight_map.update(dict.fromkeys(content, file.name))
         size_bytes += sum(math.prod(one.shape) * one.dtype.itemsize for one in content.values())
     if is_index(weights_name(base)):
         _write_json(out / weights_name(base), {"metadata": {"total_size": size_bytes}, "weight_map": weight_map})
     _adapt_config(out / "config.json", dtype=dtype, tied=tied)
     return out
+
+
+def _tell(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    """`done` tensors of a file are written, after `before` of other files."""
+    progress(before + done, total)
 
 
 def _trained(policy: Policy, weights: Mapping[str, LazyTensor], *,

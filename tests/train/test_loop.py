@@ -105,7 +105,7 @@ def test_the_export_answers_as_the_trained_policy(make_config: Callable[..., Tra
     assert [row["step"] for row in evaluated] == [0, 2]
     begun = [(at, what) for at, (what, done, total) in enumerate(said) if what is not None and total is None]
     assert [what for _, what in begun] == [f"validating on {config.validation.split}"] * 2 + [
-        "saving a checkpoint", "exporting the policy"]
+        "saving a checkpoint (MB)", "exporting the policy (tensors)"]
     for at, what in begun:
         over = said.index((None, 0, None), at)
         counts = [(done, total) for _, done, total in said[at + 1 : over]]

@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import copy
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ import torch
 from taro.core.errors import TaroError
 from taro.core.files import fsync, replace_folder, write_atomically
 from taro.core.tensors import tensor_bytes
-from taro.train.checkpoint.blocks import write_blocks
+from taro.train.checkpoint.blocks import BLOCK_BYTES, write_blocks
 from taro.train.checkpoint.pieces import Table, file_header, in_file_order, rank_file, rows_of
 from taro.train.checkpoint.resume import Owner
 from taro.train.checkpoint.staging import Staging, free_host_bytes, staged_bytes
@@ -43,6 +43,13 @@ from taro.train.ranks import ALONE, Ranks
 __all__ = ["Saver", "save_checkpoint"]
 
 log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""(done, all)"""
+MB = 10**6
+TELL_S = 0.5
+"""from one word of progress to the next"""
+
 
 @dataclass
 class _Job:
@@ -75,14 +82,15 @@ class Saver:
         self.newest: int | None = None
         """step of the newest checkpoint that this process has written or is writing"""
         self._job: _Job | None = None
+        self._written = self._all = 0
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._staging: Staging | None = None
         self._prepare()
 
-    def save(self, state: RunState) -> None:
+    def save(self, state: RunState, progress: Progress | None = None) -> None:
         """Begins the checkpoint of `state`; an older one of its step is replaced. Waits for the checkpoint before, then
-        only for the copy of the tensors. Raises OSError."""
-        self.finish()
+        only for the copy of the tensors. `progress`: see `finish`. Raises OSError."""
+        self.finish(progress)
         temporary = self.folder / f".tmp-{step_folder(state.step)}"
         pieces, stop, staging = in_file_order(self.owner.pieces()), Event(), self._prepare()
         if staging is not None and not staging.ready():
@@ -93,13 +101,14 @@ class Saver:
         if staging is not None:
             staging.stage(pieces)
             parts = staging.parts()
+        self._written, self._all = 0, staged_bytes(pieces)
         work = self._thread.submit(self._write, temporary, pieces, parts, staged=staging is not None, stop=stop)
         self._job = _Job(temporary, copy(state), self.owner.steps, stop, work)
         self.newest = state.step
         if self.ranks.world == 1:  # nobody to wait for: the same thread goes on
             self._name(self._job, lambda: [work.result()])
         if waits:
-            self.finish()
+            self.finish(progress)
 
     def poll(self) -> None:
         """Looks how far the ranks are, without waiting for a disk. Raises what one of them met."""
@@ -116,10 +125,13 @@ class Saver:
         else:
             self._name(job, lambda: [one["done"] for one in every])
 
-    def finish(self) -> None:
-        """Waits until the checkpoint under way has its name. Raises what a rank met."""
+    def finish(self, progress: Progress | None = None) -> None:
+        """Waits until the checkpoint under way has its name. `progress`: called now and then with the MB that this rank
+        has handed to its disk, and all of them. Raises what a rank met."""
         while self._job is not None:
-            wait([self._job.work])
+            while wait([self._job.work], None if progress is None else TELL_S).not_done:
+                if progress is not None:
+                    progress(self._written // MB, max(self._all // MB, 1))
             self.poll()
 
     def close(self) -> None:
@@ -191,7 +203,7 @@ class Saver:
         header = file_header(pieces)
         name = temporary / rank_file(self.ranks.rank, self.ranks.world, "safetensors")
         try:
-            digests = write_blocks(name, itertools.chain([memoryview(header)], parts), stop=stop,
+            digests = write_blocks(name, itertools.chain([memoryview(header)], self._counted(parts)), stop=stop,
                                    ahead=None if staged else 1)  # each waiting block keeps a tensor in memory
             table = Table(tuple(rows_of(pieces)), len(header) + staged_bytes(pieces), tuple(digests)).as_json()
             write_atomically(name.with_suffix(".json"), table)
@@ -199,6 +211,15 @@ class Saver:
             name.unlink(missing_ok=True)  # a full disk needs its bytes
             raise
         return hashlib.sha256(table).hexdigest()
+
+    def _counted(self, parts: Iterable[memoryview]) -> Iterator[memoryview]:
+        """The parts, cut where they are large, counted as the one who writes comes back for the next."""
+        for part in parts:
+            for start in range(0, len(part), BLOCK_BYTES):
+                piece = part[start : start + BLOCK_BYTES]
+                yield piece
+                self._written += len(piece)
+            del part, piece  # else they would live while the next one is read
 
     def _name(self, job: _Job, digests: Callable[[], list[str]]) -> None:
         """Lets rank 0's thread finish a checkpoint whose tables have these sha256."""
