@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from benchmarks.real_size import varies
 from taro.core.errors import ConfigError
 from taro.core.jsonl import read_jsonl
 from taro.train.config import RewardConfig, TrainConfig
-from taro.train.extra_rewards import check_extra, overlong
+from taro.train.extra_rewards import EXAMPLES, check_extra, overlong
 from taro.train.loop import train
 from taro.train.run_dir import check_run
 
@@ -103,3 +105,10 @@ def test_more_overlong_tokens_than_a_response_has_are_refused(make_config: Calla
     with pytest.raises(ValidationError, match="are more tokens than a response may"):
         make_config(reward={"overlong_tokens": 97})
     assert [overlong(n, longest=96, cache=96) for n in (0, 48, 96)] == [0.0, -0.5, -1.0]
+
+
+def test_the_reward_of_the_benchmark_differs_wherever_responses_do() -> None:
+    """Even in one byte that is no letter; over many texts it is spread as evenly as chance."""
+    values = [varies(replace(EXAMPLES[0], text="\x00" * 40 + chr(number))) for number in range(500)]
+    assert len(set(values)) == 500 and all(0 <= value < 1 for value in values)
+    assert np.std(values) == pytest.approx(12**-0.5, rel=0.1) and varies(EXAMPLES[0]) == varies(EXAMPLES[0])
