@@ -36,6 +36,8 @@ ADAPTER = "adapter_config.json"
 """peft's settings: without a config.json beside it the folder is an adapter's, and names its base"""
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """config, weights, tokenizer, processor and templates; pickles and code stay where they are"""
+LONGEST_NAME = 4096
+"""characters of a base's name: no path of Linux is longer"""
 DEVICE = re.compile(r"cpu|cuda(?::[0-9]{1,3})?")
 
 
@@ -67,7 +69,7 @@ def base_of(folder: Path) -> Path:
         return folder
     settings = read_json(folder / ADAPTER)
     name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
-    if not isinstance(name, str) or not name or not isinstance(revision, str | None):
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not isinstance(revision, str | None):
         raise ModelError(f"{folder / ADAPTER}: base_model_name_or_path is {name!r:.200}; expected the model that the "
                          "adapter was trained on: a folder, or a hub id with its revision beside it")
     at = f"{name}@{revision}" if revision and hub_id(name) is not None and "@" not in name else name

@@ -200,6 +200,7 @@ def written(folder: Path, out: Path) -> Path:
     ({"init_lora_weights": "pissa"}, "init_lora_weights"),
     ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"fan_in_fan_out": True}, "fan_in_fan_out"),
     ({"base_model_name_or_path": None}, "base_model_name_or_path is None"),
+    ({"base_model_name_or_path": "x" * 5000}, r"base_model_name_or_path is .x{199}; expected"),
     ({"base_model_name_or_path": "/nowhere/at/all"}, "cannot be used"), ({"lora_alpha": "x"}, "lora_alpha"),
 ])
 def test_an_adapter_that_cannot_be_applied(folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:

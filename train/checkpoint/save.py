@@ -216,10 +216,9 @@ class Saver:
         """The parts, cut where they are large, counted as the one who writes comes back for the next."""
         for part in parts:
             for start in range(0, len(part), BLOCK_BYTES):
-                piece = part[start : start + BLOCK_BYTES]
-                yield piece
-                self._written += len(piece)
-            del part, piece  # else they would live while the next one is read
+                yield part[start : start + BLOCK_BYTES]
+                self._written += min(BLOCK_BYTES, len(part) - start)
+            del part  # else it would live while the next one is read
 
     def _name(self, job: _Job, digests: Callable[[], list[str]]) -> None:
         """Lets rank 0's thread finish a checkpoint whose tables have these sha256."""
