@@ -2,9 +2,9 @@
 
 A step is a paragraph: samples, rollouts, scores (current, reference, disrupted), rewards, advantages, update, log;
 then, when due, validation and a checkpoint. A run killed at any moment goes on from its newest checkpoint as if
-nothing had happened, bitwise on a CPU: every draw is a function of its name, nothing else is random.
-On several GPUs every rank runs this
-loop over prompts of its own (`taro.train.ranks`). Legend: B prompts, G rollouts of a group, R response tokens.
+nothing had happened, bitwise on a CPU: every draw is a function of its name, nothing else is random. On several GPUs
+every rank runs this loop over prompts of its own (`taro.train.ranks`).
+Legend: B prompts, G rollouts of a group, R response tokens.
 
     taro train sandbox --set policy=sandbox:policy --set shards=shards --set out=run
 """

@@ -39,9 +39,8 @@ KNOWN_BY = {"policy": "policy_sha256", "template": "template_sha256", "dtype": "
 
 
 def check_run(config: TrainConfig, *, resume: bool) -> None:
-    """Raises TaroError: a folder with another run, a tracker that is not installed, a reward of the user's that
-    cannot be used, a place without a shard set, a
-    policy that is nowhere."""
+    """Raises TaroError: a folder with another run, a tracker that is not installed, a reward of the user's that cannot
+    be used, a place without a shard set, a policy that is nowhere."""
     check_folder(config, resume=resume)
     check_trackers(config.trackers)
     check_lora(config.lora is not None)
