@@ -30,7 +30,7 @@ from taro.shards.index_build import write_index
 from taro.shards.manifest import build_manifest, read_manifest, write_manifest, write_skipped
 from taro.shards.store_local import LocalStore
 
-__all__ = ["PreprocessReport", "Progress", "preprocess"]
+__all__ = ["VERSIONS", "PreprocessReport", "Progress", "library_versions", "preprocess"]
 
 AGAIN = ("Make room or fix the disk, then run the same command again: finished slices and every caption are kept")
 VERSIONS = ("av", "decord", "torch", "transformers", "open_clip_torch", "pillow", "numpy")
@@ -123,7 +123,7 @@ def _write_set(job: Job, skipped: list[SkippedRow], captions: int) -> None:
     manifest: Manifest = build_manifest(
         out, inputs=plan.inputs, skipped=len(skipped), captions=captions, name=config.name, taro_version=__version__,
         encoders=_encoders(job), clip_encoders=[] if plan.clip_encoder is None else [plan.clip_encoder],
-        captioner=plan.captioner, versions=_versions(), plan_sha256=job.plan_sha256,
+        captioner=plan.captioner, versions=library_versions(), plan_sha256=job.plan_sha256,
         index=write_index(out),
         config={**plan.shaping, "lint_counts": plan.lint},
         provenance=Provenance(dataset=config.dataset, split=config.split, annotations_file=plan.annotations_file,
@@ -152,7 +152,8 @@ def _encoders(job: Job) -> list[EncoderFingerprint]:
     return [known[name] for name in sorted(known)]
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of what may show in a set's bytes, by name; what is not installed is left out."""
     found = {"python": platform.python_version()}
     for name in VERSIONS:
         try:

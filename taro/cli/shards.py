@@ -11,6 +11,7 @@ from taro.cli.options import Json
 from taro.cli.output import say, say_json
 from taro.cli.progress import progress
 from taro.cli.selection import InRange, OfSplit, WithIds, WithKeys, WithText, selection
+from taro.cli.shards_verify import verify
 from taro.cli.shards_view import view
 
 if TYPE_CHECKING:
@@ -68,23 +69,8 @@ def _facts(shard_set: ShardSet) -> dict[str, Any]:
     return {**facts, "kinds": kinds, "encoders": encoders}
 
 
-@app.command()
-def verify(path: Root, as_json: Json = False) -> None:
-    """Read every byte of a set and list everything that is wrong with it; exit code 1 where anything is."""
-    from taro.shards.verify import verify as verify_set
-
-    with progress("verifying, MB", quiet=as_json) as shown:
-        report = verify_set(path, progress=lambda done, total: shown.update(done / 1e6, total / 1e6))
-    if as_json:
-        say_json(report.as_dict())
-    else:
-        for problem in report.problems:
-            say(f"problem: {problem}")
-        say(f"{path}: {report.shards} shards, {report.records} clips, {report.queries} queries, "
-            f"{report.captions} captions, {report.bytes:,} bytes: "
-            + ("all right" if report.ok else f"{len(report.problems)} problems"))
-    if not report.ok:
-        raise typer.Exit(1)
+app.command()(verify)
+app.command()(view)
 
 
 @app.command()
@@ -101,9 +87,6 @@ def index(path: Root, as_json: Json = False) -> None:
         return
     say(f"{path}: queries.parquet, {entry.rows:,} rows, {entry.bytes:,} bytes"
         + ("" if written else ": it has this index already"))
-
-
-app.command()(view)
 
 
 @app.command()
