@@ -21,6 +21,7 @@ from taro.preprocess.config import PreprocessConfig
 from taro.preprocess.deep import FEATURES_TOLERANCE, deep_check, drawn_keys
 from taro.preprocess.run import preprocess
 from taro.preprocess.sheets import contact_sheet
+from taro.shards.index_build import write_index
 from taro.shards.manifest import read_entries, write_manifest
 from taro.shards.reader import open_shards
 from taro.shards.verify import verify
@@ -71,7 +72,8 @@ def resealed(root: Path, key: str, *, features: Callable[[VideoFeatures], VideoF
                 clip, held, x = clip.model_copy(update=facts), sheet(held), features(x)
             writer.add_clip(clip, held, {name: x}, {}, {name: variants})
         writer.commit()
-    write_manifest(root, source.manifest.model_copy(update={"shards": read_entries(root)}))
+    write_manifest(root, source.manifest.model_copy(update={"shards": read_entries(root),
+                                                                 "index": write_index(root)}))
     assert verify(root).ok, verify(root).problems
 
 
