@@ -159,7 +159,7 @@ def test_filters_and_orders_tell_rows_apart(window: Browser, pages: Path, width:
     window.click("a.row")
     assert window.address.endswith("/clips/clip-20.html#q0")
     window.click("a[rel=next]")
-    window.click("a.up")
+    window.click("a.home")
     assert count(window).endswith("queries") and " of " not in count(window)
     for _ in range(3):
         window.back()

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from taro.cli.app import app
 from taro.core.errors import ConfigError, ShardError
 from taro.grounding.records import DenseCaption, QueryRecord
+from taro.shards import view_rows
 from taro.shards.format import MANIFEST, shard_path
 from taro.shards.manifest import build_manifest, write_manifest
 from taro.shards.ops.filter import Selection
@@ -193,19 +194,59 @@ def test_pages_are_whole_or_as_they_were(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pages", "set"]
 
 
+def test_pages_that_a_killed_command_left_are_cleared_away(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", [[1]])
+    (tmp_path / ".pages.making" / "clips").mkdir(parents=True)
+    (tmp_path / ".pages.making" / "clips" / "old.html").write_text("half")
+    for _ in range(2):
+        view(tmp_path / "set", tmp_path / "pages")
+    assert [path.name for path in (tmp_path / "pages" / "clips").iterdir()] == [f"{record(1).key}.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pages", "set"]
+    assert not (tmp_path / "pages" / ".old").exists()
+
+
+def test_rows_of_many_clips_are_files_of_bounded_size_and_number(tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_rows, "MAX_ROWS", 8_999)
+    monkeypatch.setattr(view_rows, "CHUNK_BYTES", 100_000)
+    rows = view_rows.RowFiles(tmp_path / "data", ["one", "two"])
+    one = record(1)
+    queries = [query.model_copy(update={"text": "x" * 100}) for query in one.queries]
+    for number in range(5_000):
+        clip = one.model_copy(update={"key": f"clip-{number}", "queries": queries})
+        rows.add(clip, ["two"], sheet=False, keeps=lambda key, query: True, rewards={})
+    rows.close()
+    assert (rows.queries, rows.left_out) == (8_999, 1_001)
+    sizes = [(tmp_path / "data" / name).stat().st_size for name in rows.names]
+    assert len(sizes) > 10 and max(sizes) < 101_000 and len(list((tmp_path / "data").iterdir())) == len(sizes)
+    clips = listed(tmp_path)
+    assert sum(len(clip[6]) for clip in clips) == 8_999 and clips[7][0] == "clip-7" and clips[7][4] == [1]
+    assert [clip[0] for clip in clips] == [f"clip-{number}" for number in range(4_500)]
+
+
+def test_rollouts_are_those_on_the_set_of_any_place(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", rollout("a", "1", set="far"), rollout("a", "2", set="near"))
+    places = {"far": "s3://bucket/sets/one", "near": str(tmp_path / "sets" / "two")}
+    (run / "data.json").write_text(json.dumps({"sets": [{"name": name, "path": place}
+                                                        for name, place in places.items()]}))
+    assert list(last_rollouts(run, places["far"])) == [("a", "1")]
+    assert list(last_rollouts(run, Path(places["near"]))) == [("a", "2")]
+    assert list(last_rollouts(run, "hf://datasets/me/far")) == [("a", "1")], "by the last part of its name"
+
+
 def test_one_clip_of_everything_at_once_stays_bounded(tmp_path: Path) -> None:
     """The most that a KEY.json may hold: thousands of captions and queries of thousands of characters."""
-    captions = [DenseCaption(start_s=0, end_s=4.0, text=f"{number} " + "<w>" * 2_000) for number in range(3_000)]
-    queries = [QueryRecord(id=str(number), text="<q>" * 2_000, windows_s=[(0, 1)] * 50) for number in range(1_500)]
+    captions = [DenseCaption(start_s=0, end_s=4.0, text=f"{number} " + "<w>" * 2_000) for number in range(1_000)]
+    queries = [QueryRecord(id=str(number), text="<q>" * 1_000, windows_s=[(0, 1)] * 50) for number in range(400)]
     one = record(1).model_copy(update={"captions": captions, "queries": queries})
     with SliceWriter(tmp_path / "set", 0, kinds=["paths"]) as writer:
         writer.add_clip(one, SHEET, {}, {})
         writer.commit()
-    write_manifest(tmp_path / "set", build_manifest(tmp_path / "set", inputs=1_500, skipped=0, captions=3_000))
+    write_manifest(tmp_path / "set", build_manifest(tmp_path / "set", inputs=400, skipped=0, captions=1_000))
     made = view(tmp_path / "set", tmp_path / "pages")
     page = tmp_path / "pages" / "clips" / f"{one.key}.html"
-    assert made.queries == 1_500 and page.stat().st_size < 15_000_000
-    assert "1,200 more querys" not in page.read_text() and "1,200 more queries" in page.read_text()
+    assert made.queries == 400 and page.stat().st_size < 15_000_000
+    assert "100 more queries of this clip are not drawn" in page.read_text()
     rows = listed(tmp_path / "pages")[0][6]
     assert [rows[0][5], rows[299][5], rows[300][5]] == [0, 299, -1] and len(rows[0][1]) == MAX_ROW_TEXT + 3
 

@@ -26,6 +26,7 @@ from taro.core.places import paths_from
 from taro.metrics.answers import AnswerRow, predictions, score_rows
 from taro.metrics.bootstrap import percentiles_M
 from taro.metrics.scores import PROTOCOLS, Prediction, Scores
+from taro.shards.places import local_folder
 from taro.train.config import TrainConfig
 from taro.train.report.rows import RolloutLine, eval_line, step_line
 
@@ -159,7 +160,7 @@ def last_rollouts(run: str | Path, place: str | Path | None = None) -> dict[tupl
     run = Path(run)
     if not (run / "rollouts").is_dir():
         raise ConfigError(f"{run}: no rollouts folder there; expected the folder of a `taro train` run")
-    name = None if place is None else _set_name(run, Path(place))
+    name = None if place is None else _set_name(run, str(place))
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for step, path in sorted(_dumps(run).items()):
         for rows in _groups(path):
@@ -183,13 +184,15 @@ def _groups(dump: Path) -> list[list[dict[str, Any]]]:
     return [sorted(rows, key=lambda row: int(row["g"])) for rows in groups.values()]
 
 
-def _set_name(run: Path, place: Path) -> str:
+def _set_name(run: Path, place: str) -> str:
     """What a run on several sets calls the set at `place`."""
+    folder = local_folder(place)
+    names = (place,) if folder is None else (place, str(folder), str(folder.resolve()))
     sets = read_json(run / "data.json", error=ConfigError).get("sets")
     for one in sets if isinstance(sets, list) else ():
-        if isinstance(one, dict) and str(one.get("path")) in (str(place), str(place.resolve())):
+        if isinstance(one, dict) and str(one.get("path")) in names:
             return str(one.get("name"))
-    return place.resolve().name
+    return place.rstrip("/").rpartition("/")[2] if folder is None else folder.resolve().name
 
 
 def row_iou(row: AnswerRow, protocol: str) -> float:

@@ -8,7 +8,7 @@
   const keys = {
     ArrowLeft: () => go("a[rel=prev]"), k: () => go("a[rel=prev]"),
     ArrowRight: () => go("a[rel=next]"), j: () => go("a[rel=next]"),
-    u: () => go("a.up"), "/": () => { location.href = document.querySelector("a.up").href + "#/"; },
+    u: () => go("a.home"), "/": () => { location.href = document.querySelector("a.home").href + "#/"; },
   };
   addEventListener("keydown", event => {
     const scrolls = event.key.startsWith("Arrow") && event.target.closest(".timeline, .scroll, pre");

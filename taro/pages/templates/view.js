@@ -2,7 +2,7 @@
 // Texts of a set are untrusted: each is put into the page as text, never as markup.
 "use strict";
 const PAGE = 40, MARKS = 8;  // rows of a page of the list; words that are marked in one row
-const rows = [], shown = {list: [], at: 0, terms: []};
+const rows = [], shown = {list: [], at: 0, terms: [], drawn: new Map()};
 const by = id => document.getElementById(id);
 const make = (tag, name, text) => {
   const node = document.createElement(tag);
@@ -111,10 +111,19 @@ function drawn(row, index) {
   return item;
 }
 
+function placed(item, row, index) {  // a row that is drawn already keeps its picture
+  if (!item) return drawn(row, index);
+  item.firstChild.dataset.index = index;
+  item.querySelector(".said").replaceWith(marked(row.text || "(no query)"));
+  return item;
+}
+
 function draw() {
   const {list, at} = shown, last = Math.min(at + PAGE, list.length);
   by("list").start = at + 1;
-  by("list").replaceChildren(...list.slice(at, last).map((row, index) => drawn(row, at + index)));
+  const before = shown.drawn;
+  shown.drawn = new Map(list.slice(at, last).map((row, index) => [row, placed(before.get(row), row, at + index)]));
+  by("list").replaceChildren(...shown.drawn.values());
   const all = rows.length.toLocaleString("en"), some = list.length.toLocaleString("en");
   by("count").textContent = list.length === rows.length ? `${all} quer${rows.length === 1 ? "y" : "ies"}`
     : `${some} of ${all} queries`;
