@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 __all__ = ["main", "make", "write"]
 
+REPEATS = 7
 TYPED = ["t", "th", "the", "the ", "the b", "the blue", "the blue 9", "999", "zzz", ""]
 KEYSTROKES = """const field = document.getElementById("text"), spent = [];
 for (const value of arguments[0]) {
@@ -94,8 +95,10 @@ def main() -> None:
         began = time.monotonic()
         window.open(pages / "index.html")
         print(f"opened in {time.monotonic() - began:.1f} s")
-        for value, ms, count in window.run(KEYSTROKES, TYPED):
-            print(f"{value!r}: {ms} ms, {count}")
+        runs = [window.run(KEYSTROKES, TYPED) for _ in range(REPEATS)]
+        for index, value in enumerate(TYPED):
+            spent = sorted(run[index][1] for run in runs)
+            print(f"{value!r}: median {spent[REPEATS // 2]} ms, {spent[0]} to {spent[-1]}, {runs[0][index][2]}")
 
 
 if __name__ == "__main__":
