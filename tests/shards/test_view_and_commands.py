@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ from taro.core.errors import ConfigError, ShardError
 from taro.grounding.records import DenseCaption, QueryRecord
 from taro.shards import view_rows
 from taro.shards.format import MANIFEST, shard_path
+from taro.shards.index_build import add_index
 from taro.shards.manifest import build_manifest, write_manifest
 from taro.shards.ops.filter import Selection
+from taro.shards.places import STORES
+from taro.shards.store_local import LocalStore
 from taro.shards.view import view
 from taro.shards.view_rows import MAX_ROW_TEXT
 from taro.shards.writer import SliceWriter
 from taro.train.report.data import last_rollouts
 from tests.shards.helpers_sets import FINGERPRINT, SHEET, fingerprint, record, write_set
+from tests.shards.test_store import MemoryStore, copied
 
 HOSTILE = '</title><script>alert(1)</script><img src=x onerror=alert(2)>"\' \u202e{braces}'
 
@@ -163,6 +168,23 @@ def test_only_what_is_selected_is_written(tmp_path: Path) -> None:
         assert pages == {clip[0] for clip in listed(tmp_path / "pages")}
         assert keys is None or pages == {record(number).key for number in keys}, words
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pages", "set"], "nothing is left beside the pages"
+
+
+def test_pages_are_the_same_from_any_place_with_an_index_or_without(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    write_set(tmp_path / "set", [[1, 2], [3]])
+    shutil.copytree(tmp_path / "set", tmp_path / "indexed")
+    add_index(tmp_path / "indexed")
+    far = MemoryStore("memory://set")
+    copied(LocalStore(tmp_path / "indexed"), far)
+    monkeypatch.setitem(STORES, "memory", lambda place: {"memory://set": far}[place])
+    made = []
+    for number, place in enumerate((tmp_path / "set", tmp_path / "indexed", "memory://set")):
+        out = tmp_path / f"pages-{number}"
+        assert view(place, out, selection=Selection(split="val", text="the 1", difficulty=(15, 40))).queries == 2
+        made.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()})
+    assert made[0] == made[1] == made[2] and len(made[0]) == 11
 
 
 def test_a_wrong_key_run_or_place_is_said(tmp_path: Path) -> None:
