@@ -38,25 +38,26 @@ def read_clips(store: Store, name: str, records: list[SidecarRecord]) -> Iterato
             yield clip_of(record, *checked(file.read(BLOCK + member.size), shard, record.key, member))
 
 
-def clip_of(record: SidecarRecord, data: bytes, where: str) -> ClipRecord:
+def clip_of(record: SidecarRecord, data: memoryview, where: str) -> ClipRecord:
     """KEY.json, parsed and compared with what the sidecar says of it."""
-    clip = parse_clip(data, where)
+    clip = parse_clip(bytes(data), where)
     if clip.key != record.key or len(clip.queries) != record.queries:
         raise ShardError(f"{where}: holds {clip.key} with {len(clip.queries)} queries, the sidecar says {record.key} "
                          f"with {record.queries}")
     return clip
 
 
-def checked(data: bytes, shard: str, key: str, member: Member) -> tuple[bytes, str]:
-    """The data of a member that was read with its header, both checked, and how to name it in a message."""
+def checked(data: bytes, shard: str, key: str, member: Member) -> tuple[memoryview, str]:
+    """The data of a member that was read with its header, both checked, and how to name it in a message. Features of
+    many megabytes are not copied for the sake of their header."""
     where = f"{shard}: record {key} at byte {member.offset:,}"
     if len(data) != BLOCK + member.size:
         raise ShardError(f"{where}: {member.size:,} bytes expected, the shard ends before; it is truncated")
     if read_header(data[:BLOCK], where) != (key, member.ext, member.size):
         raise ShardError(f"{where}: the header there does not name {key}.{member.ext} of {member.size:,} bytes; shard "
                          "and sidecar do not belong together")
-    data = data[BLOCK:]
-    if hashlib.sha256(data).hexdigest() != member.sha256:
+    view = memoryview(data)[BLOCK:]
+    if hashlib.sha256(view).hexdigest() != member.sha256:
         raise ShardError(f"{where}: sha256 of {key}.{member.ext} is not the sidecar's; the shard is damaged, fetch it "
                          "again or make it again (`taro shards verify` lists all damage)")
-    return data, where
+    return view, where

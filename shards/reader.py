@@ -260,7 +260,7 @@ class ShardSet:
     def thumbnail(self, key: str) -> bytes | None:
         """The contact sheet (JPEG bytes, not decoded here), or None where the set was made without."""
         has_one = any(member.ext == "jpg" for member in self._find("paths", key)[1].members)
-        return self._member("paths", key, "jpg")[0] if has_one else None
+        return bytes(self._member("paths", key, "jpg")[0]) if has_one else None
 
     def queries(self, split: str | None = None, ids: Collection[str] | None = None,
                 difficulty: tuple[float, float] | None = None) -> Sequence[QueryRef]:
@@ -340,7 +340,7 @@ class ShardSet:
 
     def raw(self, kind: str, key: str, ext: str) -> bytes:
         """The bytes of a member as they lie in the shard, checked against the sidecar's digest and not parsed."""
-        return self._member(kind, key, ext)[0]
+        return bytes(self._member(kind, key, ext)[0])
 
     def _find(self, kind: str, key: str) -> tuple[int, SidecarRecord]:
         """The index of the shard that holds a record, and what its sidecar says of it."""
@@ -350,7 +350,7 @@ class ShardSet:
             raise ShardError(f"{self.place}: no record {key[:120]} in {kind}, which holds {held} records")
         return found
 
-    def _member(self, kind: str, key: str, ext: str) -> tuple[bytes, str]:
+    def _member(self, kind: str, key: str, ext: str) -> tuple[memoryview, str]:
         """The bytes of a member, checked, and how to name it in a message."""
         index, record = self._find(kind, key)
         name = shard_path(kind, index)

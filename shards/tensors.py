@@ -45,7 +45,7 @@ def pack_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
     return b"".join([header, *(tensor_bytes(tensors[name]) for name in order)])
 
 
-def unpack_tensors(data: bytes, where: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def unpack_tensors(data: bytes | memoryview, where: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of safetensors bytes; what does not fit the format is a ShardError opening with `where`."""
     import torch
 
@@ -62,7 +62,7 @@ def unpack_tensors(data: bytes, where: str) -> tuple[dict[str, torch.Tensor], di
     return tensors, metadata
 
 
-def _header(data: bytes, where: str) -> tuple[int, dict[str, Any]]:
+def _header(data: bytes | memoryview, where: str) -> tuple[int, dict[str, Any]]:
     if not 8 <= len(data) <= MAX_MEMBER_BYTES:
         raise ShardError(f"{where}: {len(data):,} bytes are no safetensors file")
     size = int.from_bytes(data[:8], "little")
@@ -120,7 +120,7 @@ def pack_features(features: VideoFeatures) -> bytes:
     return pack_tensors(tensors, {"grid_thw": grid, "seconds_per_patch": repr(float(features.seconds_per_patch))})
 
 
-def unpack_features(data: bytes, where: str = "features") -> VideoFeatures:
+def unpack_features(data: bytes | memoryview, where: str = "features") -> VideoFeatures:
     """The features that `pack_features` wrote, with every rule of the format checked."""
     tensors, metadata = unpack_tensors(data, where)
     main, deepstack = encoder_levels(tensors, ("times_s",), where)
@@ -176,7 +176,7 @@ def pack_frames(frames_TD: torch.Tensor) -> bytes:
     return pack_tensors({"frames": frames_TD}, {})
 
 
-def unpack_frames(data: bytes, where: str = "clip features") -> torch.Tensor:
+def unpack_frames(data: bytes | memoryview, where: str = "clip features") -> torch.Tensor:
     """The CLIP features [T, D] that `pack_frames` wrote."""
     tensors, _ = unpack_tensors(data, where)
     if set(tensors) != {"frames"} or tensors["frames"].ndim != 2 or not tensors["frames"].is_floating_point():

@@ -125,7 +125,7 @@ def pack_variants(variants: FrameVariants) -> bytes:
     return pack_tensors(tensors, {"count": str(made.count), "dt_s": repr(float(made.dt_s)), "seed": str(made.seed)})
 
 
-def unpack_variants(data: bytes, where: str = "variants") -> FrameVariants:
+def unpack_variants(data: bytes | memoryview, where: str = "variants") -> FrameVariants:
     """The variants that `pack_variants` wrote, with every rule of the format checked; else a ShardError."""
     import torch
 
