@@ -16,17 +16,13 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from taro.shards.in_order import InOrder
 from taro.shards.lanes import LaneOrder, check_webdataset
 from taro.shards.mix import MixedOrder
 from taro.shards.reader import QueryRef, Sample, ShardSet
-
-if TYPE_CHECKING:
-    import webdataset
 
 __all__ = ["LaneReader", "Part"]
 
@@ -52,15 +48,12 @@ class _Lane:
     """A lane that is being read. `held`: samples of its buffer; `running`: a thread reads for it; `ended`: nothing is
     left to read, or `error` says what is wrong."""
 
-    pipeline: webdataset.DataPipeline
+    samples: Iterator[tuple[Place, Sample]]
     room: int
     held: dict[Place, Sample] = field(default_factory=dict)
     running: bool = False
     ended: bool = False
     error: Exception | None = None
-
-    def __post_init__(self) -> None:
-        self.samples: Iterator[tuple[Place, Sample]] = iter(self.pipeline)
 
 
 class _Shards:
@@ -83,7 +76,7 @@ class _Records:
     """The second stage: the samples of each shard's queries, a clip at a time, in the order of their bytes."""
 
     def __init__(self, shard_set: ShardSet, refs: Sequence[QueryRef]) -> None:
-        self._set, self._refs = shard_set.in_order(), refs
+        self._set, self._refs = shard_set, refs
 
     def __call__(self, shards: Iterable[dict[str, Any]]) -> Iterator[tuple[Place, Sample]]:
         for shard in shards:
@@ -91,12 +84,6 @@ class _Records:
                 found = list(part)
                 samples = self._set.samples([self._refs[query] for query, _ in found])
                 yield from zip((place for _, place in found), samples, strict=True)
-
-    def close(self) -> None:
-        """Closes its files; called by the pipeline's own `close`."""
-        store = self._set.store
-        assert isinstance(store, InOrder)
-        store.close()
 
 
 class LaneReader:
@@ -138,7 +125,6 @@ class LaneReader:
         self._pool.shutdown(wait=True, cancel_futures=True)
         for lane in self._lanes.values():
             lane.held.clear()
-            lane.pipeline.close()
 
     def held(self) -> list[Sample]:
         """What the buffers hold now."""
@@ -184,7 +170,7 @@ class LaneReader:
         with self._changed:
             if (at, number) not in self._lanes:
                 order, (shard_set, refs) = self._lane_order(at), self._sets[at]
-                self._lanes[at, number] = _Lane(_pipeline(
+                self._lanes[at, number] = _Lane(_samples(
                     _Shards(order, number, self._epochs(at), partial(self._wanted, at),
                             lambda query: shard_set.shard_of(refs[query].key)),
                     _Records(shard_set, refs)), order.room)
@@ -197,7 +183,7 @@ class LaneReader:
         return np.asarray((step >= part.steps.start) & (step < part.steps.stop) & (prompt % part.world == part.rank))
 
 
-def _pipeline(*stages: Any) -> webdataset.DataPipeline:
+def _samples(shards: _Shards, records: _Records) -> Iterator[tuple[Place, Sample]]:
     import webdataset
 
-    return webdataset.DataPipeline(*stages)
+    return iter(webdataset.DataPipeline(shards, records))

@@ -21,7 +21,6 @@ from taro.grounding.records import ClipRecord, QueryRecord
 from taro.models.features import EncoderFingerprint, VideoFeatures, patch_times_s
 from taro.shards.catalog import open_catalog
 from taro.shards.format import BLOCK, MANIFEST, SidecarRecord, shard_path
-from taro.shards.in_order import InOrder
 from taro.shards.index import Index, query_of_row
 from taro.shards.index_file import IndexRow, index_rows
 from taro.shards.manifest import read_manifest, read_sidecar
@@ -166,13 +165,6 @@ class ShardSet:
         is read again, the queries neither."""
         other = copy.copy(self)
         other._encoder, other._with_variants = self._named(encoder), variants
-        return other
-
-    def in_order(self) -> ShardSet:
-        """The same open set for one thread that reads records in the order in which they lie in their shards: each
-        shard is opened once and read on. Close its store when done."""
-        other = copy.copy(self)
-        other.store = InOrder(self.store)
         return other
 
     def shard_of(self, key: str) -> int:

@@ -79,7 +79,7 @@ class DataConfig(Config):
     reading: Literal["indexed", "stream"] = "indexed"
     """indexed: any record when its query is drawn; stream: shards from their beginnings to their ends, in a drawn
     order, for sets larger than the cache of a remote store (docs/streaming.md)"""
-    buffer: int = Field(512, ge=1, le=1_000_000)
+    buffer: int = Field(256, ge=1, le=1_000_000)
     """of reading=stream: queries in the shuffle buffers of all ranks together; they hold their clips' features in the
     machine's memory"""
 
