@@ -59,17 +59,16 @@ class _Lane:
 class _Shards:
     """The first stage: the shards of a lane in its order, each with the queries that are wanted of it there."""
 
-    def __init__(self, order: LaneOrder, lane: int, epochs: range, wanted: Callable[[int], np.ndarray],
-                 shard_of: Callable[[int], int]) -> None:
-        self._order, self._lane, self._epochs, self._wanted, self._shard_of = order, lane, epochs, wanted, shard_of
+    def __init__(self, order: LaneOrder, lane: int, epochs: range, wanted: Callable[[int], np.ndarray]) -> None:
+        self._order, self._lane, self._epochs, self._wanted = order, lane, epochs, wanted
 
     def __call__(self) -> Iterator[dict[str, Any]]:
         for own in self._epochs:
             queries, places = self._order.reading(own, self._lane)
             wanted = self._wanted(own)[places]
             found = zip(queries[wanted].tolist(), places[wanted].tolist(), strict=True)
-            for shard, part in groupby(found, key=lambda one: self._shard_of(one[0])):
-                yield {"shard": shard, "queries": [(query, (own, place)) for query, place in part]}
+            for _, part in groupby(found, key=lambda one: int(self._order.shard_N[one[0]])):
+                yield {"queries": [(query, (own, place)) for query, place in part]}
 
 
 class _Records:
@@ -80,10 +79,10 @@ class _Records:
 
     def __call__(self, shards: Iterable[dict[str, Any]]) -> Iterator[tuple[Place, Sample]]:
         for shard in shards:
-            for _, part in groupby(shard["queries"], key=lambda one: self._refs[one[0]].key):
-                found = list(part)
-                samples = self._set.samples([self._refs[query] for query, _ in found])
-                yield from zip((place for _, place in found), samples, strict=True)
+            queries = [(self._refs[query], place) for query, place in shard["queries"]]
+            for _, part in groupby(queries, key=lambda one: one[0].key):
+                refs, places = zip(*part, strict=True)
+                yield from zip(places, self._set.samples(refs), strict=True)
 
 
 class LaneReader:
@@ -171,8 +170,7 @@ class LaneReader:
             if (at, number) not in self._lanes:
                 order, (shard_set, refs) = self._lane_order(at), self._sets[at]
                 self._lanes[at, number] = _Lane(_samples(
-                    _Shards(order, number, self._epochs(at), partial(self._wanted, at),
-                            lambda query: shard_set.shard_of(refs[query].key)),
+                    _Shards(order, number, self._epochs(at), partial(self._wanted, at)),
                     _Records(shard_set, refs)), order.room)
             return self._lanes[at, number]
 

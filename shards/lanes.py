@@ -52,6 +52,7 @@ def through_buffer(count: int, room: int, generator: np.random.Generator) -> lis
 
 class LaneOrder(QueryOrder):
     """The order of the queries of one set over epochs. Lane `lanes`, one more than there are, is the uneven rest.
+    `shard_N`: [n] the shard of each query, counted from 0.
 
     >>> order = LaneOrder([0, 0, 0, 1, 1, 1, 2], lanes=2, buffer=4, seed=0)
     >>> order.room, order.lane_of(0), order.lane_of(1), order.lane_of(5), order.lane_of(6)
@@ -67,7 +68,7 @@ class LaneOrder(QueryOrder):
         self.lanes = lanes
         self.room = max(1, buffer // lanes)
         self._length = self.n // lanes
-        shards, self._shard_N = np.unique(np.asarray(shard_N), return_inverse=True)
+        shards, self.shard_N = np.unique(np.asarray(shard_N), return_inverse=True)
         self._shards = len(shards)
         self._stream, self._where = lru_cache(maxsize=2)(self._by_shards), lru_cache(maxsize=2)(self._places)
 
@@ -84,7 +85,7 @@ class LaneOrder(QueryOrder):
         """All queries, shard after shard in a drawn order, inside a shard as they lie there."""
         turn = np.empty(self._shards, dtype=np.int64)
         turn[rng("stream-shards", self.seed, epoch).permutation(self._shards)] = np.arange(self._shards)
-        return np.argsort(turn[self._shard_N], kind="stable")
+        return np.argsort(turn[self.shard_N], kind="stable")
 
     def _places(self, epoch: int) -> np.ndarray:
         """The place of each query in the order of an epoch."""
