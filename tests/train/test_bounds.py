@@ -130,10 +130,13 @@ def test_samples_are_read_while_the_step_before_runs_and_once_each(
 
 def test_a_sample_that_cannot_be_read_is_raised_when_its_step_comes() -> None:
     class Data:
-        def samples(self, step: int, *, rank: int, world: int) -> tuple[int, list[Any]]:
+        def samples(self, step: int, *, rank: int, world: int, steps: int | None) -> tuple[int, list[Any]]:
             if step == 2:
                 raise OSError("gone")
             return 0, [step]
+
+        def close(self) -> None:
+            """Nothing is open."""
 
     ahead: Any = SamplesAhead(Data(), 4)  # type: ignore[arg-type]
     assert [ahead.take(0), ahead.take(1)] == [(0, [0]), (0, [1])]
