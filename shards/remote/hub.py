@@ -12,14 +12,16 @@ library, which may quote one, enters a message. Left out: models, spaces, Xet's 
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
-from huggingface_hub import constants, hf_hub_url
+from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
     BucketNotFoundError,
     EntryNotFoundError,
@@ -29,7 +31,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    build_hf_headers,
+    disable_progress_bars,
+    enable_progress_bars,
+    get_session,
+    hf_raise_for_status,
+)
 
 from taro.core.errors import ShardError
 from taro.core.json import strict_json
@@ -51,19 +60,33 @@ from taro.shards.remote.bucket import (
     status_error,
 )
 
-__all__ = ["ADVICE", "HubAddress", "HubFiles", "explained", "open_hub", "parse_hub"]
+__all__ = ["ADVICE", "HubAddress", "HubFiles", "NoDatasetError", "WRITE_ADVICE", "api", "explained", "open_hub",
+           "parse_hub", "quiet", "resolve", "session"]
 
 ADVICE = "Log in with `hf auth login`, or set HF_TOKEN to a token that may read it"
+WRITE_ADVICE = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
 TIMEOUT_S = 60.0
 """of one wait for bytes; the client has none of its own"""
+COMMIT_S = 180.0
+"""of one wait for an answer to what the client asks itself; a hub may take a minute for a commit"""
 MAX_PAGE_BYTES = 64 * 2**20
 """of one answer in JSON"""
 MAX_PAGES = 10_000
 MAX_NAME = 1024
 _FAILURES: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], OSError)
 """what the client raises where no whole answer comes: the base class of its HTTP library, whichever that is"""
+_CAUGHT: tuple[type[Exception], ...] = (*_FAILURES, RuntimeError, ValueError, KeyError, TypeError)
+"""those, and what it raises where an answer is not as it expects"""
 _PLACE = re.compile(r"hf://(datasets|buckets)/([^/@]+/[^/@]+)(?:@(refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(.*))?")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
+_LOGGERS = ("huggingface_hub.utils._http", "httpx", "httpx2")
+"""of the client, which name the address of a request"""
+
+
+class NoDatasetError(RefusedError):
+    """There is no such data set or bucket, or the token may not know of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +126,21 @@ def open_hub(place: str, *, waits_s: Sequence[float] = WAITS_S) -> HubFiles:
     `waits_s`: seconds between attempts."""
     address = parse_hub(place)
     if address.kind == "datasets":
-        asked = f"datasets/{address.repo}/revision/{quote(address.revision or constants.DEFAULT_REVISION, safe='')}"
-        facts, _ = retrying(partial(_ask, place, asked, {"expand": "sha"}), waits_s=waits_s)
-        commit = facts.get("sha") if isinstance(facts, dict) else None
-        if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-            raise ServerError(f"{place}: expected the commit of the revision, got none; check HF_ENDPOINT")
-        address = HubAddress(address.kind, address.repo, commit, address.folder)
+        address = replace(address, revision=resolve(address, waits_s=waits_s)[0])
     return HubFiles(address, waits_s=waits_s)
+
+
+def resolve(address: HubAddress, *, waits_s: Sequence[float] = WAITS_S) -> tuple[str, bool]:
+    """(commit, private) of a data set's revision, of `main` where none is named; NoDatasetError where it is not there
+    or the token may not read it."""
+    revision = quote(address.revision or constants.DEFAULT_REVISION, safe="")
+    facts, _ = retrying(partial(_ask, address.place, f"{address.kind}/{address.repo}/revision/{revision}",
+                                [("expand", "sha"), ("expand", "private")]), waits_s=waits_s)
+    facts = facts if isinstance(facts, dict) else {}
+    commit, private = facts.get("sha"), facts.get("private")
+    if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit) or not isinstance(private, bool):
+        raise ServerError(f"{address.place}: expected the commit of the revision, got none; check HF_ENDPOINT")
+    return commit, private
 
 
 class HubFiles:
@@ -137,14 +168,14 @@ class HubFiles:
 
     def head(self, name: str) -> Head:
         """Size and digest of a file, from the listing."""
-        found = self._listing().get(name)
+        found = self.heads().get(name)
         if found is None:
             raise missing(self.describe(name))
         return found
 
     def list(self) -> Sequence[Listed]:
         """All files of the place, by name."""
-        return [Listed(name, head.size) for name, head in sorted(self._listing().items())]
+        return [Listed(name, head.size) for name, head in sorted(self.heads().items())]
 
     def chunks(self, name: str, start: int, stop: int, etag: str | None = None) -> Iterator[bytes]:
         """Bytes [start, stop) of a file, in pieces as they come."""
@@ -153,6 +184,20 @@ class HubFiles:
             raise status_error(where, 412, advice=ADVICE)
         return resumed(lambda at: self._part(name, at, stop, head.size), where, start, stop, waits_s=self.waits_s)
 
+    def put(self, name: str, path: Path, *, absent: bool) -> bool:
+        """Writes a file of a bucket, by Xet. A hub has no call that creates only: where two write one name at the same
+        time with `absent`, both may."""
+        where, full = self.describe(name), f"{self.address.folder}{name}"
+        if self.address.kind != "buckets":
+            raise ShardError(f"{where}: a data set is written in commits; `taro shards push` makes them")
+        with quiet(), explained(where, advice=WRITE_ADVICE):
+            if absent and [*api().get_bucket_paths_info(self.address.repo, [full])]:
+                return False
+            api().batch_bucket_files(self.address.repo, add=[(str(path), full)])
+        self._heads = None
+        self._signed.pop(name, None)  # of the bytes that were there
+        return True
+
     def url(self, name: str) -> str:
         """Where the hub gives a file; holds no secret."""
         path = f"{self.address.folder}{name}"
@@ -160,23 +205,23 @@ class HubFiles:
             return f"{constants.ENDPOINT}/buckets/{self.address.repo}/resolve/{quote(path, safe='')}"
         return str(hf_hub_url(self.address.repo, path, repo_type="dataset", revision=self.address.revision))
 
-    def _listing(self) -> dict[str, Head]:
-        """Name -> facts of every file below the folder."""
+    def heads(self) -> Mapping[str, Head]:
+        """Name -> facts of every file of the place; asked for once."""
         if self._heads is None:
-            address, cursor = self.address, {"recursive": "true"}
+            address, asked_for = self.address, [("recursive", "true")]
             path = "" if address.revision is None else f"/{quote(address.revision, safe='')}"
             folder = f"/{quote(address.folder.rstrip('/'), safe='')}" if address.folder else ""
             found: dict[str, Head] = {}
             for _ in range(MAX_PAGES):
                 asked = f"{address.kind}/{address.repo}/tree{path}{folder}"
-                page, following = retrying(partial(_ask, self.place, asked, cursor), waits_s=self.waits_s)
+                page, following = retrying(partial(_ask, self.place, asked, asked_for), waits_s=self.waits_s)
                 found |= _heads(page, self.place, address.folder)
                 if len(found) > MAX_LISTED:
                     break
                 if following is None:
                     self._heads = found
                     return found
-                cursor = {"recursive": "true", "cursor": following}
+                asked_for = [("recursive", "true"), ("cursor", following)]
             raise ShardError(f"{self.place}: more than {MAX_LISTED:,} files or {MAX_PAGES:,} pages of them; no set has "
                              "as many")
         return self._heads
@@ -199,36 +244,78 @@ class HubFiles:
         else by way of the hub. The token goes to the hub alone (the client drops it where it is sent elsewhere)."""
         signed = self._signed.get(name)
         if signed is not None:
-            with get_session().stream("GET", signed, headers=headers, timeout=TIMEOUT_S) as response:
+            with session().stream("GET", signed, headers=headers, timeout=TIMEOUT_S) as response:
                 if response.status_code == 206:
                     yield response
                     return
             self._signed.pop(name, None)
         url = self.url(name)
-        with get_session().stream("GET", url, headers=_headers() | headers, timeout=TIMEOUT_S,
+        with session().stream("GET", url, headers=_headers() | headers, timeout=TIMEOUT_S,
                                   follow_redirects=True) as response:
             hf_raise_for_status(response)
+            told = {one.headers.get("X-Xet-Hash") for one in (*response.history, response)}
+            if self.address.kind == "buckets" and told - {None, self.head(name).etag}:
+                raise status_error(self.describe(name), 412, advice=ADVICE)
             if urlsplit(str(response.url)).netloc != urlsplit(url).netloc:
                 self._signed[name] = str(response.url)
             yield response
 
 
+def session() -> Any:
+    """The client's own session, which does not wait for ever and logs no address with its signature."""
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_without_queries)
+    found = get_session()
+    if found.timeout.read is None:
+        found.timeout = COMMIT_S
+    return found
+
+
+def _without_queries(record: logging.LogRecord) -> bool:
+    record.msg, record.args = re.sub(r"\?[^\s'\"]+", "?...", record.getMessage()), ()
+    return True
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The client's progress bars off for the block: ours says how far a push is."""
+    were_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            enable_progress_bars()
+
+
 @contextlib.contextmanager
 def explained(where: str, *, advice: str = ADVICE) -> Iterator[None]:
     """Turns the client's errors into those of `taro.shards.remote.bucket`, its texts left out: they quote addresses
-    that may be signed."""
+    that may be signed. `advice`: how this machine is let in."""
     try:
         yield
     except ShardError:
         raise
-    except HfHubHTTPError as error:
-        raise _of_answer(where, error, advice) from None
-    except OfflineModeIsEnabled:
-        raise UnreachableError(f"{where}: HF_HUB_OFFLINE forbids to ask the hub; unset it, or read a copy of the set "
-                               "from a folder") from None
-    except _FAILURES as error:
-        raise UnreachableError(f"{where}: the hub cannot be reached, or the connection broke ({type(error).__name__}); "
-                               "check the network and HF_ENDPOINT", transient=True) from None
+    except _CAUGHT as error:
+        # an upload's failure is the cause of the error that names its file
+        raise _explanation(where, error.__cause__ if type(error) is RuntimeError else error, advice) from None
+
+
+def _explanation(where: str, error: BaseException | None, advice: str) -> ShardError:
+    """The error to raise in place of one of the client's."""
+    if isinstance(error, HfHubHTTPError):
+        return _of_answer(where, error, advice)
+    if isinstance(error, OfflineModeIsEnabled):
+        return UnreachableError(f"{where}: HF_HUB_OFFLINE forbids to ask the hub; unset it, or read a copy of the set "
+                                "from a folder")
+    if isinstance(error, OSError) and error.filename is not None:
+        return ShardError(f"{error.filename}: cannot be opened ({error.strerror})")
+    kind = "no reason given" if error is None else type(error).__name__
+    if isinstance(error, _FAILURES):
+        return UnreachableError(f"{where}: the hub cannot be reached, or the connection broke ({kind}); check the "
+                                "network and HF_ENDPOINT", transient=True)
+    return ServerError(f"{where}: the hub and huggingface_hub do not understand each other ({kind}); update "
+                       "huggingface_hub, and check HF_ENDPOINT")
 
 
 def _of_answer(where: str, error: HfHubHTTPError, advice: str) -> ShardError:
@@ -237,7 +324,7 @@ def _of_answer(where: str, error: HfHubHTTPError, advice: str) -> ShardError:
         return RefusedError(f"{where}: its owner lets in who asks; ask for access on its page, then log in with `hf "
                             "auth login`")
     if isinstance(error, RepositoryNotFoundError | BucketNotFoundError):
-        return RefusedError(f"{where}: no such data set or bucket, or a private one; check its name. {advice}")
+        return NoDatasetError(f"{where}: no such data set or bucket, or a private one; check its name. {advice}")
     if isinstance(error, RevisionNotFoundError):
         return RemoteError(f"{where}: no such revision; name a branch, a tag or a whole commit of the data set")
     if isinstance(error, EntryNotFoundError):
@@ -249,15 +336,21 @@ def _of_answer(where: str, error: HfHubHTTPError, advice: str) -> ShardError:
                         retry_after_s=None if asked is None else float(asked))
 
 
+def api() -> HfApi:
+    """The client, for its calls that write."""
+    session()
+    return HfApi(library_name="taro", library_version=__version__)
+
+
 def _headers() -> dict[str, str]:
     return dict(build_hf_headers(library_name="taro", library_version=__version__))
 
 
-def _ask(where: str, path: str, parameters: dict[str, str]) -> tuple[Any, str | None]:
+def _ask(where: str, path: str, parameters: Sequence[tuple[str, str]]) -> tuple[Any, str | None]:
     """(JSON, cursor of the next page) of a call of the hub's API."""
     url, data = f"{constants.ENDPOINT}/api/{path}?{urlencode(parameters)}", bytearray()
     headers = _headers() | {"Accept-Encoding": "identity"}
-    with explained(where), get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
+    with explained(where), session().stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
         hf_raise_for_status(response)
         for piece in response.iter_raw():
             data += piece

@@ -10,9 +10,13 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-__all__ = ["READER", "SIGNATURE", "WRITER", "Blob", "LoopbackHub", "Repo"]
+import pytest
+from huggingface_hub import constants
+
+__all__ = ["READER", "SIGNATURE", "WRITER", "Blob", "LoopbackHub", "RefusedCallError", "Repo", "use_hub"]
 
 READER, WRITER = "hf_reader_token_of_the_test", "hf_writer_token_of_the_test"
 SIGNATURE = "secret-signature-of-the-test"
@@ -58,6 +62,10 @@ class Repo:
         return self.trees[self.refs["main"]]
 
 
+class RefusedCallError(Exception):
+    """An answer that is an error: status, the hub's error code, its message."""
+
+
 class LoopbackHub:
     """What the hub holds and what was asked of it; `url` and `cdn` are its two origins."""
 
@@ -70,6 +78,8 @@ class LoopbackHub:
         self.calls: list[str] = []
         self.uploaded = self.served = 0
         self.page, self.expired = page, False
+        self.xet: Path | None = None
+        self.known: dict[str, Path] = {}
         self.commits_seen: list[int] = []
         self.watch: Callable[[int], None] = lambda total: None
         self._faults: list[list[Any]] = []
@@ -130,3 +140,16 @@ class LoopbackHub:
     def forget(self) -> None:
         """Starts the counts anew."""
         self.calls, self.uploaded, self.served = [], 0, 0
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub, token: str | None = READER) -> None:
+    """Points the client of this process at a hub, as HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET do at its start."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent")
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    else:
+        monkeypatch.delenv("HF_TOKEN", raising=False)

@@ -2,7 +2,8 @@
 
 Two origins, as there: the hub, which knows repositories, commits and tokens, and a content network, which gives large
 files to whoever has a signed URL and refuses an `Authorization` header. Large files are uploaded by the LFS protocol's
-basic transfer to that network, small ones in the commit. Left out: Xet, pull requests, models and spaces, web pages."""
+basic transfer to that network, small ones in the commit. Files may come by Xet
+too (`helpers_hub_buckets`). Left out: pull requests, models and spaces, web pages."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.shards.helpers_hub import READER, SIGNATURE, WRITER, Action, Blob, LoopbackHub, Repo
+from tests.shards import helpers_hub_buckets as buckets
+from tests.shards.helpers_hub import READER, SIGNATURE, WRITER, Action, Blob, LoopbackHub, RefusedCallError, Repo
 
 __all__ = ["answer", "cut_after", "serving"]
 
@@ -71,10 +73,6 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(*request)
 
 
-class _RefusedError(Exception):
-    """An answer that is an error: status, the hub's error code, its message."""
-
-
 class _Handler(BaseHTTPRequestHandler):
     """One request."""
 
@@ -101,8 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if found and self.command in method.split("|"):
                     function(self, *(unquote(group) for group in found.groups()))
                     return
-            raise _RefusedError(404, "", f"no such call: {call}")
-        except _RefusedError as refused:
+            raise RefusedCallError(404, "", f"no such call: {call}")
+        except RefusedCallError as refused:
             status, code, message = refused.args
             self.reply(status, json.dumps({"error": message}).encode(),
                        {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {}))
@@ -155,14 +153,14 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", **(headers or {})}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         start, stop = (int(asked[1]), min(int(asked[2] or len(data)) + 1, len(data))) if asked else (0, len(data))
+        with self.hub.lock:
+            self.hub.served += max(stop - start, 0) if self.command == "GET" else 0
         if asked and start >= len(data):
             self.reply(416, b"", {"Content-Range": f"bytes */{len(data)}"})
         elif asked:
             self.reply(206, data[start:stop], {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"})
         else:
             self.reply(200, data, headers)
-        with self.hub.lock:
-            self.hub.served += 0 if self.command == "HEAD" else stop - start
 
     def token(self) -> str:
         """Whose token came with the request: "read", "write" or "" for none."""
@@ -171,16 +169,16 @@ class _Handler(BaseHTTPRequestHandler):
             return ""
         role = {f"Bearer {READER}": "read", f"Bearer {WRITER}": "write"}.get(said)
         if role is None:
-            raise _RefusedError(401, "", "Invalid credentials in Authorization header")
+            raise RefusedCallError(401, "", "Invalid credentials in Authorization header")
         return role
 
     def repo(self, name: str, *, write: bool = False) -> Repo:
         """The repository, if the token may."""
         role, found = self.token(), self.hub.repos.get(name)
         if found is None or (found.private and not role):
-            raise _RefusedError(404 if role else 401, "RepoNotFound", "Repository not found")
+            raise RefusedCallError(404 if role else 401, "RepoNotFound", "Repository not found")
         if write and role != "write":
-            raise _RefusedError(403, "", "Forbidden: the token may not write")
+            raise RefusedCallError(403, "", "Forbidden: the token may not write")
         return found
 
     def tree(self, name: str, revision: str) -> tuple[str, dict[str, Blob]]:
@@ -188,13 +186,13 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.repo(name)
         commit = repo.resolve(revision)
         if commit is None:
-            raise _RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise RefusedCallError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit, repo.trees[commit]
 
 
 def _whoami(one: _Handler) -> None:
     if not one.token():
-        raise _RefusedError(401, "", "Invalid username or password.")
+        raise RefusedCallError(401, "", "Invalid username or password.")
     one.json({"type": "user", "name": "owner", "auth": {"accessToken": {"role": one.token()}}})
 
 
@@ -202,7 +200,7 @@ def _create(one: _Handler) -> None:
     asked = json.loads(one.body())
     name = f"{asked['organization'] or 'owner'}/{asked['name']}"
     if one.token() != "write":
-        raise _RefusedError(401 if not one.token() else 403, "", "You don't have the rights to create a dataset")
+        raise RefusedCallError(401 if not one.token() else 403, "", "You don't have the rights to create a dataset")
     url = f"{one.hub.url}/datasets/{name}"
     if name in one.hub.repos:
         one.reply(409, json.dumps({"error": "You already created this dataset repo", "url": url}).encode())
@@ -226,7 +224,7 @@ def _tree(one: _Handler, name: str, revision: str, folder: str = "") -> None:
     files = {path: blob for path, blob in one.tree(name, revision)[1].items()
              if not folder or path.startswith(f"{folder}/")}
     if folder and not files:
-        raise _RefusedError(404, "EntryNotFound", "Entry not found")
+        raise RefusedCallError(404, "EntryNotFound", "Entry not found")
     folders = {path[:place] for path in files for place in range(len(path)) if path[place] == "/"}
     entries = sorted([_entry(path, blob) for path, blob in files.items()]
                      + [{"type": "directory", "path": folder, "oid": "0" * 40, "size": 0} for folder in folders],
@@ -257,11 +255,13 @@ def _preupload(one: _Handler, name: str, revision: str) -> None:
 def _lfs_batch(one: _Handler, name: str) -> None:
     one.repo(name, write=True)
     said: list[dict[str, Any]] = []
-    for asked in json.loads(one.body())["objects"]:
+    batch = json.loads(one.body())
+    for asked in batch["objects"]:
         href = f"{one.hub.cdn}/upload/{asked['oid']}?size={asked['size']}&X-Amz-Signature={SIGNATURE}"
         held = asked["oid"] in one.hub.objects
         said.append({**asked, **({} if held else {"actions": {"upload": {"href": href}}})})
-    one.json({"transfer": "basic", "objects": said})
+    xet = one.hub.xet is not None and "xet" in batch["transfers"]  # as clients of 1.5 ask
+    one.json({"transfer": "xet" if xet else "basic", "objects": said})
 
 
 def _upload(one: _Handler, oid: str) -> None:
@@ -272,7 +272,7 @@ def _upload(one: _Handler, oid: str) -> None:
 
     data = one.body(notice)
     if len(data) != int(one.query["size"]) or hashlib.sha256(data).hexdigest() != oid:
-        raise _RefusedError(400, "", "the bytes are not those of the oid")
+        raise RefusedCallError(400, "", "the bytes are not those of the oid")
     one.hub.objects[oid] = data
     one.reply(200)
 
@@ -282,15 +282,16 @@ def _commit(one: _Handler, name: str, branch: str) -> None:
     lines = [json.loads(line) for line in one.body().splitlines()]
     with hub.lock:
         if lines[0]["value"].get("parentCommit", repo.refs[branch]) != repo.refs[branch]:
-            raise _RefusedError(412, "", "A commit has happened since. Please refresh and try again.")
+            raise RefusedCallError(412, "", "A commit has happened since. Please refresh and try again.")
         tree = dict(repo.trees[repo.refs[branch]])
         for line in lines[1:]:
             path, value = line["value"]["path"], line["value"]
             if line["key"] == "file":
                 tree[path] = hub.blob(path, base64.b64decode(value["content"]))
             elif line["key"] == "lfsFile":
+                buckets.receive_known(hub, value["oid"])
                 if value["oid"] not in hub.objects:
-                    raise _RefusedError(422, "", f"LFS pointer of {path} points to a file that does not exist")
+                    raise RefusedCallError(422, "", f"LFS pointer of {path} points to a file that does not exist")
                 tree[path] = Blob(value["size"], hashlib.sha1(value["oid"].encode()).hexdigest(), value["oid"])
             else:
                 del tree[path]
@@ -301,10 +302,10 @@ def _commit(one: _Handler, name: str, branch: str) -> None:
 
 def _resolve(one: _Handler, name: str, revision: str, path: str) -> None:
     if one.repo(name).gated and one.token() != "write":
-        raise _RefusedError(403, "GatedRepo", "Access to this dataset is restricted")
+        raise RefusedCallError(403, "GatedRepo", "Access to this dataset is restricted")
     commit, files = one.tree(name, revision)
     if path not in files:
-        raise _RefusedError(404, "EntryNotFound", "Entry not found")
+        raise RefusedCallError(404, "EntryNotFound", "Entry not found")
     blob = files[path]
     location = (f"/api/resolve-cache/{blob.oid}" if blob.lfs is None else
                 f"{one.hub.cdn}/content/{blob.lfs}?Expires=1&Signature={SIGNATURE}")
@@ -313,37 +314,16 @@ def _resolve(one: _Handler, name: str, revision: str, path: str) -> None:
         "X-Linked-Etag": f'"{blob.lfs or blob.oid}"'})
 
 
-def _bucket(one: _Handler, name: str) -> dict[str, Blob]:
-    """The files of a bucket, if the token may."""
-    if name not in one.hub.buckets or not one.token():
-        raise _RefusedError(404 if one.token() else 401, "RepoNotFound", "Bucket not found")
-    return one.hub.buckets[name]
-
-
-def _bucket_tree(one: _Handler, name: str) -> None:
-    one.json([{"type": "file", "path": path, "size": blob.size, "xetHash": blob.lfs, "mtime": "2026-11-28T00:00:00Z"}
-              for path, blob in sorted(_bucket(one, name).items())])
-
-
-def _bucket_resolve(one: _Handler, name: str, path: str) -> None:
-    files = _bucket(one, name)
-    if path not in files:
-        raise _RefusedError(404, "EntryNotFound", "Entry not found")
-    location = f"{one.hub.cdn}/content/{files[path].lfs}?Expires=1&Signature={SIGNATURE}"
-    one.reply(302, b"", {"Location": location, "X-Linked-Size": str(files[path].size),
-                         "X-Xet-Hash": files[path].lfs or ""})
-
-
 def _resolve_cache(one: _Handler, oid: str) -> None:
     one.content(one.hub.small[oid], oid)
 
 
 def _content(one: _Handler, sha256: str) -> None:
     if one.headers.get("Authorization") or one.query.get("Signature") != SIGNATURE:
-        raise _RefusedError(400, "", "Only one auth mechanism allowed")
+        raise RefusedCallError(400, "", "Only one auth mechanism allowed")
     if one.hub.expired:
         one.hub.expired = False
-        raise _RefusedError(403, "", "Request has expired")
+        raise RefusedCallError(403, "", "Request has expired")
     data = one.hub.objects[sha256]
     one.content(data, f"etag-of-the-content-network-{sha256[:8]}")
 
@@ -361,7 +341,10 @@ ROUTES: dict[str, list[tuple[str, str, Callable[..., None]]]] = {
             (rf"/api/datasets/{_ID}/commit/{_REV}", "POST", _commit),
             (rf"/datasets/{_ID}/resolve/{_REV}/(.+)", "GET|HEAD", _resolve),
             (r"/api/resolve-cache/(\w+)", "GET|HEAD", _resolve_cache),
-            (rf"/api/buckets/{_ID}/tree(?:/[^/]+)?", "GET", _bucket_tree),
-            (rf"/buckets/{_ID}/resolve/(.+)", "GET|HEAD", _bucket_resolve)],
+            (rf"/api/buckets/{_ID}/tree(?:/[^/]+)?", "GET", buckets.tree),
+            (rf"/api/buckets/{_ID}/paths-info", "POST", buckets.paths_info),
+            (rf"/api/buckets/{_ID}/batch", "POST", buckets.batch),
+            (rf"/buckets/{_ID}/resolve/(.+)", "GET|HEAD", buckets.resolve),
+            (r"/api/(?:datasets|buckets)/[^/]+/[^/]+/xet-(?:read|write)-token(?:/[^/]+)?", "GET", buckets.xet_token)],
     "cdn": [(r"/content/(\w+)", "GET|HEAD", _content), (r"/upload/(\w+)", "PUT", _upload)],
 }

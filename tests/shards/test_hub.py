@@ -19,9 +19,9 @@ from taro.shards.remote.bucket import (
     TooManyRequestsError,
     UnreachableError,
 )
-from taro.shards.remote.hub import HubFiles, open_hub, parse_hub
+from taro.shards.remote.hub import HubFiles, NoDatasetError, open_hub, parse_hub
 from taro.shards.store import MissingFileError
-from tests.shards.helpers_hub import READER, SIGNATURE, WRITER, LoopbackHub
+from tests.shards.helpers_hub import READER, SIGNATURE, WRITER, LoopbackHub, use_hub
 from tests.shards.helpers_hub_server import answer, cut_after, serving
 
 TAR = bytes(range(256)) * 9000
@@ -35,22 +35,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
     """A hub with one private data set, which the client asks with the reader's token."""
     with serving() as one:
         one.add_repo("team/set", FILES)
-        use(monkeypatch, one)
+        use_hub(monkeypatch, one)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         yield one
         assert not (tmp_path / "cache").exists()
-
-
-def use(monkeypatch: pytest.MonkeyPatch, one: LoopbackHub, token: str | None = READER) -> None:
-    """Points the client of this process at a hub, as HF_ENDPOINT and HF_TOKEN do at its start."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", one.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", one.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent")
-    if token:
-        monkeypatch.setenv("HF_TOKEN", token)
-    else:
-        monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
 def whole(files: HubFiles, name: str) -> bytes:
@@ -99,7 +87,7 @@ def test_a_revision_is_resolved_once_and_stays(hub: LoopbackHub) -> None:
 
 def test_a_listing_of_many_pages_and_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(page=3) as hub:
-        use(monkeypatch, hub)
+        use_hub(monkeypatch, hub)
         hub.add_repo("team/sets", {f"{one}/{name}": data for one in ("a", "b", "ab") for name, data in FILES.items()})
         files = open_hub("hf://datasets/team/sets/a/")
         assert [one.name for one in files.list()] == sorted(FILES)
@@ -116,21 +104,26 @@ def test_a_bucket_is_read(hub: LoopbackHub) -> None:
     assert files.place == "hf://buckets/team/work/day"
     with pytest.raises(MissingFileError):
         files.head("paths/paths-000001.tar")
+    files = open_hub("hf://buckets/team/work/day")
+    files.list()
+    hub.add_bucket("team/work", {"day/paths/paths-000000.tar": b"new"})
+    with pytest.raises(ChangedError, match="open the set again"):
+        whole(files, "paths/paths-000000.tar")
     with pytest.raises(RefusedError, match="no such data set or bucket"):
         open_hub("hf://buckets/team/other").list()
 
 
 def test_tokens_open_and_refuse(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, hub, None)
-    raises(RefusedError, "hf auth login", "HF_TOKEN")
-    use(monkeypatch, hub, "hf_wrong")
+    use_hub(monkeypatch, hub, None)
+    raises(NoDatasetError, "hf auth login", "HF_TOKEN")
+    use_hub(monkeypatch, hub, "hf_wrong")
     raises(RefusedError, "401", "HF_TOKEN")
-    use(monkeypatch, hub)
-    raises(RefusedError, "no such data set", place="hf://datasets/team/other")
+    use_hub(monkeypatch, hub)
+    raises(NoDatasetError, "no such data set", place="hf://datasets/team/other")
     hub.repos["team/set"].gated = True
     raises(RefusedError, "ask for access")
     hub.repos["team/set"].gated, hub.repos["team/set"].private = False, False
-    use(monkeypatch, hub, None)
+    use_hub(monkeypatch, hub, None)
     assert whole(open_hub(PLACE), "paths/paths-000000.tar") == TAR
 
 
