@@ -137,6 +137,10 @@ class LoopbackHub:
         """How many requests matched."""
         return sum(1 for call in self.calls if re.search(pattern, call))
 
+    def clear_faults(self) -> None:
+        """No fault is left."""
+        self._faults, self.watch = [], lambda total: None
+
     def forget(self) -> None:
         """Starts the counts anew."""
         self.calls, self.uploaded, self.served = [], 0, 0

@@ -17,6 +17,7 @@ from taro.shards.remote.hub import open_hub
 from taro.shards.transfer.hub_target import HubTarget
 from taro.shards.transfer.target import Outgoing
 from tests.shards.helpers_hub import READER, SIGNATURE, WRITER, LoopbackHub, use_hub
+from tests.shards.helpers_hub_kill import kill_once
 from tests.shards.helpers_hub_server import answer, cut_after, serving
 
 PLACE = "hf://datasets/team/set"
@@ -262,6 +263,10 @@ def test_files_are_put_into_a_bucket(hub: LoopbackHub, tmp_path: Path, monkeypat
     with pytest.raises(ShardError, match="written in commits"):
         hub.add_repo("team/set", {})
         open_hub(PLACE).put(NAMES[0], sent.path, absent=True)
+
+
+def test_a_killed_push_recovers(hub: LoopbackHub, tmp_path: Path) -> None:
+    assert kill_once(hub, tmp_path, 3).endswith("killed")
 
 
 def with_xet(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
