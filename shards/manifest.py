@@ -38,8 +38,8 @@ from taro.shards.store_local import LocalStore
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["SKIPPED_COLUMNS", "build_manifest", "read_entries", "read_manifest", "read_sidecar", "read_skipped",
-           "skipped_table", "stored_sidecar", "write_manifest", "write_skipped"]
+__all__ = ["SKIPPED_COLUMNS", "build_manifest", "parse_manifest", "read_entries", "read_manifest", "read_sidecar",
+           "read_skipped", "skipped_table", "stored_sidecar", "write_manifest", "write_skipped"]
 
 MAX_SKIPPED_ROWS = 4_000_000
 BATCH_ROWS = 10_000
@@ -57,11 +57,16 @@ def read_manifest(store: Store) -> Manifest:
     except MissingFileError as error:
         raise ShardError(f"{store.place}: no {MANIFEST}: not a shard set, or one whose `taro preprocess` has not "
                          "finished (run it again, it resumes)") from error
+    return parse_manifest(data, where)
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """A manifest from its bytes, its version checked before its schema; ShardError that opens with `where`."""
     parsed = parse_json(data, where, limit_bytes=MAX_MANIFEST_BYTES, limit_elements=MAX_ELEMENTS[MANIFEST])
     version = parsed.get("format_version") if isinstance(parsed, dict) else None
     warning = check_version(version if isinstance(version, str) else "", where)
     if warning:
-        warnings.warn(warning, stacklevel=3)
+        warnings.warn(warning, stacklevel=4)
     return check_model(Manifest, parsed, where)
 
 

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from taro.core.errors import ShardError
+from taro.core.files import file_sha256
+from taro.shards.store_local import LocalStore
+
 __all__ = ["Held", "OnMoved", "OnProgress", "Outgoing", "Progress", "Target"]
 
 
@@ -26,12 +30,21 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A file to send: its name in the set, where it lies here, its bytes and their sha256, checked already."""
+    """A file to send: its name in the set, where it lies here, its bytes and the sha256 that the manifest says."""
 
     name: str
     path: Path
     size: int
     sha256: str
+
+    def check(self) -> None:
+        """Reads the file; ShardError where its bytes are not those of the manifest."""
+        store = LocalStore(self.path.parents[self.name.count("/")])
+        with store.open(self.name) as file:
+            digest = file_sha256(file)
+        if digest != self.sha256:
+            raise ShardError(f"{self.path}: its sha256 is not the manifest's, so it is not sent; `taro shards verify` "
+                             "lists what is wrong with the set")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +75,18 @@ class Target(Protocol):
         """Whether all files of one `send` appear together, and what lay there before can be read on under a revision
         of its own. Only such a place may have files changed or removed."""
 
+    @property
+    def revision(self) -> str | None:
+        """What `have` told of, or what the last `send` made, where the place has revisions."""
+
     def have(self) -> Mapping[str, Held]:
         """What lies there, by name; {} where there is nothing yet, or no such place."""
 
     def read(self, name: str, *, limit_bytes: int) -> bytes:
         """A small file that lies there, whole; ShardError where it is longer than the limit."""
 
-    def send(self, files: Sequence[Outgoing], remove: Sequence[str], moved: OnMoved) -> str | None:
-        """Sends the files; returns the revision that they make, None where the place has no revisions.
+    def send(self, files: Sequence[Outgoing], remove: Sequence[str], moved: OnMoved) -> None:
+        """Sends the files, each checked before (`Outgoing.check`, or where the place's own protocol tells its sha256).
 
         Each file appears whole or not at all. `files` are in an order that is safe, manifest.json last: no file may
         appear before one whose bytes it vouches for, which is the shard before its sidecar, and all before the

@@ -60,9 +60,10 @@ COMMANDS: dict[str, Command] = {
     ),
     "shards": Command(
         "taro.cli.shards", "app",
-        "Look at, verify, view, compare, cut and join shard sets.",
+        "Look at, verify, view, compare, cut, join, push and pull shard sets.",
         ("taro shards info shards", "taro shards verify shards", "taro shards view shards --out page",
-         "taro shards split shards parts --by split", "taro shards merge a b both"),
+         "taro shards split shards parts --by split", "taro shards merge a b both",
+         "taro shards push shards team/set"),
     ),
     "train": Command(
         "taro.cli.train", "train", "Stage 2: train a policy on shards (guided phase, then free); no video is opened.",

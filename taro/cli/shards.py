@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from taro.cli.options import Json
+from taro.cli.options import Json, takes_options
 from taro.cli.output import say, say_json
 from taro.cli.progress import progress
 from taro.cli.selection import InRange, OfSplit, WithIds, WithKeys, WithText, selection
 from taro.cli.shards_verify import verify
+from taro.cli.shards_transfer import pull, push
 from taro.cli.shards_view import view
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ __all__ = ["app", "diff", "filter_", "index", "info", "merge", "sample", "split"
 
 By = Literal["split", "fraction"]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+app.command("push")(takes_options(push))
+app.command("pull")(takes_options(pull))
 
 Root = Annotated[str, typer.Argument(metavar="PATH", help="Folder of the shard set.", show_default=False)]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; must not exist.", show_default=False)]
@@ -29,7 +32,7 @@ Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; must n
 
 @app.callback()
 def _shards() -> None:
-    """Look at, verify, index, view, count, compare, cut and join shard sets."""
+    """Look at, verify, index, view, count, compare, cut, join, push and pull shard sets."""
 
 
 @app.command()
