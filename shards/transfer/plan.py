@@ -92,10 +92,10 @@ def united(new: Manifest, there: Manifest | None, *, where: str) -> Manifest:
     kinds = set(new.kinds) & set(there.kinds)
     for place in sorted((*mine, *theirs)):
         if place[0] in kinds and mine.get(place) != theirs.get(place):
-            raise OtherSetError(_other(where, f"{place[0]} shard {place[1]} differs"))
+            raise _other(where, f"{place[0]} shard {place[1]} differs")
     if new.counts != there.counts or "paths" not in kinds:
-        raise OtherSetError(_other(where, f"it has {there.counts.queries} queries and {there.counts.skipped} skipped "
-                                          f"rows, this set {new.counts.queries} and {new.counts.skipped}"))
+        raise _other(where, f"it has {there.counts.queries} queries and {there.counts.skipped} skipped rows, this set "
+                            f"{new.counts.queries} and {new.counts.skipped}")
     encoders = {one.name: one for one in (*there.encoders, *new.encoders)}
     clips = {one.name: one for one in (*there.clip_encoders, *new.clip_encoders)}
     shards = {**theirs, **mine}
@@ -124,6 +124,6 @@ def there_already(files: Sequence[Wanted], held: Mapping[str, Held], there: Mani
     return found
 
 
-def _other(where: str, why: str) -> str:
-    return (f"{where}: another set lies there ({why}); sets are added to and never changed under their readers: name "
-            "another place, or remove that set first")
+def _other(where: str, why: str) -> OtherSetError:
+    return OtherSetError(f"{where}: another set lies there ({why}); sets are added to and never changed under their "
+                         "readers: name another place, or remove that set first")

@@ -67,7 +67,7 @@ def push(root: str | Path, place: str, choices: Choices | None = None, *, progre
         if to is None:
             return _send(bundle, open_target(place, jobs=choices.jobs), choices, progress)
         if choices.replace:
-            raise ConfigError(_no_replace(place))
+            raise _no_replace(place)
         if to.resolve() == folder.resolve() or to.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"{place}: expected another place than the set's own folder")
         return receive(BundleSource(bundle), to, bundle.manifest, bundle.manifest_bytes, jobs=choices.jobs,
@@ -80,7 +80,7 @@ def _send(bundle: Bundle, target: Target, choices: Choices, progress: OnProgress
     if MANIFEST in held:
         there = parse_manifest(target.read(MANIFEST, limit_bytes=MAX_MANIFEST_BYTES), where)
     if choices.replace and not target.at_once:
-        raise ConfigError(_no_replace(target.place))
+        raise _no_replace(target.place)
     after = bundle.manifest if choices.replace else united(bundle.manifest, there, where=where)
     named = set(manifest_files(after))  # skipped.parquet of a place stays as it is
     wanted = [one for one in bundle.files if one in named]
@@ -116,6 +116,6 @@ def _digests(target: Target, names: Sequence[str], *, jobs: int) -> dict[str, st
     return found
 
 
-def _no_replace(place: str) -> str:
-    return (f"{place}: --replace needs a place that keeps earlier revisions, hf://datasets/...; elsewhere push to "
-            "another place, so that nobody reads two sets as one")
+def _no_replace(place: str) -> ConfigError:
+    return ConfigError(f"{place}: --replace needs a place that keeps earlier revisions, hf://datasets/...; elsewhere "
+                       "push to another place, so that nobody reads two sets as one")
