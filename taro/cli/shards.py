@@ -11,8 +11,8 @@ from taro.cli.options import Json, takes_options
 from taro.cli.output import say, say_json
 from taro.cli.progress import progress
 from taro.cli.selection import InRange, OfSplit, WithIds, WithKeys, WithText, selection
-from taro.cli.shards_verify import verify
 from taro.cli.shards_transfer import pull, push
+from taro.cli.shards_verify import verify
 from taro.cli.shards_view import view
 
 if TYPE_CHECKING:
