@@ -41,7 +41,8 @@ from taro.preprocess.sheets import contact_sheet
 from taro.preprocess.variants import encode_variants
 from taro.preprocess.video.decode import DecodeJob, Frames
 from taro.preprocess.video.pool import DecodePool
-from taro.shards.reader import ShardSet, check_encoder, encoder_numbers, open_shards
+from taro.shards.encoders import check_encoder, encoder_numbers
+from taro.shards.reader import ShardSet, open_shards
 
 if TYPE_CHECKING:
     import torch

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from taro.core.errors import ShardError
-from taro.shards.format import Manifest, ShardEntry, SidecarRecord
+from taro.shards.format import Manifest, ShardEntry, SidecarRecord, sidecar_path
 from taro.shards.index import Index
 from taro.shards.manifest import read_sidecar
-from taro.shards.store import Store
+from taro.shards.store import Store, Wanted
 
 __all__ = ["Catalog", "open_catalog"]
 
@@ -40,6 +40,9 @@ class Catalog(Protocol):
     def find(self, kind: str, key: str) -> tuple[int, SidecarRecord] | None:
         """The slice that holds a record, and what its sidecar says of it; None where the kind has no such record."""
 
+    def prefetch(self, kinds: Collection[str], keys: Sequence[str]) -> None:
+        """Has a remote store fetch what `find` will read for these, several files at a time."""
+
 
 def open_catalog(store: Store, manifest: Manifest) -> Catalog:
     """The catalog of a set. An index is read with pyarrow: without it, a set is read as one that has none."""
@@ -51,6 +54,7 @@ def open_catalog(store: Store, manifest: Manifest) -> Catalog:
 class _BySidecars:
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self._records: dict[str, dict[str, tuple[int, SidecarRecord]]] = {kind: {} for kind in manifest.kinds}
+        store.prefetch(Wanted(sidecar_path(entry.kind, entry.index)) for entry in manifest.shards)
         for entry in manifest.shards:
             records = self._records[entry.kind]
             for record in _sidecar_records(store, entry):
@@ -72,6 +76,9 @@ class _BySidecars:
 
     def find(self, kind: str, key: str) -> tuple[int, SidecarRecord] | None:
         return self._records.get(kind, {}).get(key)
+
+    def prefetch(self, kinds: Collection[str], keys: Sequence[str]) -> None:
+        """All was read when the set was opened."""
 
 
 class _ByIndex:
@@ -110,6 +117,11 @@ class _ByIndex:
             return None
         record = self._shard(kind, at).get(key)
         return None if record is None else (at, record)
+
+    def prefetch(self, kinds: Collection[str], keys: Sequence[str]) -> None:
+        slices = {self._index.slice_of(key) for key in keys}
+        self._store.prefetch(Wanted(sidecar_path(kind, at)) for kind in kinds for at in slices
+                             if at is not None and (kind, at) in self._entries and (kind, at) not in self._held)
 
     def _shard(self, kind: str, at: int) -> dict[str, SidecarRecord]:
         """The records of a shard by key. Those of the shard that was read longest ago make room for it."""

@@ -5,10 +5,10 @@ the same errors. For one thread at a time; the next shard of a kind closes the o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import BinaryIO
 
-from taro.shards.store import Store
+from taro.shards.store import Expected, Store, Wanted
 
 __all__ = ["InOrder"]
 
@@ -62,6 +62,21 @@ class InOrder:
     def put_if_absent(self, name: str, data: BinaryIO) -> bool:
         """As `Store.put_if_absent`."""
         return self.store.put_if_absent(name, data)
+
+    def expect(self, files: Mapping[str, Expected]) -> None:
+        """As `Store.expect`."""
+        self.store.expect(files)
+
+    def prefetch(self, wanted: Iterable[Wanted]) -> None:
+        """As `Store.prefetch`."""
+        self.store.prefetch(wanted)
+
+    def forget(self, name: str, offset: int, size: int) -> bool:
+        """As `Store.forget`; the file is opened anew."""
+        held = self._files.pop(name.rpartition("/")[0], None)
+        if held is not None:
+            held[1].close()
+        return self.store.forget(name, offset, size)
 
     def close(self) -> None:
         """Closes the files."""

@@ -19,6 +19,7 @@ from taro.core.json import canonical_json, check_model, parse_json, parse_model
 from taro.shards.card import card_text
 from taro.shards.format import (
     CARD,
+    INDEX,
     MANIFEST,
     MAX_ELEMENTS,
     MAX_MANIFEST_BYTES,
@@ -32,7 +33,7 @@ from taro.shards.format import (
     sidecar_path,
 )
 from taro.shards.places import open_store
-from taro.shards.store import MissingFileError, Store
+from taro.shards.store import Expected, MissingFileError, Store
 from taro.shards.store_local import LocalStore
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ def read_manifest(store: Store) -> Manifest:
     except MissingFileError as error:
         raise ShardError(f"{store.place}: no {MANIFEST}: not a shard set, or one whose `taro preprocess` has not "
                          "finished (run it again, it resumes)") from error
-    return parse_manifest(data, where)
+    manifest = parse_manifest(data, where)
+    store.expect(_files(manifest))
+    return manifest
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
@@ -68,6 +71,16 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     if warning:
         warnings.warn(warning, stacklevel=4)
     return check_model(Manifest, parsed, where)
+
+
+def _files(manifest: Manifest) -> dict[str, Expected]:
+    """What the manifest says of each file."""
+    shards = {entry.path: Expected(entry.bytes, entry.sha256) for entry in manifest.shards}
+    sidecars = {sidecar_path(entry.kind, entry.index): Expected(None, entry.sidecar_sha256)
+                for entry in manifest.shards}
+    skipped = {SKIPPED: Expected(None, manifest.skipped_sha256)} if manifest.skipped_sha256 else {}
+    index = {INDEX: Expected(manifest.index.bytes, manifest.index.sha256)} if manifest.index else {}
+    return {**shards, **sidecars, **skipped, **index}
 
 
 def read_sidecar(store: Store, entry: ShardEntry) -> Sidecar:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from taro.core.errors import ShardError
 from taro.core.places import expand_home
+from taro.shards.remote.cache import default_cache
+from taro.shards.remote.store import RemoteStore
 from taro.shards.store import Store
 from taro.shards.store_local import LocalStore
 
@@ -24,7 +26,27 @@ def _open_folder(place: str) -> Store:
     return LocalStore(folder)
 
 
-STORES: dict[str, Callable[[str], Store]] = {"": _open_folder}
+def _open_web(place: str) -> Store:
+    from taro.shards.remote.http import HttpBucket
+
+    return RemoteStore(HttpBucket(place), default_cache())
+
+
+def _open_objects(place: str) -> Store:
+    from taro.shards.remote.objects import ObjectBucket
+
+    return RemoteStore(ObjectBucket(place), default_cache())
+
+
+def _open_hub(place: str) -> Store:
+    from taro.shards.remote.hub import open_hub
+
+    return RemoteStore(open_hub(place), default_cache())
+
+
+STORES: dict[str, Callable[[str], Store]] = {
+    "": _open_folder, "http": _open_web, "https": _open_web,
+    "s3": _open_objects, "gs": _open_objects, "az": _open_objects, "hf": _open_hub}
 """scheme of a URL, "" of a folder -> what opens a place of that scheme, or raises ShardError"""
 
 
@@ -52,6 +74,6 @@ def open_store(place: str | Path | Store) -> Store:
     text = str(place)
     opener = STORES.get(_scheme(text))
     if opener is None:
-        raise ShardError(f"{text}: shards are read from a local folder; download the set there first "
-                         "(for hf://, `hf download --repo-type dataset --local-dir DIR`)")
+        raise ShardError(f"{_scheme(text)}://...: no place that shards are read from; expected a folder or a URL that "
+                         f"begins with {', '.join(f'{scheme}://' for scheme in STORES if scheme)}")
     return opener(text)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from taro.shards.members import checked, clip_of, member_of, parse_clip, read_cl
 from taro.shards.places import open_store
 from taro.shards.queries import IndexedQueries, QueryRef
 from taro.shards.skipped import missed_rows
-from taro.shards.store import Store
+from taro.shards.store import Store, Wanted
 from taro.shards.tensors import HEADER_BYTES, stored_shape, unpack_features, unpack_frames
 from taro.shards.variants import FrameVariants, VariantSettings, check_variants, patch_facts, unpack_variants
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-__all__ = ["QueryRef", "Sample", "ShardSet", "check_encoder", "check_times", "encoder_numbers", "open_shards",
+__all__ = ["QueryRef", "Sample", "ShardSet", "check_times", "open_shards",
            "parse_clip"]
 
 
@@ -225,12 +225,22 @@ class ShardSet:
     def features_shape(self, key: str) -> tuple[int, int, int]:
         """(S, N, D) of a clip's features. The beginning of the record tells, so that counting the tokens of a set reads
         little of it."""
+        start = self._features_start(key)
+        where = f"{self.store.describe(start.name)}: record {key}"
+        return stored_shape(self.store.read_range(start.name, start.start, (start.stop or 0) - start.start), where)
+
+    def features_shapes(self, keys: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+        """The same of several clips, which a remote store fetches together."""
+        wanted = {key: self._features_start(key) for key in keys}
+        self.store.prefetch(wanted.values())
+        return {key: self.features_shape(key) for key in wanted}
+
+    def _features_start(self, key: str) -> Wanted:
         kind = f"features/{self.encoder}"
         index, record = self._find(kind, key)
         name = shard_path(kind, index)
         member = member_of(record, "safetensors", self.store.describe(name))
-        start = self.store.read_range(name, member.offset, min(member.size, HEADER_BYTES))
-        return stored_shape(start, f"{self.store.describe(name)}: record {key}")
+        return Wanted(name, member.offset, member.offset + min(member.size, HEADER_BYTES))
 
     def variants(self, key: str) -> FrameVariants | None:
         """The frame variants of a clip for `encoder`, None where it has none."""
@@ -325,6 +335,15 @@ class ShardSet:
                        f"{self.store.describe(f'variants/{self.encoder}')}: record {key}")
         return [Sample(ref, clip, ref.query, features, held.of(ref.query.windows)) for ref in refs]
 
+    def prefetch(self, refs: Iterable[QueryRef]) -> None:
+        """Has a remote store fetch all that `sample` reads for these queries, in few requests; reading a folder is as
+        near."""
+        keys, kinds = list(dict.fromkeys(ref.key for ref in refs)), self.kinds_of_a_sample
+        self._catalog.prefetch(kinds, keys)
+        found = [(kind, self._catalog.find(kind, key)) for key in keys for kind in kinds]
+        self.store.prefetch(Wanted(shard_path(kind, one[0]), member.offset - BLOCK, member.offset + member.size)
+                            for kind, one in found if one for member in one[1].members if member.ext != "jpg")
+
     def listed(self, kind: str, key: str) -> SidecarRecord | None:
         """What the sidecars say of a record (members, sizes, digests), none of it read; None where it is not there."""
         found = self._catalog.find(kind, key)
@@ -347,8 +366,13 @@ class ShardSet:
         index, record = self._find(kind, key)
         name = shard_path(kind, index)
         member = member_of(record, ext, self.store.describe(name))
-        data = self.store.read_range(name, member.offset - BLOCK, BLOCK + member.size)
-        return checked(data, self.store.describe(name), key, member)
+        where, offset, size = self.store.describe(name), member.offset - BLOCK, BLOCK + member.size
+        try:
+            return checked(self.store.read_range(name, offset, size), where, key, member)
+        except ShardError:
+            if not self.store.forget(name, offset, size):
+                raise
+        return checked(self.store.read_range(name, offset, size), where, key, member)  # a damaged copy was dropped
 
 
 def _has_misses(shard_set: ShardSet, split: str) -> bool:
@@ -360,29 +384,3 @@ def open_shards(place: str | Path | Store, encoder: str | None = None) -> ShardS
     """Opens the set at `place`: a folder, a URL or a store. `encoder`: the name (or its beginning) of the features to
     read; needed where there are several. ShardError where it is not a set, or damaged."""
     return ShardSet(open_store(place), encoder)
-
-
-def check_encoder(shard_set: ShardSet, fingerprint: EncoderFingerprint, *, policy: str | None = None) -> str:
-    """The name of the set's features that a policy with this fingerprint can be trained on; `policy`: how its user
-    names it.
-
-    ShardError with both fingerprints, what differs, and the command that would fix it, where there are none. What is
-    compared is what decides the numbers: family, tower, dtype and sampling, not the model's name."""
-    for held in shard_set.manifest.encoders:
-        if encoder_numbers(held) == encoder_numbers(fingerprint) and held.name in shard_set.encoders:
-            return held.name
-    lines = []
-    for held in shard_set.manifest.encoders:
-        differ = [name for name, value in encoder_numbers(held).items() if value != encoder_numbers(fingerprint)[name]]
-        lines.append(f"  set:    {held.name} ({held.model_id}, tower {held.tower_sha256[:16]}, {held.dtype}); "
-                     f"differs in {', '.join(differ) or 'nothing, but its shards are missing'}")
-    raise ShardError(f"{shard_set.place}: the features were not made by this policy's vision tower\n"
-                     f"  policy: {fingerprint.name} ({fingerprint.model_id}, tower {fingerprint.tower_sha256[:16]}, "
-                     f"{fingerprint.dtype})\n" + "\n".join(lines or ["  set:    no features"])
-                     + "\nadd this policy's features with `taro preprocess RECIPE --set out="
-                     f"{shard_set.place} --only features --policy {policy or fingerprint.model_id}`")
-
-
-def encoder_numbers(fingerprint: EncoderFingerprint) -> dict[str, Any]:
-    """What of a fingerprint decides the features' numbers: neither the model's name nor its revision."""
-    return fingerprint.model_dump(include={"family", "tower_sha256", "dtype", "sampling"})

@@ -9,17 +9,32 @@ Left out: removing and overwriting. A set is written into a folder (`taro.shards
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import BinaryIO, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import BinaryIO, NamedTuple, Protocol
 
 from taro.core.errors import ShardError
 from taro.shards.format import CARD, INDEX, MANIFEST, SKIPPED, kind_ok, split_kind
 
-__all__ = ["MissingFileError", "Store", "check_name", "safe_name"]
+__all__ = ["Expected", "MissingFileError", "Store", "Uncached", "Wanted", "check_name", "safe_name"]
 
 
 class MissingFileError(ShardError):
     """The store is there, the file is not."""
+
+
+class Expected(NamedTuple):
+    """What a manifest says of a file: its bytes, None where it does not say, and its sha256 in hex."""
+
+    size: int | None
+    sha256: str
+
+
+class Wanted(NamedTuple):
+    """Bytes [start, stop) of a file that will be read soon; to its end where `stop` is None."""
+
+    name: str
+    start: int = 0
+    stop: int | None = None
 
 
 class Store(Protocol):
@@ -55,6 +70,30 @@ class Store(Protocol):
     def put_if_absent(self, name: str, data: BinaryIO) -> bool:
         """Writes what is left to read of `data` as a new file, whole or not at all; False, and nothing changed, where
         the file exists already."""
+
+    def expect(self, files: Mapping[str, Expected]) -> None:
+        """Is told what files must be, once a manifest was read. A store that keeps copies names them by it."""
+
+    def prefetch(self, wanted: Iterable[Wanted]) -> None:
+        """Is told what will be read soon, so that a remote store fetches it in few requests; returns when it has."""
+
+    def forget(self, name: str, offset: int, size: int) -> bool:
+        """Is told that a range was read and is wrong. Whether reading it again may give other bytes: True where a copy
+        was dropped."""
+
+
+class Uncached:
+    """What a store inherits that keeps no copies: it does nothing of what it is told."""
+
+    def expect(self, files: Mapping[str, Expected]) -> None:
+        """Nothing is kept, so nothing is named."""
+
+    def prefetch(self, wanted: Iterable[Wanted]) -> None:
+        """Reading is as near."""
+
+    def forget(self, name: str, offset: int, size: int) -> bool:
+        """Reading again gives the same bytes."""
+        return False
 
 
 def safe_name(name: str) -> bool:

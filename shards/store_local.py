@@ -15,12 +15,12 @@ from typing import BinaryIO
 
 from taro.core.errors import ShardError
 from taro.core.files import make_folders, new_file
-from taro.shards.store import MissingFileError, check_name
+from taro.shards.store import MissingFileError, Uncached, check_name
 
 __all__ = ["LocalStore"]
 
 
-class LocalStore:
+class LocalStore(Uncached):
     """A folder as a `Store`. It need not exist: then every file is missing."""
 
     def __init__(self, folder: Path) -> None:

@@ -22,6 +22,7 @@ from taro.shards.index import Index
 from taro.shards.manifest import read_manifest, read_sidecar, read_skipped
 from taro.shards.places import open_store
 from taro.shards.reader import check_times, parse_clip
+from taro.shards.remote.bucket import NoListError
 from taro.shards.store import Store
 from taro.shards.tar import TarMember, read_tar
 from taro.shards.tensors import unpack_features, unpack_frames
@@ -230,7 +231,11 @@ def _totals(store: Store, manifest: Manifest, report: VerifyReport) -> None:
     except ShardError as error:
         report.problems.append(str(error))
     known = {entry.path for entry in manifest.shards}
-    for name in store.list():
+    try:
+        listed = store.list()
+    except NoListError:  # behind a web address: what the manifest does not name is not seen
+        return
+    for name in listed:
         if name.endswith(".tar") and name not in known:
             report.problems.append(f"{store.describe(name)}: not in the manifest; remove it, or run `taro preprocess` "
                                    "again")

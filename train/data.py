@@ -217,8 +217,11 @@ class TrainingData:
         reader = None if self._buffer is None else self._reading(Part(
             self._prompts, range(step, steps or step + 1), rank, world))
         drawn = self.order.draws_of(step, self._prompts) if reader else []
+        mine = range(rank, len(whole), world)
+        if reader is None:
+            self._prefetch([whole[at] for at in mine])
         samples = []
-        for at in range(rank, len(whole), world):
+        for at in mine:
             place, query = self.order.place(index := whole[at])
             one = self.drawn[place]
             repeat = whole[:at].count(index)  # a small set may come twice in a step
@@ -242,6 +245,12 @@ class TrainingData:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+
+    def _prefetch(self, indices: Sequence[int]) -> None:
+        """Has remote stores fetch what samples of these indices read, many at a time."""
+        found = [self.order.place(index) for index in indices]
+        for place, one in enumerate(self.drawn):
+            one.shard_set.prefetch(one.refs[query] for at, query in found if at == place)
 
     def summary(self) -> dict[str, Any]:
         """For data.json of the run folder: what each set gave, what each filter left out, what an epoch draws."""

@@ -78,6 +78,7 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decodin
     rows: list[AnswerRow] = []
     for turn in range(0, len(batches), ranks.world):
         mine = batches[turn + ranks.rank] if turn + ranks.rank < len(batches) else []
+        shard_set.prefetch(mine)
         answered = _answer(policy, [shard_set.sample(ref) for ref in mine], asking, decoding, questions.seed,
                            bf16=bf16) if mine else []
         rows += answered if ranks.world == 1 else _gathered(ranks, answered)

@@ -11,7 +11,8 @@ from taro.core.errors import ConfigError
 from taro.models.features import FrameSampling
 from taro.models.fingerprint import encoder_fingerprint
 from taro.models.resolve import model_name
-from taro.shards.reader import ShardSet, check_encoder, open_shards
+from taro.shards.encoders import check_encoder
+from taro.shards.reader import ShardSet, open_shards
 from taro.shards.variants import VariantSettings
 
 __all__ = ["open_encoded_shards", "with_variants"]

@@ -23,6 +23,7 @@ from taro.core.counting import OnProgress, counted
 from taro.core.errors import ConfigError, ShardError
 from taro.grounding.records import ClipRecord
 from taro.models.features import EncoderFingerprint
+from taro.shards.encoders import encoder_numbers
 from taro.shards.format import Manifest, Provenance
 from taro.shards.manifest import SKIPPED_COLUMNS
 from taro.shards.ops.diff import digests, named_queries
@@ -35,7 +36,7 @@ from taro.shards.ops.rewrite import (
     derived_steps,
     source_facts,
 )
-from taro.shards.reader import ShardSet, encoder_numbers
+from taro.shards.reader import ShardSet
 from taro.shards.skipped import NOT_MISSED, Row, is_miss, miss_name, skipped_rows
 
 __all__ = ["Merged", "merge_sets"]

@@ -22,9 +22,9 @@ from taro.core.draws import rng
 from taro.core.errors import ShardError
 from taro.shards.store import MissingFileError
 
-__all__ = ["MAX_LISTED", "WAITS_S", "Bucket", "ChangedError", "CutOffError", "Head", "Listed", "NoListError",
-           "RefusedError", "RemoteError", "ServerError", "TooManyRequestsError", "UnreachableError", "missing",
-           "resumed", "retrying", "status_error"]
+__all__ = ["MAX_LISTED", "WAITS_S", "Bucket", "ChangedError", "CutOffError", "Files", "Head", "Listed", "NoListError",
+           "NoRangesError", "RefusedError", "RemoteError", "ServerError", "TooManyRequestsError", "UnreachableError",
+           "check_etag", "missing", "resumed", "retrying", "status_error"]
 
 T = TypeVar("T")
 WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -75,6 +75,10 @@ class NoListError(RemoteError):
     """The place cannot list what it holds."""
 
 
+class NoRangesError(RemoteError):
+    """The server sends whole objects alone, so that nothing can be read from their middle."""
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """Facts of an object. `etag`: names this version of its bytes; None where the place gives none."""
@@ -90,8 +94,8 @@ class Listed(NamedTuple):
     size: int
 
 
-class Bucket(Protocol):
-    """One remote folder. Can be used from several threads and pickled to another process; holds no lock.
+class Files(Protocol):
+    """One remote folder, for reading. Can be used from several threads and pickled to another process; holds no lock.
 
     Names are relative to the place and were checked by the caller. Failures are `MissingFileError` (no such object) or
     a `RemoteError`, after retries where they can help. Sizes that a server tells are only told: nothing is allocated
@@ -112,6 +116,10 @@ class Bucket(Protocol):
     def list(self) -> Sequence[Listed]:
         """All objects below the place, by name, at most MAX_LISTED; NoListError where it cannot."""
 
+
+class Bucket(Files, Protocol):
+    """One remote folder that can be written too."""
+
     def put(self, name: str, path: Path, *, absent: bool) -> bool:
         """Writes a file as an object, whole or not at all, in parts where it is large. `absent`: only where there is no
         such object; False, and nothing changed, where there is."""
@@ -130,8 +138,9 @@ def status_error(where: str, status: int, *, advice: str, retry_after_s: float |
         return RefusedError(f"{where}: refused (status {status}); the address is wrong, or the credentials of this "
                             f"machine do not open it. {advice}")
     if status == 412:
-        return ChangedError(f"{where}: changed since it was first read; open the set again, and see that nobody "
-                            "replaces it while it is read")
+        return _changed(where)
+    if status == 416:
+        return CutOffError(f"{where}: shorter than it should be (status 416); the set was replaced or is not complete")
     if status == 429:
         return TooManyRequestsError(f"{where}: too many requests (status 429); wait, or read with fewer processes",
                                     transient=True, retry_after_s=retry_after_s)
@@ -139,6 +148,17 @@ def status_error(where: str, status: int, *, advice: str, retry_after_s: float |
         return ServerError(f"{where}: the server failed (status {status}); try again later", transient=True,
                            retry_after_s=retry_after_s)
     return ServerError(f"{where}: expected an object, got status {status}; check the address")
+
+
+def _changed(where: str) -> ChangedError:
+    return ChangedError(f"{where}: changed since it was first read; open the set again, and see that nobody replaces "
+                        "it while it is read")
+
+
+def check_etag(where: str, found: str | None, wanted: str | None) -> None:
+    """Raises ChangedError where an answer names another version than the one that is wanted."""
+    if None not in (found, wanted) and found != wanted:
+        raise _changed(where)
 
 
 def retrying(call: Callable[[], T], *, waits_s: Sequence[float] = WAITS_S) -> T:

@@ -49,13 +49,29 @@ def report(
 
 def _own_shards(config: dict[str, Any]) -> dict[str, str]:
     """The run's own sets by name, those that are there."""
+    from taro.shards.places import local_folder
+
     own = config.get("shards", "")
     found = {}
     for one in own if isinstance(own, list) else [{"path": own}]:
-        folder = Path(str(one.get("path", "") if isinstance(one, dict) else one))
-        if (folder / "manifest.json").is_file():
-            found[str((one.get("name") if isinstance(one, dict) else None) or folder.resolve().name)] = str(folder)
+        place = str(one.get("path", "") if isinstance(one, dict) else one)
+        name = one.get("name") if isinstance(one, dict) else None
+        if _is_set(place):
+            folder = local_folder(place)
+            last = place.rstrip("/").rpartition("/")[2] if folder is None else folder.resolve().name
+            found[str(name or last)] = place
     return found
+
+
+def _is_set(place: str) -> bool:
+    from taro.core.errors import ShardError
+    from taro.shards.format import MANIFEST
+    from taro.shards.places import open_store
+
+    try:
+        return bool(place) and open_store(place).size(MANIFEST) > 0
+    except ShardError:
+        return False
 
 
 def _named(places: list[str]) -> dict[str, str]:

@@ -26,7 +26,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.command("push")(takes_options(push))
 app.command("pull")(takes_options(pull))
 
-Root = Annotated[str, typer.Argument(metavar="PATH", help="Folder of the shard set.", show_default=False)]
+Root = Annotated[str, typer.Argument(metavar="PATH", help="Folder or URL of the shard set.", show_default=False)]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; must not exist.", show_default=False)]
 
 
@@ -122,8 +122,8 @@ def sample(
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="Folder of a shard set.", show_default=False)],
-    b: Annotated[str, typer.Argument(metavar="B", help="Folder of another.", show_default=False)],
+    a: Annotated[str, typer.Argument(metavar="A", help="Folder or URL of a shard set.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="Folder or URL of another.", show_default=False)],
     as_json: Json = False,
 ) -> None:
     """Compare two sets by their digests: clips, queries, windows, captions, features; exit code 1 where they differ."""
@@ -188,7 +188,7 @@ def split(
 @app.command()
 def merge(
     paths: Annotated[list[str], typer.Argument(metavar="SET SET ... OUT", show_default=False,
-                                               help="Folders of two or more sets, then the folder to make.")],
+                                               help="Folders or URLs of two or more sets, then the folder to make.")],
     as_json: Json = False,
 ) -> None:
     """Join sets of the same encoders; a clip in several is written once, its queries united, contradictions refused."""

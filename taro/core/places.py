@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator
 
+from taro.core.errors import ConfigError
+
 __all__ = ["DataName", "LocalPath", "ModelName", "SetPlace", "TemplateName", "Word", "expand_home", "hub_id",
            "paths_for", "paths_from", "real_paths"]
 
@@ -40,6 +42,13 @@ def expand_home(path: str | Path) -> Path:
 
 def _place(value: Any) -> Any:
     text = os.fspath(value) if isinstance(value, str | Path) else value
+    if isinstance(text, str) and "://" in text:
+        scheme, _, rest = text.partition("://")
+        host = rest.partition("/")[0].rpartition("@")
+        if host[1] or {"?", "#"} & {*text}:  # no ValueError: that would be shown with the value
+            raise ConfigError(f"{scheme[:20]}://{host[2][:200]!a}: expected an address without a password, `?` or `#`, "
+                              "since settings are written into run folders. Credentials come from the environment, for "
+                              "http(s) from ~/.netrc")
     return str(expand_home(text)) if isinstance(text, str) and "://" not in text else text
 
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from taro.core.errors import ShardError
+from taro.shards.encoders import check_encoder
 from taro.shards.format import MANIFEST, shard_path, sidecar_path
 from taro.shards.manifest import build_manifest, read_skipped
-from taro.shards.reader import check_encoder, open_shards
+from taro.shards.reader import open_shards
 from taro.shards.stream import stream
 from taro.shards.verify import verify
 from taro.shards.writer import SliceWriter, slice_done

@@ -67,7 +67,7 @@ def lengths_of(data: TrainingData, asking: Asking, levels: int, folder: Path | N
 
 def _of_set(one: TrainingSet, asking: Asking, levels: int, count: Callable[[str], int]) -> list[tuple[int, int]]:
     """(tokens of the video, of the text) of each query."""
-    grids = {key: one.shard_set.features_shape(key) for key in {ref.key for ref in one.refs}}
+    grids = one.shard_set.features_shapes({ref.key for ref in one.refs})
     return [(grids[ref.key][0] * grids[ref.key][1],
              count(asking.text(ref.query.text)) + TURN + (PATCH * grids[ref.key][0] if levels else 0))
             for ref in one.refs]

@@ -126,7 +126,8 @@ def measure_sensitivity(policy: Policy, shard_set: ShardSet, asking: Asking, ask
     rollouts: list[MeasuredRollout] = []
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start in range(0, len(refs), rollout.batch_prompts):
-        samples = [shard_set.sample(ref) for ref in refs[start : start + rollout.batch_prompts]]
+        shard_set.prefetch(asked_now := refs[start : start + rollout.batch_prompts])
+        samples = [shard_set.sample(ref) for ref in asked_now]
         batch = roll_out(policy, asking, samples, rollout, StepName(questions.seed, 0, 0), bf16=bf16)
         old_BGR, over_BGR = score_prompts(policy, batch.prompts, batch, bf16=bf16), counted_tokens(policy, batch, over)
         found = [_under(policy, batch, old_BGR, over_BGR, condition, bf16=bf16) for condition in asked]
