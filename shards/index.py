@@ -17,7 +17,7 @@ from taro.core.errors import ShardError
 from taro.core.json import check_model, parse_json
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.shards.format import INDEX, Manifest
-from taro.shards.index_file import CLIP_COLUMNS, COLUMNS, IndexRow, index_rows, read_index_table
+from taro.shards.index_file import COLUMNS, IndexRow, from_numpy, index_rows, open_index, to_numpy
 from taro.shards.store import Store
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Keys(Sequence[str]):
 
     def __getitem__(self, at: Any) -> Any:
         if isinstance(at, slice):
-            return self._column.take(np.arange(len(self))[at]).to_pylist()
+            return self._column.take(from_numpy(np.arange(len(self))[at])).to_pylist()
         return self._column[at if at >= 0 else len(self) + at].as_py()
 
     def __iter__(self) -> Iterator[str]:
@@ -63,6 +63,11 @@ class Keys(Sequence[str]):
     def __repr__(self) -> str:
         return f"Keys({', '.join(self[:3])}{', ...' if len(self) > 3 else ''}: {len(self):,})"
 
+    def take(self, places: np.ndarray) -> list[str]:
+        """The keys at some places."""
+        found: list[str] = self._column.take(from_numpy(places)).to_pylist()
+        return found
+
     def find(self, key: str) -> int | None:
         """The place of a key; None where it is not there."""
         low, high = 0, len(self)
@@ -78,45 +83,54 @@ class Keys(Sequence[str]):
 class Index:
     """The rows of a set's index. `keys`: of its clips."""
 
+    FILTERS = ("split", "difficulty", "queries", "keys", "text")
+    """fields of `Selection`, in the order in which they are asked"""
+
     def __init__(self, store: Store, manifest: Manifest) -> None:
         """Reads queries.parquet, which the manifest names. Raises ShardError where it is damaged, or of another set."""
         assert manifest.index is not None
         self._where = store.describe(INDEX)
-        table = read_index_table(store, manifest.index)
-        self._columns = {name: _one_array(table.column(name)) for name in COLUMNS}
-        codes = self._columns["key"].indices.to_numpy()
-        starts = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]])) if len(codes) else codes[:0]
-        self._first = np.append(starts, len(codes)).astype(np.int64)
-        self.keys = Keys(self._columns["key"].dictionary.take(codes[starts]))
-        self._asked = self._columns["id"].is_valid().to_numpy(zero_copy_only=False)
+        file = open_index(store, manifest.index)
+        keys = file.clip_texts("key")
+        self.keys = Keys(keys.values)
+        self._first = np.append(keys.starts, manifest.index.rows).astype(np.int64)
+        self._clips = {"key": keys.values, "video": file.clip_texts("video", keys.starts).values,
+                       **{name: self._of_clips_alone(name, file.column(name)) for name in (
+                           "slice", "duration_s", "captions", "time_error_s")}}
+        self._asked = {name: file.column(name) for name in COLUMNS if name not in self._clips}
+        self._is_query = to_numpy(self._asked["id"].is_valid()).astype(bool)
         self._check(manifest)
 
+    def _of_clips_alone(self, name: str, column: pa.Array) -> pa.Array:
+        """A column of numbers that is the same in all rows of a clip, once a clip."""
+        if column.null_count:
+            raise self._wrong(f"{column.null_count:,} rows say no {name}")
+        values = to_numpy(column)
+        bits = values.view(np.int64) if values.dtype == np.float64 else values
+        if not np.array_equal(np.repeat(bits[self._first[:-1]], np.diff(self._first)), bits):
+            raise self._wrong(f"the rows of a clip differ in {name}")
+        return column.take(from_numpy(self._first[:-1]))
+
     def _check(self, manifest: Manifest) -> None:
-        """Raises ShardError unless the rows are in order, agree on each clip, and are those that the manifest counts.
+        """Raises ShardError unless the clips are in order, the queries whole, and both those that the manifest counts.
         """
         import pyarrow.compute as pc
 
-        column = self._columns["key"].dictionary
-        if not pc.all(pc.match_substring_regex(column, "^[A-Za-z0-9_-]{1,88}$")).as_py() and len(column):
+        keys = self._clips["key"]
+        if len(keys) and not pc.all(pc.match_substring_regex(keys, "^[A-Za-z0-9_-]{1,88}$")).as_py():
             raise self._wrong("a key is not 1 to 88 of A-Z a-z 0-9 _ -")
-        ordered = self.keys._column
-        if len(self.keys) > 1 and not pc.all(pc.less(ordered.slice(0, len(ordered) - 1), ordered.slice(1))).as_py():
+        if len(keys) > 1 and not pc.all(pc.less(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py():
             raise self._wrong("keys are not ascending, or a clip's rows are not neighbours")
-        first_rows = np.repeat(self._first[:-1], np.diff(self._first))
-        for name in CLIP_COLUMNS:
-            array = self._columns[name]
-            values = (array.indices if hasattr(array, "indices") else array).to_numpy(zero_copy_only=False)
-            bits = values.view(np.int64) if values.dtype == np.float64 else values
-            if name != "key" and not np.array_equal(bits[first_rows], bits):
-                raise self._wrong(f"the rows of a clip differ in {name}")
+        for name, column in self._asked.items():
+            if name not in ("unclipped_s", "difficulty") and column.null_count != self._asked["id"].null_count:
+                raise self._wrong(f"{column.null_count:,} rows say no {name}")
         alone = np.diff(self._first) == 1
-        if not alone[self.clip_numbers(np.flatnonzero(~self._asked))].all():
+        if not alone[self.clip_numbers(np.flatnonzero(~self._is_query))].all():
             raise self._wrong("a row without a query stands beside others of its clip")
-        slices = self._numbers("slice")
         known = [entry.index for entry in manifest.shards if entry.kind == "paths"]
-        if not np.isin(slices, known).all():
+        if not np.isin(to_numpy(self._clips["slice"]), known).all():
             raise self._wrong("it names a slice that the manifest does not list")
-        counts = len(self.keys), int(self._asked.sum())
+        counts = len(keys), int(self._is_query.sum())
         if counts != (manifest.counts.clips, manifest.counts.queries):
             raise self._wrong(f"{counts[0]:,} clips and {counts[1]:,} queries, the manifest counts "
                               f"{manifest.counts.clips:,} and {manifest.counts.queries:,}")
@@ -125,10 +139,8 @@ class Index:
         return ShardError(f"{self._where}: {what}; make the index again with `taro shards index`")
 
     def _numbers(self, name: str) -> np.ndarray:
-        """A column of numbers, 0 or NaN where it is null."""
-        column = self._columns[name]
-        filled = column.fill_null(math.nan if COLUMNS[name] == "float64" else 0)
-        return np.asarray(filled.to_numpy(zero_copy_only=False))
+        """A column of numbers of the rows, 0 or NaN where it is null."""
+        return to_numpy(self._asked[name].fill_null(math.nan if COLUMNS[name] == "float64" else 0))
 
     def clip_numbers(self, rows: np.ndarray) -> np.ndarray:
         """The place of each row's clip in `keys`."""
@@ -137,14 +149,15 @@ class Index:
     def slice_of(self, key: str) -> int | None:
         """The slice that holds a clip; None where the set does not hold it."""
         at = self.keys.find(key)
-        return None if at is None else int(self._columns["slice"][int(self._first[at])].as_py())
+        return None if at is None else int(self._clips["slice"][at].as_py())
 
     def rows(self, wanted: np.ndarray) -> list[IndexRow]:
         """Some rows by their numbers."""
-        columns = {name: column.take(wanted) for name, column in self._columns.items()}
-        texts = {name: (column.dictionary_decode() if hasattr(column, "indices") else column).to_pylist()
-                 for name, column in columns.items()}
-        return [dict(zip(texts, values, strict=True)) for values in zip(*texts.values(), strict=True)]
+        clips, numbers = from_numpy(self.clip_numbers(wanted)), from_numpy(wanted)
+        columns = {**{name: column.take(clips) for name, column in self._clips.items()},
+                   **{name: column.take(numbers) for name, column in self._asked.items()}}
+        values = [columns[name].to_pylist() for name in COLUMNS]
+        return [dict(zip(COLUMNS, row, strict=True)) for row in zip(*values, strict=True)]
 
     def rows_of(self, key: str) -> list[IndexRow]:
         """All rows of a clip; [] where the set does not hold it."""
@@ -165,7 +178,7 @@ class Index:
 
     def places(self, rows: np.ndarray) -> list[tuple[str, int]]:
         """(key of the clip, place in the clip) of some rows."""
-        keys = self.keys._column.take(self.clip_numbers(rows)).to_pylist()
+        keys = self.keys.take(self.clip_numbers(rows))
         return list(zip(keys, (rows - self.first_rows(rows)).tolist(), strict=True))
 
     def check_record(self, clip: ClipRecord, slice_index: int, where: str) -> None:
@@ -184,37 +197,43 @@ class Index:
 
     def queries(self) -> np.ndarray:
         """The numbers of all rows that are queries, in order."""
-        return np.flatnonzero(self._asked)
+        return np.flatnonzero(self._is_query)
 
     @property
     def splits(self) -> list[str]:
         """The splits that queries name, ascending."""
-        used = np.unique(self._columns["split"].indices.fill_null(-1).to_numpy())
-        return sorted(self._columns["split"].dictionary.take(used[used >= 0]).to_pylist())
+        used = np.unique(self._split_codes())
+        return sorted(self._asked["split"].dictionary.take(from_numpy(used[used >= 0])).to_pylist())
+
+    def _split_codes(self) -> np.ndarray:
+        """The split of each row as its place in the dictionary, -1 where it has none."""
+        return to_numpy(self._asked["split"].indices.fill_null(-1))
 
     def ids(self) -> set[str]:
         """The ids of all queries."""
-        return set(self._columns["id"].drop_null().to_pylist())
+        return set(self._asked["id"].drop_null().to_pylist())
 
     def count_without(self, rows: np.ndarray, what: str) -> int:
         """Of some rows, how many have none of `what`: captions, paths_random, paths_overlap."""
+        if what == "captions":
+            return int((to_numpy(self._clips[what])[self.clip_numbers(rows)] == 0).sum())
         return int((self._numbers(what)[rows] == 0).sum())
 
     @property
     def captioned(self) -> frozenset[str]:
         """Keys of the clips that have captions."""
-        clips = np.flatnonzero(self._numbers("captions")[self._first[:-1]] > 0)
-        return frozenset(self.keys._column.take(clips).to_pylist())
+        clips = np.flatnonzero(to_numpy(self._clips["captions"]) > 0)
+        return frozenset(self.keys.take(clips))
 
     def passing(self, rows: np.ndarray, filter_name: str, value: Any) -> np.ndarray:
         """Which of some rows a filter lets through. `filter_name`, `value`: a field of `Selection`."""
         chooses: dict[str, Any] = {"split": self._of_split, "difficulty": self._of_difficulty, "queries": self._named,
                    "keys": self._of_clips, "text": self._saying}
-        return np.asarray(chooses[filter_name](rows, value), dtype=bool)
+        return np.asarray(chooses[filter_name](rows, value)).astype(bool)
 
     def _of_split(self, rows: np.ndarray, split: str) -> np.ndarray:
-        codes = [at for at, name in enumerate(self._columns["split"].dictionary.to_pylist()) if name == split]
-        return np.isin(self._columns["split"].indices.fill_null(-1).to_numpy()[rows], codes)
+        codes = [at for at, name in enumerate(self._asked["split"].dictionary.to_pylist()) if name == split]
+        return np.isin(self._split_codes()[rows], codes)
 
     def _of_difficulty(self, rows: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
         values = self._numbers("difficulty")[rows]
@@ -224,8 +243,8 @@ class Index:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        return pc.is_in(self._columns["id"].take(rows), value_set=pa.array(sorted(ids), pa.string())).to_numpy(
-            zero_copy_only=False)
+        wanted = pa.array(sorted(ids), pa.string())
+        return to_numpy(pc.is_in(self._asked["id"].take(from_numpy(rows)), value_set=wanted))
 
     def _of_clips(self, rows: np.ndarray, keys: Collection[str]) -> np.ndarray:
         found = [at for key in keys if (at := self.keys.find(key)) is not None]
@@ -235,20 +254,21 @@ class Index:
         """Python's own search. Where the pattern means itself, ASCII texts are searched by arrow, to the same end."""
         import pyarrow.compute as pc
 
-        texts = self._columns["text"] if len(rows) == len(self._asked) else self._columns["text"].take(rows)
+        texts = self._asked["text"] if len(rows) == len(self._is_query) else self._asked["text"].take(from_numpy(rows))
         left, found = np.arange(len(texts)), np.zeros(len(texts), dtype=bool)
         if _LITERAL.fullmatch(pattern):
-            found = pc.match_substring(texts, pattern, ignore_case=True).to_numpy(zero_copy_only=False).copy()
-            left = np.flatnonzero(~pc.string_is_ascii(texts).to_numpy(zero_copy_only=False))
+            found = to_numpy(pc.match_substring(texts, pattern, ignore_case=True)).astype(bool)
+            left = np.flatnonzero(to_numpy(pc.string_is_ascii(texts)) == 0)
         search = re.compile(pattern, re.IGNORECASE).search
         for start in range(0, len(left), BLOCK_ROWS):
             block = left[start : start + BLOCK_ROWS]
-            found[block] = [search(text) is not None for text in texts.take(block).to_pylist()]
+            found[block] = [search(text) is not None for text in texts.take(from_numpy(block)).to_pylist()]
         return found
 
-    def difficulties(self, rows: np.ndarray) -> np.ndarray:
-        """The difficulty of some rows, NaN where it is unknown."""
-        return np.asarray(self._numbers("difficulty")[rows])
+    def slices(self, rows: np.ndarray) -> list[int]:
+        """The slice in which each of some rows lies."""
+        found: list[int] = to_numpy(self._clips["slice"])[self.clip_numbers(rows)].tolist()
+        return found
 
 
 def query_of_row(row: IndexRow, where: str) -> QueryRecord:
@@ -257,15 +277,6 @@ def query_of_row(row: IndexRow, where: str) -> QueryRecord:
     for name in ("windows_s", "unclipped_s"):
         text[name] = None if row[name] is None else parse_json(row[name].encode(), where, limit_bytes=100_000)
     return check_model(QueryRecord, text, where)
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array, dictionaries as one."""
-    import pyarrow as pa
-
-    if column.num_chunks == 0:
-        return pa.array([], column.type)
-    return column.unify_dictionaries().combine_chunks() if column.num_chunks > 1 else column.chunk(0)
 
 
 def _same(name: str, one: Any, other: Any) -> bool:

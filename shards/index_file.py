@@ -10,9 +10,11 @@ Left out: what the rows mean (`taro.shards.index`)."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,13 +23,14 @@ from taro.core.errors import ShardError
 from taro.grounding.records import ClipRecord
 from taro.models.features import time_error_s
 from taro.shards.format import INDEX, MAX_INDEX_BYTES, MAX_INDEX_ROWS, IndexEntry
+from taro.shards.parquet_pages import check_pages
 from taro.shards.store import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["CLIP_COLUMNS", "COLUMNS", "IndexRow", "decode_index", "encode_index", "index_rows", "read_index_table",
-           "rows_table"]
+__all__ = ["CLIP_COLUMNS", "COLUMNS", "ClipTexts", "IndexFile", "IndexRow", "encode_index", "from_numpy", "index_rows",
+           "open_index", "rows_table", "to_numpy"]
 
 IndexRow = dict[str, Any]
 """a row of the index by the names of `COLUMNS`"""
@@ -39,8 +42,8 @@ how many seconds a patch lies at most from the time that its position tells"""
 COLUMNS = {**CLIP_COLUMNS, "id": "string", "text": "string", "split": "string", "windows_s": "string",
            "unclipped_s": "string", "difficulty": "float64", "paths_random": "int32", "paths_overlap": "int32"}
 """column -> type; of the query as in KEY.json, windows as JSON text, candidate paths as their number"""
-_PLAIN = ("id", "text")
-"""columns that hardly repeat, so a dictionary of them saves nothing"""
+PLAIN = ("id", "text", "windows_s", "unclipped_s")
+"""columns that hardly repeat: no dictionary of them"""
 _LENGTHS = {"key": 88, "video": 500, "id": 500, "text": 20_000, "split": 100, "windows_s": 20_000,
             "unclipped_s": 20_000}
 """characters at most, times 4 in bytes"""
@@ -48,6 +51,22 @@ _ROW_GROUP = 65_536
 _DICTIONARY_BYTES = 64 * 2**20
 """a column keeps its dictionary through a row group, so that it is read as one"""
 _THRIFT = {"thrift_string_size_limit": 16 * 2**20, "thrift_container_size_limit": 200_000}
+
+
+def to_numpy(array: pa.Array) -> np.ndarray:
+    """Numbers without nulls as numpy, not copied; booleans as bytes. (Arrow's own way imports pandas, half a second.)
+    """
+    import pyarrow as pa
+
+    return np.from_dlpack(array.cast(pa.uint8()) if pa.types.is_boolean(array.type) else array)
+
+
+def from_numpy(numbers: np.ndarray) -> pa.Array:
+    """Numbers of numpy as int64 for arrow."""
+    import pyarrow as pa
+
+    whole = np.ascontiguousarray(numbers, dtype=np.int64)
+    return pa.Array.from_buffers(pa.int64(), len(whole), [None, pa.py_buffer(whole)])
 
 
 def index_rows(clip: ClipRecord, slice_index: int) -> list[IndexRow]:
@@ -90,15 +109,17 @@ def encode_index(tables: Sequence[pa.Table]) -> bytes:
     numbered = table.select(["key"]).append_column("at", pa.array(np.arange(len(table))))
     order = pc.sort_indices(numbered, sort_keys=[("key", "ascending"), ("at", "ascending")])
     sink = pa.BufferOutputStream()
-    pq.write_table(table.take(order), sink, compression="none", store_schema=False, row_group_size=_ROW_GROUP,
-                   use_dictionary=[name for name in COLUMNS if name not in _PLAIN],
-                   dictionary_pagesize_limit=_DICTIONARY_BYTES)
+    with pq.ParquetWriter(sink, _schema(), compression="none", store_schema=False,
+                          use_dictionary=[name for name in COLUMNS if name not in PLAIN],
+                          dictionary_pagesize_limit=_DICTIONARY_BYTES) as writer:
+        if len(table):
+            writer.write_table(table.take(order), row_group_size=_ROW_GROUP)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
-def read_index_table(store: Store, entry: IndexEntry) -> pa.Table:
-    """The rows of a set's index, compared with what the manifest says of the file. Raises ShardError."""
+def open_index(store: Store, entry: IndexEntry) -> IndexFile:
+    """A set's index, compared with what the manifest says of the file. Raises ShardError."""
     where = store.describe(INDEX)
     if entry.bytes > MAX_INDEX_BYTES or entry.rows > MAX_INDEX_ROWS:
         raise ShardError(f"{where}: {entry.bytes:,} bytes and {entry.rows:,} rows, at most {MAX_INDEX_BYTES:,} and "
@@ -107,74 +128,131 @@ def read_index_table(store: Store, entry: IndexEntry) -> pa.Table:
     if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
         raise ShardError(f"{where}: its size or sha256 is not the manifest's; the index is damaged or from another "
                          "set, fetch it again or make it again with `taro shards index`")
-    return decode_index(data, where, entry.rows)
+    return IndexFile(data, where, entry.rows)
 
 
-def decode_index(data: bytes, where: str, rows: int) -> pa.Table:
-    """The `rows` rows of an index from its bytes: types, lengths and nulls checked, texts as dictionaries. Raises
-    ShardError that opens with `where`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@dataclass(frozen=True, slots=True)
+class ClipTexts:
+    """A text of each clip [C]; starts [C]: the first row of each."""
 
-    try:
-        texts = [name for name, kind in COLUMNS.items() if kind == "string" and name not in _PLAIN]
-        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, read_dictionary=texts, **_THRIFT)
-        _check_footer(file, rows)
-        batches = []
+    values: pa.Array
+    starts: np.ndarray
+
+
+class IndexFile:
+    """The bytes of an index, read a column at a time, so that no more than one is in memory twice. Whatever is wrong is
+    a ShardError that opens with the file's name."""
+
+    def __init__(self, data: bytes, where: str, rows: int) -> None:
+        """`rows`: how many the manifest says."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._where, self._rows = where, rows
+        with self._readable():
+            texts = [name for name, kind in COLUMNS.items() if kind == "string" and name not in PLAIN]
+            self._file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, read_dictionary=texts, **_THRIFT)
+            _check_columns(self._file, rows)
+            check_pages(data, self._file.metadata, PLAIN)
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        import pyarrow as pa
+
+        try:
+            yield
+        except (OSError, ValueError, LookupError, OverflowError, pa.ArrowException, MemoryError) as error:
+            raise ShardError(f"{self._where}: not a readable index of queries ({str(error)[:300]!a}); make it again "
+                             "with `taro shards index`") from None
+
+    def _batches(self, name: str) -> Iterator[pa.Array]:
+        """A column in pieces, its texts checked."""
+        found = 0
         # In this thread alone: see `taro.shards.manifest.read_skipped`.
-        for batch in file.iter_batches(_ROW_GROUP, columns=list(COLUMNS), use_threads=False):
-            _check_batch(batch)
-            batches.append(batch)
-        table = pa.Table.from_batches(batches, schema=_dictionaries())
-        if len(table) != rows:
-            raise ValueError(f"{len(table):,} rows, the manifest says {rows:,}")
-    except (OSError, ValueError, LookupError, pa.ArrowException, MemoryError) as error:
-        raise ShardError(f"{where}: not a readable index of queries ({str(error)[:300]!a}); make it again with `taro "
-                         "shards index`") from None
-    return table
+        for batch in self._file.iter_batches(_ROW_GROUP, columns=[name], use_threads=False):
+            array = batch.column(0)
+            found += len(array)
+            if COLUMNS[name] == "string":
+                _check_texts(name, array)
+            yield array
+        if found != self._rows:
+            raise ValueError(f"{found:,} rows of {name}, the manifest says {self._rows:,}")
+
+    def column(self, name: str) -> pa.Array:
+        """A column as one array, dictionaries as one."""
+        import pyarrow as pa
+
+        with self._readable():
+            pieces = list(self._batches(name))
+            if not pieces:
+                return pa.nulls(0, _stored()[name])
+            column = pa.chunked_array(pieces)
+            return (column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column).combine_chunks()
+
+    def clip_texts(self, name: str, starts: np.ndarray | None = None) -> ClipTexts:
+        """A text that is the same in all rows of a clip, once a clip. `starts`: the first row of each clip; None: a
+        clip begins where this text changes."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        values, begins = [pa.nulls(0, pa.string())], [np.zeros(0, np.int64)]
+        at, size, last = 0, 0, None
+        with self._readable():
+            for array in self._batches(name):
+                if array.null_count:
+                    raise ValueError(f"{array.null_count:,} rows say no {name}")
+                codes = to_numpy(array.indices)
+                changes = np.flatnonzero(codes[1:] != codes[:-1]) + 1
+                if starts is not None:
+                    inside = starts[(starts > at) & (starts < at + len(codes))] - at
+                    if not np.isin(changes, inside).all():
+                        raise ValueError(f"the rows of a clip differ in {name}")
+                    changes = inside
+                begin = np.concatenate([[0], changes])
+                found = array.dictionary.take(from_numpy(codes[begin]))
+                size += pc.sum(pc.binary_length(found)).as_py()
+                if size > MAX_INDEX_BYTES:
+                    raise ValueError(f"more than {MAX_INDEX_BYTES:,} bytes of {name}")
+                same, last = found[0].as_py() == last, found[-1].as_py()
+                goes_on = same if starts is None else at not in starts
+                if goes_on and not same:
+                    raise ValueError(f"the rows of a clip differ in {name}")
+                values.append(found.slice(int(goes_on)))
+                begins.append(at + begin[int(goes_on) :])
+                at += len(codes)
+            return ClipTexts(pa.concat_arrays(values), np.concatenate(begins))
 
 
-def _dictionaries() -> pa.Schema:
-    """The schema with texts as dictionaries."""
+def _stored() -> dict[str, pa.DataType]:
+    """The types of the columns as they are read: texts that repeat as dictionaries."""
     import pyarrow as pa
 
-    return pa.schema([(field.name, pa.dictionary(pa.int32(), pa.string())
-                       if pa.types.is_string(field.type) and field.name not in _PLAIN else field.type)
-                      for field in _schema()])
+    return {field.name: pa.dictionary(pa.int32(), pa.string()) if pa.types.is_string(field.type)
+            and field.name not in PLAIN else field.type for field in _schema()}
 
 
-def _check_footer(file: Any, rows: int) -> None:
-    """Raises ValueError unless the columns are ours, flat, not compressed, and as many rows as wanted."""
-    found, wanted = {field.name: field.type for field in file.schema_arrow}, _dictionaries()
-    lost = [field.name for field in wanted if found.get(field.name) != field.type]
+def _check_columns(file: Any, rows: int) -> None:
+    """Raises ValueError unless the columns are ours, flat, and as many rows as wanted."""
+    found = {field.name: field.type for field in file.schema_arrow}
+    lost = [name for name, kind in _stored().items() if found.get(name) != kind]
     if lost or len(found) != len(file.schema_arrow):
         raise ValueError(f"column {(lost or ['twice'])[0]} is {found.get(lost[0]) if lost else 'there'}; expected "
                          f"{', '.join(COLUMNS)}")
     if file.metadata.num_rows != rows:
         raise ValueError(f"{file.metadata.num_rows:,} rows, the manifest says {rows:,}")
-    for at in range(len(file.schema)):
-        column = file.schema.column(at)
-        if column.max_repetition_level:
-            raise ValueError(f"column {column.path} holds lists; expected flat columns")
-    for group in range(file.metadata.num_row_groups):
-        for at in range(file.metadata.num_columns):
-            if file.metadata.row_group(group).column(at).compression != "UNCOMPRESSED":
-                raise ValueError("its pages are compressed; expected none that are")
+    lists = [file.schema.column(at).path for at in range(len(file.schema))
+             if file.schema.column(at).max_repetition_level]
+    if lists:
+        raise ValueError(f"column {lists[0]} holds lists; expected flat columns")
 
 
-def _check_batch(batch: pa.RecordBatch) -> None:
-    """Raises ValueError for a text that is too long, or a null where none may be."""
+def _check_texts(name: str, array: pa.Array) -> None:
+    """Raises ValueError for a text that is too long, or not UTF-8."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    for name, limit in _LENGTHS.items():
-        column = batch.column(name)
-        values = column if name in _PLAIN else column.dictionary
-        longest = pc.max(pc.binary_length(values)).as_py() or 0
-        if longest > 4 * limit or (values is not column and values.null_count):
-            raise ValueError(f"a text of {longest:,} bytes in {name}, at most {4 * limit:,} are read")
-        column.validate(full=True)  # UTF-8, and offsets inside
-    asked = batch.column("id").null_count
-    for name in COLUMNS:
-        nulls = batch.column(name).null_count
-        if name not in ("unclipped_s", "difficulty") and nulls != (0 if name in CLIP_COLUMNS else asked):
-            raise ValueError(f"{nulls:,} rows say no {name}")
+    values = array.dictionary if pa.types.is_dictionary(array.type) else array
+    longest = pc.max(pc.binary_length(values)).as_py() or 0
+    if longest > 4 * _LENGTHS[name] or (values is not array and values.null_count):
+        raise ValueError(f"a text of {longest:,} bytes in {name}, at most {4 * _LENGTHS[name]:,} are read")
+    array.validate(full=True)

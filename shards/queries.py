@@ -83,6 +83,15 @@ class IndexedQueries(Sequence[QueryRef]):
         """The same of other rows."""
         return IndexedQueries(self.held, rows, self._read, self._where)
 
+    def take(self, places: Sequence[int]) -> IndexedQueries:
+        """Those at some places."""
+        return self.of(self.rows[np.asarray(places, dtype=np.int64)])
+
+    @property
+    def slices(self) -> list[int]:
+        """The slice in which each lies."""
+        return self.held.slices(self.rows)
+
     def _refs(self, rows: np.ndarray) -> list[QueryRef]:
         places = rows - self.held.first_rows(rows)
         return [QueryRef(row["key"], query_of_row(row, f"{self._where}: row {number:,} of {INDEX}"), place=int(place),

@@ -283,6 +283,11 @@ class ShardSet:
                                             and difficulty[0] <= ref.query.difficulty <= difficulty[1]))]
 
     @property
+    def query_ids(self) -> set[str]:
+        """The ids of all queries."""
+        return self.index.ids() if self.index is not None else {ref.known.id for ref in self._labels.refs}
+
+    @property
     def splits(self) -> list[str]:
         """The splits that queries name, ascending."""
         return self.index.splits if self.index is not None else sorted({ref.query.split for ref in self._labels.refs})

@@ -98,7 +98,7 @@ def _chosen(shard_set: ShardSet, rollouts: Rollouts, selection: Selection) -> li
     """Keys of the clips to draw: those with rollouts first, else ascending."""
     selection.check(shard_set)
     if selection.as_dict():
-        kept = {ref.key for ref in shard_set.queries() if selection.keeps(ref.key, ref.query)}
+        kept = {ref.key for ref in shard_set.queries() if selection.keeps(ref.key, ref.known)}
         keys = [key for key in shard_set.keys if key in kept or selection.keeps_empty(key)]
     else:
         keys = shard_set.keys

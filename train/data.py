@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +25,8 @@ from taro.core.text import one_line
 from taro.shards.lane_reader import LaneReader, Part
 from taro.shards.lanes import LaneOrder
 from taro.shards.mix import MixedOrder
-from taro.shards.ops.filter import Selection, named
+from taro.shards.ops.filter import Selection, choose, named
+from taro.shards.queries import IndexedQueries
 from taro.shards.reader import QueryRef, Sample, ShardSet
 from taro.train.config import ShardSource, ValidationConfig
 from taro.train.prefixes import PathSource
@@ -69,6 +69,8 @@ class TrainingSet:
     @property
     def shards(self) -> list[int]:
         """The number of the shards in which each query lies."""
+        if isinstance(self.refs, IndexedQueries):
+            return self.refs.slices
         return [self.shard_set.shard_of(ref.key) for ref in self.refs]
 
     def digest(self, refs: Sequence[QueryRef]) -> str:
@@ -77,7 +79,7 @@ class TrainingSet:
         for ref in refs:
             listed = [self.shard_set.listed(kind, ref.key) for kind in self.shard_set.kinds_of_a_sample]
             members = [m.sha256 for record in listed if record is not None for m in record.members if m.ext != "jpg"]
-            digest.update(json.dumps([ref.key, ref.query.id, *members]).encode() + b"\n")
+            digest.update(json.dumps([ref.key, ref.known.id, *members]).encode() + b"\n")
         return digest.hexdigest()
 
 
@@ -87,33 +89,26 @@ def select(source: ShardSource, shard_set: ShardSet, *, seed: int = 0) -> Traini
     selection = Selection(split=source.split, difficulty=source.difficulty, text=source.text,
                           queries=None if source.queries is None else named(source.queries),
                           keys=None if source.keys is None else named(source.keys))
-    refs, left_out = [], Counter[str]()
-    every = shard_set.queries()
-    for ref in every:
-        why = selection.left_out_by(ref.key, ref.query)
-        if why is None:
-            refs.append(ref)
-        else:
-            left_out[why] += 1
+    refs, left_out = choose(shard_set, selection)
     if source.gaussian is not None:
         found = len(refs)
         refs = _drawn_by_difficulty(refs, source.gaussian, seed)
-        left_out.update({"gaussian": found - len(refs)} if len(refs) < found else {})
-    return TrainingSet(source, shard_set, refs, len(every), dict(left_out))
+        left_out |= {"gaussian": found - len(refs)} if len(refs) < found else {}
+    return TrainingSet(source, shard_set, refs, len(shard_set.queries()), left_out)
 
 
-def _drawn_by_difficulty(refs: Sequence[QueryRef], knobs: Gaussian, seed: int) -> list[QueryRef]:
+def _drawn_by_difficulty(refs: Sequence[QueryRef], knobs: Gaussian, seed: int) -> Sequence[QueryRef]:
     """Weighted sampling without replacement (Gumbel top-k): the largest of log density plus noise. Each query's noise
     is named by the query, so that what is drawn depends neither on order nor on what else is there."""
     def rank(ref: QueryRef) -> float:
-        assert ref.query.difficulty is not None
-        distance = (ref.query.difficulty - knobs.mean) / knobs.std
-        noise = -math.log(rng("gaussian", seed, ref.key, ref.query.id).exponential() or 1e-300)
+        assert ref.known.difficulty is not None
+        distance = (ref.known.difficulty - knobs.mean) / knobs.std
+        noise = -math.log(rng("gaussian", seed, ref.key, ref.known.id).exponential() or 1e-300)
         return noise - distance**2 / 2
 
-    known = [at for at, ref in enumerate(refs) if ref.query.difficulty is not None]
-    chosen = sorted(known, key=lambda at: rank(refs[at]), reverse=True)[: knobs.queries]
-    return [refs[at] for at in sorted(chosen)]
+    ranks = {at: rank(ref) for at, ref in enumerate(refs) if ref.known.difficulty is not None}
+    chosen = sorted(sorted(ranks, key=lambda at: ranks[at], reverse=True)[: knobs.queries])
+    return refs.take(chosen) if isinstance(refs, IndexedQueries) else [refs[at] for at in chosen]
 
 
 class TrainingData:
@@ -153,7 +148,8 @@ class TrainingData:
         for field in ("queries", "keys"):
             for asked in dict.fromkeys(getattr(one.source, field) for one in self.sets):
                 mine = [one for one in self.sets if getattr(one.source, field) == asked]
-                lost = sorted(named(asked or ()).difference(*(_names(one.shard_set, field) for one in mine)))
+                lost = [] if asked is None else sorted(named(asked).difference(*(
+                    _names(one.shard_set, field) for one in mine)))
                 if lost:
                     log.warning("%s: no %s named %s%s; the filter %s chooses nothing by them", ", ".join(
                         str(one.source.path) for one in mine), "query" if field == "queries" else "clip", ", ".join(
@@ -268,7 +264,9 @@ class TrainingData:
         free."""
         for one in self.drawn:
             refs = one.refs
-            if source == "online":
+            if isinstance(refs, IndexedQueries):
+                bare = refs.held.count_without(refs.rows, "captions" if source == "online" else f"paths_{source}")
+            elif source == "online":
                 captioned = one.shard_set.captioned
                 bare = sum(ref.key not in captioned for ref in refs)
             else:
@@ -300,7 +298,7 @@ def data_lines(summary: dict[str, Any]) -> list[str]:
 
 def _names(shard_set: ShardSet, field: str) -> set[str]:
     """What the filter `field` can name in a set."""
-    return set(shard_set.keys) if field == "keys" else {ref.query.id for ref in shard_set.queries()}
+    return set(shard_set.keys) if field == "keys" else shard_set.query_ids
 
 
 def _left_out_text(one: TrainingSet) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from taro.core.counting import OnProgress
 from taro.core.errors import ConfigError, ShardError
 from taro.core.text_files import read_text
 from taro.grounding.records import QueryRecord
+from taro.shards.index import Index
 from taro.shards.ops.rewrite import SLICE_BYTES, Derived, Part, derive, write_part
+from taro.shards.queries import IndexedQueries, QueryRef
 from taro.shards.reader import ShardSet
 from taro.shards.skipped import is_miss, missed_query, skipped_rows
 
-__all__ = ["Selection", "filter_set", "named"]
+__all__ = ["Selection", "choose", "filter_set", "named"]
 
 MAX_LIST_BYTES = 64 << 20
 """of a file of names"""
@@ -64,7 +67,7 @@ class Selection:
         """Raises ShardError where the set does not hold a key or a query id that is asked for."""
         _known("key", self.keys, source.keys, source)
         if self.queries is not None:
-            _known("query", self.queries, {ref.query.id for ref in source.queries()}, source)
+            _known("query", self.queries, source.query_ids, source)
 
     def part(self, source: ShardSet, step: dict[str, Any], detail: str) -> Part:
         """What it chooses of a set. Of a miss the text and the difficulty are unknown in a set of format 1.0: a filter
@@ -85,6 +88,27 @@ class Selection:
                  "queries": None if self.queries is None else len(self.queries),
                  "keys": None if self.keys is None else len(self.keys), "text": self.text}
         return {name: value for name, value in asked.items() if value is not None}
+
+
+def choose(source: ShardSet, selection: Selection) -> tuple[Sequence[QueryRef], dict[str, int]]:
+    """The queries of a set that a selection keeps, in order, and how many each of its filters leaves out; by the index
+    where the set has one."""
+    every, left_out = source.queries(), Counter[str]()
+    if not isinstance(every, IndexedQueries):
+        kept = []
+        for ref in every:
+            why = selection.left_out_by(ref.key, ref.known)
+            left_out.update([why] if why else [])
+            kept += [ref] if why is None else []
+        return kept, dict(left_out)
+    rows = every.rows
+    for name in Index.FILTERS:
+        value = getattr(selection, name)
+        if value is not None:
+            passing = every.held.passing(rows, name, value)
+            left_out.update({name: int((~passing).sum())} if not passing.all() else {})
+            rows = rows[passing]
+    return every.of(rows), dict(left_out)
 
 
 def named(words: Iterable[str]) -> frozenset[str]:

@@ -28,6 +28,7 @@ from taro.core.version import __version__
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES, MAX_RECORDS, Manifest
 from taro.shards.index_build import write_index
+from taro.shards.index_file import IndexRow, index_rows
 from taro.shards.manifest import (
     build_manifest,
     read_skipped,
@@ -212,13 +213,17 @@ def write_part(root: Path, source: ShardSet, part: Part, write: Writer = write_d
                for row in skipped_rows(source)]
 
     def pieces() -> Iterator[Piece]:
+        every = None if source.index is None else source.index.clips()
         for key in counted(source.keys, progress):
-            clip = source.clip(key)
-            kept = [query for query in clip.queries if part.keeps(key, query)]
-            skipped.extend(_left_out(clip, query, part.detail) for query in clip.queries if not part.keeps(key, query))
-            if kept or (not clip.queries and part.keeps_empty(key)):
-                whole = len(kept) == len(clip.queries)
-                yield Piece(clip if whole else clip.model_copy(update={"queries": kept}), source)
+            clip = source.clip(key) if every is None else None
+            rows = index_rows(clip, 0) if clip is not None else next(every)[1] if every is not None else []
+            asked = [row for row in rows if row["id"] is not None]
+            kept = [part.keeps(key, _asked(row)) for row in asked]
+            skipped.extend(_left_out(row, part.detail) for row, stays in zip(asked, kept, strict=True) if not stays)
+            if any(kept) or (not asked and part.keeps_empty(key)):
+                clip = clip or source.clip(key)
+                queries = [query for query, stays in zip(clip.queries, kept, strict=True) if stays]
+                yield Piece(clip if all(kept) else clip.model_copy(update={"queries": queries}), source)
 
     config = {**manifest.config, "derived": [*derived_steps(manifest), {**part.step, "source": source_facts(source)}]}
     return write(root, pieces(), manifest.kinds, skipped, slice_bytes=slice_bytes, config=config,
@@ -226,11 +231,18 @@ def write_part(root: Path, source: ShardSet, part: Part, write: Writer = write_d
                  encoders=manifest.encoders, clip_encoders=manifest.clip_encoders)
 
 
-def _left_out(clip: ClipRecord, query: QueryRecord, detail: str) -> dict[str, Any]:
+def _asked(row: IndexRow) -> QueryRecord:
+    """A row of an index as a query, for the filters that choose queries."""
+    return QueryRecord.model_construct(windows_s=[], **{name: row[name] for name in ("id", "text", "split",
+                                                                                     "difficulty")})
+
+
+def _left_out(row: IndexRow, detail: str) -> dict[str, Any]:
     """The row of skipped.parquet for a query that a new set leaves out."""
-    return {"row_id": query.id, "line": 0, "video": clip.video.path_hint, "key": clip.key, **_not_selected(detail),
-            "split": query.split, "query": query.text, "windows_s": query.unclipped_s or query.windows_s,
-            "duration_s": clip.duration_s, "difficulty": query.difficulty}
+    windows_s = row["windows_s"] if row["unclipped_s"] in (None, "[]") else row["unclipped_s"]
+    return {"row_id": row["id"], "line": 0, "key": row["key"], **_not_selected(detail), "query": row["text"],
+            "windows_s": "" if windows_s == "[]" else windows_s,
+            **{name: row[name] for name in ("video", "split", "duration_s", "difficulty")}}
 
 
 def _not_selected(detail: str) -> Row:

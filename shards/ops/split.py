@@ -31,7 +31,7 @@ PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 def split_by_split(source: ShardSet, out: str | Path, *, slice_bytes: int = SLICE_BYTES,
                    progress: OnProgress | None = None) -> dict[str, Derived]:
     """One set `out/NAME` for each split that queries name."""
-    names = sorted({ref.query.split for ref in source.queries()})
+    names = source.splits
     if not names:
         raise ShardError(f"{source.place}: no query, so no split to cut it by")
     parts = {}

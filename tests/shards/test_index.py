@@ -23,7 +23,7 @@ from taro.core.json import canonical_json
 from taro.grounding.records import ClipRecord
 from taro.shards.format import INDEX, MANIFEST, IndexEntry, shard_path, sidecar_path
 from taro.shards.index_build import add_index, write_index
-from taro.shards.index_file import CLIP_COLUMNS, COLUMNS, decode_index, encode_index, rows_table
+from taro.shards.index_file import CLIP_COLUMNS, COLUMNS, PLAIN, IndexFile, encode_index, rows_table
 from taro.shards.manifest import build_manifest, read_manifest, write_manifest, write_skipped
 from taro.shards.ops.filter import Selection, filter_set
 from taro.shards.ops.merge import merge_sets
@@ -155,6 +155,15 @@ def resigned(root: Path, data: bytes, **changes: Any) -> None:
     write_manifest(root, held.model_copy(update={"index": IndexEntry(**entry)}))
 
 
+def written(table: pa.Table, **options: Any) -> bytes:
+    """A table as taro writes it, but for the options; its rows in the order given."""
+    sink = pa.BufferOutputStream()
+    dictionaries = [name for name in table.column_names if name not in PLAIN] + options.pop("dictionaries", [])
+    pq.write_table(table, sink, **{"compression": "none", "store_schema": False, "use_dictionary": dictionaries,
+                                   **options})
+    return bytes(sink.getvalue().to_pybytes())
+
+
 def changed(column: str, row: int, value: Any) -> Callable[[list[dict[str, Any]]], None]:
     def change(rows: list[dict[str, Any]]) -> None:
         rows[row][column] = value
@@ -190,9 +199,7 @@ def test_rows_that_cannot_be_are_refused(both: tuple[Path, Path], change: Callab
                                          why: str | None) -> None:
     rows = pq.read_table(both[1] / INDEX).to_pylist()
     change(rows)
-    data = pa.BufferOutputStream()  # in the order given
-    pq.write_table(rows_table(rows), data, compression="none", store_schema=False)
-    resigned(both[1], data.getvalue().to_pybytes())
+    resigned(both[1], written(rows_table(rows)))
     with pytest.raises(ShardError, match=why or "keys are not ascending"):
         open_shards(both[1]).queries()
     assert any(INDEX in problem for problem in verify(both[1]).problems)
@@ -200,16 +207,12 @@ def test_rows_that_cannot_be_are_refused(both: tuple[Path, Path], change: Callab
 
 def test_a_file_of_another_sort_is_refused(both: tuple[Path, Path], tmp_path: Path) -> None:
     table = pq.read_table(both[1] / INDEX)
-
-    def written(table: pa.Table, **options: Any) -> bytes:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, **{"compression": "none", "store_schema": False, **options})
-        return bytes(sink.getvalue().to_pybytes())
-
     lists = table.set_column(7, "text", pa.array([["x"]] * 10))
     for data, why in ((written(table, compression="zstd"), "compressed"), (written(table.drop(["text"])), "text is"),
                       (written(lists), "text is"),
                       (written(table.append_column("more", pa.array([[1]] * 10))), "lists"),
+                      (written(table, dictionaries=["text"]), "another encoding"),
+                      (written(table, data_page_version="2.0"), "another sort"),
                       (b"PAR1", "not a readable"), (b"", "not a readable"), (written(table)[:-9], "not a readable"),
                       (written(table.cast(table.schema.set(1, pa.field("slice", pa.int64())))), "slice is")):
         resigned(both[1], data)
@@ -282,4 +285,5 @@ def test_filters_choose_as_one_by_one(tmp_path: Path) -> None:
 
 
 def test_an_index_of_no_row() -> None:
-    assert len(decode_index(encode_index([]), "x", 0)) == 0
+    file = IndexFile(encode_index([]), "x", 0)
+    assert len(file.clip_texts("key").values) == len(file.column("split")) == 0

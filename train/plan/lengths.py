@@ -69,5 +69,5 @@ def _of_set(one: TrainingSet, asking: Asking, levels: int, count: Callable[[str]
     """(tokens of the video, of the text) of each query."""
     grids = one.shard_set.features_shapes({ref.key for ref in one.refs})
     return [(grids[ref.key][0] * grids[ref.key][1],
-             count(asking.text(ref.query.text)) + TURN + (PATCH * grids[ref.key][0] if levels else 0))
+             count(asking.text(ref.known.text)) + TURN + (PATCH * grids[ref.key][0] if levels else 0))
             for ref in one.refs]
