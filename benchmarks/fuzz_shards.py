@@ -14,18 +14,21 @@ import io
 import json
 import os
 import random
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import fuzz_mutations as change
+from benchmarks.fuzz_index import index_input, read_index
 from benchmarks.fuzz_targets import Files, Target
 from taro.core.errors import TaroError
 from taro.core.json import canonical_json, parse_json, parse_model
 from taro.grounding.records import ClipRecord
 from taro.shards.card import card_text
 from taro.shards.format import (
+    INDEX,
     MANIFEST,
     MAX_ELEMENTS,
     MAX_JSON_BYTES,
@@ -36,6 +39,7 @@ from taro.shards.format import (
     Sidecar,
     check_version,
 )
+from taro.shards.index_build import add_index
 from taro.shards.manifest import read_skipped
 from taro.shards.ops.diff import diff
 from taro.shards.ops.filter import Selection, filter_set
@@ -59,7 +63,10 @@ def shard_targets(seeds: Path) -> list[Target]:
     for name, clips, skipped in (("one", [[1, 2], [3]], 1), ("two", [[4], [3]], 0)):
         write_set(seeds / name, clips, clip=True, skipped=skipped)
         add_variants(seeds / name)
-    sets = [_files(seeds / name) for name in ("one", "two")]
+    shutil.copytree(seeds / "one", seeds / "indexed", dirs_exist_ok=True)
+    add_index(str(seeds / "indexed"))
+    indexed = _files(seeds / "indexed")
+    sets = [*(_files(seeds / name) for name in ("one", "two")), indexed]
     tars = [data for files in sets for name, data in files.items() if name.endswith(".tar")]
     sidecars = [data for files in sets for name, data in files.items() if "/" in name and name.endswith(".json")]
     manifests = [files["manifest.json"] for files in sets]
@@ -77,6 +84,7 @@ def shard_targets(seeds: Path) -> list[Target]:
         _json_target("sidecar", sidecars, lambda data: _round_trip(Sidecar, data, MAX_MANIFEST_BYTES)),
         _json_target("manifest", manifests, _read_manifest),
         Target("skipped", lambda rng: {SKIPPED: _table(rng, tables)}, _read_skipped, 3),
+        Target("index", lambda rng: index_input(rng, indexed), read_index, 10),
         Target("bombs", lambda rng: _bomb(rng, records[1], manifests[0], sidecars[0]), lambda files,
                _: _read_bomb(files), 0.5),
         Target("set", lambda rng: _changed_set(rng, rng.choice(sets)), lambda files, at: _use_set(files, at, seeds)),
@@ -217,6 +225,8 @@ def _changed_set(rng: random.Random, files: Files) -> Files:
         signed[sidecar] = change.json_file(rng, files[sidecar])
     elif kind < 0.5:
         signed[SKIPPED] = _table(rng, [files[SKIPPED]])
+    elif kind < 0.6 and INDEX in files:
+        signed |= index_input(rng, files)
     else:
         for name in rng.sample(shards, rng.choice((1, 1, 2))):
             _change_shard(rng, signed, name)

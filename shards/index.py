@@ -81,7 +81,7 @@ class Keys(Sequence[str]):
 
 
 class Index:
-    """The rows of a set's index. `keys`: of its clips."""
+    """The rows of a set's index. `keys`: of its clips; `sha256`: of the file."""
 
     FILTERS = ("split", "difficulty", "queries", "keys", "text")
     """fields of `Selection`, in the order in which they are asked"""
@@ -90,6 +90,7 @@ class Index:
         """Reads queries.parquet, which the manifest names. Raises ShardError where it is damaged, or of another set."""
         assert manifest.index is not None
         self._where = store.describe(INDEX)
+        self.sha256 = manifest.index.sha256
         file = open_index(store, manifest.index)
         keys = file.clip_texts("key")
         self.keys = Keys(keys.values)

@@ -6,13 +6,14 @@ their `IndexedQueries`."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from taro.grounding.records import QueryRecord
-from taro.shards.format import INDEX
+from taro.shards.format import INDEX, ShardEntry
 from taro.shards.index import BLOCK_ROWS, Index, query_of_row
 
 __all__ = ["IndexedQueries", "QueryRef"]
@@ -91,6 +92,13 @@ class IndexedQueries(Sequence[QueryRef]):
     def slices(self) -> list[int]:
         """The slice in which each lies."""
         return self.held.slices(self.rows)
+
+    def digest(self, shards: Sequence[ShardEntry]) -> str:
+        """sha256 of the rows and of the shards that hold their records."""
+        digest = hashlib.sha256(self.held.sha256.encode() + self.rows.astype("<i8").tobytes())
+        for one in shards:
+            digest.update(f"{one.kind} {one.index} {one.sha256}\n".encode())
+        return digest.hexdigest()
 
     def _refs(self, rows: np.ndarray) -> list[QueryRef]:
         places = rows - self.held.first_rows(rows)

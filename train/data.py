@@ -34,6 +34,8 @@ from taro.train.settings.data import Gaussian
 
 __all__ = ["TrainingData", "TrainingSet", "data_lines", "sample_name", "select"]
 
+DIGESTED_RECORDS = 100_000
+"""of the kinds of a sample: sets of more are told apart by the digests of their shards"""
 log = logging.getLogger(__name__)
 
 
@@ -74,10 +76,16 @@ class TrainingSet:
         return [self.shard_set.shard_of(ref.key) for ref in self.refs]
 
     def digest(self, refs: Sequence[QueryRef]) -> str:
-        """The same of some of its queries."""
+        """The same of some of its queries. Of a large set with an index the digests of whole shards stand for those of
+        records, which would have to be read from every sidecar: cut into other slices it is other data."""
+        kinds = self.shard_set.kinds_of_a_sample
+        shards = [entry for entry in self.shard_set.manifest.shards if entry.kind in kinds]
+        if isinstance(refs, IndexedQueries) and sum(entry.records for entry in shards) > DIGESTED_RECORDS:
+            used = set(refs.slices)
+            return refs.digest([entry for entry in shards if entry.index in used])
         digest = hashlib.sha256()
         for ref in refs:
-            listed = [self.shard_set.listed(kind, ref.key) for kind in self.shard_set.kinds_of_a_sample]
+            listed = [self.shard_set.listed(kind, ref.key) for kind in kinds]
             members = [m.sha256 for record in listed if record is not None for m in record.members if m.ext != "jpg"]
             digest.update(json.dumps([ref.key, ref.known.id, *members]).encode() + b"\n")
         return digest.hexdigest()

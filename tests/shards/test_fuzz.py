@@ -69,7 +69,7 @@ def feed(target: Target, number: int, folder: Path) -> None:
         assert 0 < len(str(error)) < 20_000
 
 
-@pytest.mark.parametrize("name", ["tar", "tensors", "record", "sidecar", "manifest", "skipped"])
+@pytest.mark.parametrize("name", ["tar", "tensors", "record", "sidecar", "manifest", "skipped", "index"])
 def test_a_parser_answers_or_refuses(name: str, targets: dict[str, Target], tmp_path_factory: Any) -> None:
     folder = tmp_path_factory.mktemp(name)
 
