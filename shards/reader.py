@@ -180,11 +180,9 @@ class ShardSet:
     def variant_settings(self) -> VariantSettings | None:
         """How the frame variants of `encoder` were made, from the first record; None where the set has none."""
         kind = f"variants/{self.encoder}"
-        for entry in self.manifest.shards:
-            if entry.kind == kind and entry.records:
-                found = self.variants(read_sidecar(self.store, entry).records[0].key)
-                return None if found is None else found.settings
-        return None
+        first = next((entry for entry in self.manifest.shards if entry.kind == kind and entry.records), None)
+        found = None if first is None else self.variants(read_sidecar(self.store, first).records[0].key)
+        return None if found is None else found.settings
 
     @property
     def fingerprint(self) -> EncoderFingerprint:
