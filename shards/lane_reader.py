@@ -28,6 +28,8 @@ __all__ = ["LaneReader", "Part"]
 
 THREADS = 8
 """lanes that are read at once"""
+CLIPS = 4
+"""that a lane has a remote store fetch together"""
 
 Place = tuple[int, int]
 """(epoch of a set's own order, place in it)"""
@@ -80,9 +82,13 @@ class _Records:
     def __call__(self, shards: Iterable[dict[str, Any]]) -> Iterator[tuple[Place, Sample]]:
         for shard in shards:
             queries = [(self._refs[query], place) for query, place in shard["queries"]]
-            for _, part in groupby(queries, key=lambda one: one[0].key):
-                refs, places = zip(*part, strict=True)
-                yield from zip(places, self._set.samples(refs), strict=True)
+            clips = [list(part) for _, part in groupby(queries, key=lambda one: one[0].key)]
+            for start in range(0, len(clips), CLIPS):
+                some = clips[start : start + CLIPS]
+                self._set.prefetch(ref for clip in some for ref, _ in clip)
+                for clip in some:
+                    refs, places = zip(*clip, strict=True)
+                    yield from zip(places, self._set.samples(refs), strict=True)
 
 
 class LaneReader:

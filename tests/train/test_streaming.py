@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -17,6 +17,7 @@ import torch
 
 from taro.core.errors import ConfigError, MissingPackageError, ShardError
 from taro.shards.reader import open_shards
+from taro.shards.store import Wanted
 from taro.shards.store_local import LocalStore
 from taro.train.ahead import SamplesAhead
 from taro.train.config import ShardSource, TrainConfig
@@ -40,11 +41,15 @@ class CountingStore(LocalStore):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.reads: Counter[tuple[str, int]] = Counter()
+        self.told: set[tuple[str, int]] = set()
         self.gate = threading.Event()
         self.gate.set()
 
     def open(self, name: str) -> BinaryIO:
         return cast(BinaryIO, _Counted(super().open(name), name, self))
+
+    def prefetch(self, wanted: Iterable[Wanted]) -> None:
+        self.told |= {(one.name, one.start) for one in wanted}
 
     def records(self, kind: str) -> Counter[tuple[str, int]]:
         """Reads of the shards of a kind."""
@@ -170,6 +175,7 @@ def test_all_ranks_together_read_each_clip_once_an_epoch_and_a_resume_what_the_b
             reads = store.records(kind)
             # 4 lanes of 6 queries, and 2 left over: two of the three cuts are in the middle of no clip
             assert len(reads) >= 12 and sum(reads.values()) <= 13 + 3
+            assert set(reads) <= store.told, "a remote store knows of a record before it is read"
     store = CountingStore(root)
     data = data_of(store)
     store.reads.clear()
