@@ -1,4 +1,7 @@
-"""README.md of a set: a Hugging Face dataset card with one configuration per kind, so that `load_dataset` opens it.
+"""README.md of a set: a Hugging Face dataset card that `load_dataset` and the hub's viewer open.
+
+Its one configuration is of the paths shards: a viewer fails on tensors, and `datasets` reads all configurations of a
+card with one reader, so tars and parquet cannot stand together. Other files are read by naming them.
 
 The columns of KEY.json are declared in the card, since `datasets` would otherwise guess them from the first five
 records, and guess wrong where those have no caption or no difficulty. Text from outside enters the header through a
@@ -11,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from taro.shards.format import Manifest, kind_label, kind_ok, split_kind
+from taro.shards.format import Manifest, kind_ok
 
 __all__ = ["card_text"]
 
@@ -79,29 +82,22 @@ def card_text(manifest: Manifest) -> str:
                         taro=_line(manifest.taro_version), dataset=_line(source.dataset), split=_line(source.split),
                         inputs=counts.inputs, queries=counts.queries, skipped=counts.skipped, clips=counts.clips,
                         captions=counts.captions, bytes=f"{sum(entry.bytes for entry in manifest.shards):,}",
-                        kinds=_kinds(manifest), videos=_line(source.licence_videos),
-                        annotations=_line(source.licence_annotations), captions_licence=_line(source.licence_captions))
+                        kinds=_kinds(manifest), videos=_terms(source.licence_videos),
+                        annotations=_terms(source.licence_annotations),
+                        captions_licence=_terms(source.licence_captions))
     return f"---\n{header}---\n{body}"
 
 
 def _header(manifest: Manifest) -> dict[str, Any]:
-    configs, infos = [], []
     has_sheets = manifest.config.get("thumbnails", True) is not False
-    for kind in manifest.kinds:
-        stem = split_kind(kind)[0]
-        config: dict[str, Any] = {"config_name": kind_label(kind), "data_files": f"{kind}/{stem}-*.tar"}
-        if kind == "paths":
-            config["default"] = True
-        members: list[dict[str, Any]] = [{"name": "safetensors", "dtype": "binary"}]
-        if kind == "paths":
-            members = [{"name": "json", "struct": _JSON}]
-            members += [{"name": "jpg", "dtype": "image"}] if has_sheets else []
-        configs.append(config)
-        infos.append({"config_name": kind_label(kind), "features": members + _ALWAYS})
+    members = [{"name": "json", "struct": _JSON}, *([{"name": "jpg", "dtype": "image"}] if has_sheets else [])]
+    configs = [{"config_name": "paths", "data_files": "paths/paths-*.tar", "default": True}]
+    infos = [{"config_name": "paths", "features": members + _ALWAYS}]
     clips = manifest.counts.clips
     return {"pretty_name": manifest.name, "license": "other", "license_name": "see-licences",
             "license_link": "README.md", "task_categories": ["video-text-to-text"],
-            "size_categories": ["n<1K" if clips < 1000 else "1K<n<10K" if clips < 10_000 else "10K<n<100K"],
+            "size_categories": ["n<1K" if clips < 1000 else "1K<n<10K" if clips < 10_000 else
+                                "10K<n<100K" if clips < 100_000 else "100K<n<1M"],
             "tags": ["taro", "webdataset", "video-temporal-grounding"], "configs": configs, "dataset_info": infos}
 
 
@@ -115,6 +111,10 @@ def _kinds(manifest: Manifest) -> str:
         lines.append(f"- encoder {_code(encoder.name)}: {_line(encoder.model_id)}, tower sha256 "
                      f"{_code(encoder.tower_sha256)}, {_line(encoder.dtype)}")
     return "\n".join(lines)
+
+
+def _terms(licence: str) -> str:
+    return _line(licence) + (" (nobody has recorded it: ask before you share)" if licence in {"", "unknown"} else "")
 
 
 def _code(name: str) -> str:

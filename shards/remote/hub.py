@@ -162,6 +162,11 @@ class HubFiles:
         """The address; a data set's names its commit."""
         return self.address.place
 
+    @property
+    def revision(self) -> str | None:
+        """The commit that all reads are of; None of a bucket."""
+        return self.address.revision
+
     def describe(self, name: str) -> str:
         """A file's address, for messages."""
         return f"{self.place}/{one_line(shortened(name))}"

@@ -1,4 +1,7 @@
-"""Remote places by the scheme of their URL, as a transfer opens them."""
+"""Remote places by the scheme of their URL, as a transfer opens them.
+
+Another kind of place is a row in `BUCKETS`; one that takes a whole push at once, such as the hub's commit, is a row in
+`TARGETS` too. Rows import what they need when they are used."""
 
 from __future__ import annotations
 
@@ -6,16 +9,57 @@ from collections.abc import Callable
 
 from taro.core.errors import ShardError
 from taro.shards.remote.bucket import Bucket
+from taro.shards.transfer.target import Target
 
-__all__ = ["BUCKETS", "open_bucket"]
+__all__ = ["BUCKETS", "TARGETS", "open_bucket", "open_target"]
 
-BUCKETS: dict[str, Callable[[str], Bucket]] = {}
+
+def _objects(place: str) -> Bucket:
+    from taro.shards.remote.objects import ObjectBucket
+
+    return ObjectBucket(place)
+
+
+def _web(place: str) -> Bucket:
+    from taro.shards.remote.http import HttpBucket
+
+    return HttpBucket(place)
+
+
+def _hub(place: str) -> Bucket:
+    from taro.shards.remote.hub import open_hub
+
+    return open_hub(place)
+
+
+BUCKETS: dict[str, Callable[[str], Bucket]] = {
+    "http": _web, "https": _web, "s3": _objects, "gs": _objects, "az": _objects, "hf": _hub}
 """scheme of a URL -> what opens a place of that scheme, or raises ShardError"""
+
+TARGETS: dict[str, Callable[[str, int], Target]] = {}
+"""scheme -> what opens a place to push to, for a place that is no `Bucket` then; takes the files at a time too"""
 
 
 def open_bucket(place: str) -> Bucket:
     """A remote place. ShardError where no such places are known."""
-    opener = BUCKETS.get(place.partition("://")[0])
+    opener = BUCKETS.get(_scheme(place))
     if opener is None:
-        raise ShardError(f"{place}: sets are copied between folders alone")
+        raise ShardError(f"{place}: sets are pulled from folders and from {', '.join(f'{one}://' for one in BUCKETS)}")
     return opener(place)
+
+
+def open_target(place: str, *, jobs: int) -> Target:
+    """A remote place to push to. ShardError where nothing can be pushed to such a place."""
+    from taro.shards.transfer.bucket_target import BucketTarget
+
+    scheme = _scheme(place)
+    if scheme in TARGETS:
+        return TARGETS[scheme](place, jobs)
+    if scheme not in {"s3", "gs", "az"}:
+        raise ShardError(f"{place}: sets are pushed to folders, s3://, gs:// and az://"
+                         + "".join(f" and {one}://" for one in TARGETS))
+    return BucketTarget(open_bucket(place), jobs=jobs)
+
+
+def _scheme(place: str) -> str:
+    return place.partition("://")[0]

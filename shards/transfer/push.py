@@ -20,8 +20,7 @@ from taro.shards.manifest import parse_manifest
 from taro.shards.places import local_folder
 from taro.shards.store import safe_name
 from taro.shards.store_local import LocalStore
-from taro.shards.transfer.bucket_target import BucketTarget
-from taro.shards.transfer.buckets import open_bucket
+from taro.shards.transfer.buckets import open_target
 from taro.shards.transfer.licences import check_licences
 from taro.shards.transfer.outgoing import Bundle, outgoing
 from taro.shards.transfer.plan import Transfer, manifest_files, there_already, united
@@ -30,7 +29,7 @@ from taro.shards.transfer.source import BundleSource
 from taro.shards.transfer.target import OnProgress, Target
 from taro.shards.transfer.workers import JOBS, Counter, in_parallel
 
-__all__ = ["Choices", "open_target", "push"]
+__all__ = ["Choices", "push"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +44,6 @@ class Choices:
     replace: bool = False
     jobs: int = JOBS
     dry_run: bool = False
-
-
-def open_target(place: str, *, jobs: int = JOBS) -> Target:
-    """What a set is pushed to, where that is no folder."""
-    return BucketTarget(open_bucket(place), jobs=jobs)
 
 
 def push(root: str | Path, place: str, choices: Choices | None = None, *, progress: OnProgress | None = None,

@@ -23,6 +23,7 @@ from taro.core.json import canonical_json
 from taro.shards.card import card_text
 from taro.shards.format import CARD, MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from taro.shards.manifest import read_manifest
+from taro.shards.remote.bucket import NoRangesError
 from taro.shards.store import MissingFileError
 from taro.shards.store_local import LocalStore
 from taro.shards.transfer.plan import Transfer, Wanted, manifest_files, united
@@ -170,10 +171,14 @@ def _fetch(source: Source, one: Wanted, folder: Path, size: int, moved: Counter)
             file.seek(0)
             while piece := file.read(2**20):
                 digest.update(piece)
-            for piece in source.chunks(one.name, start, size):
-                file.write(piece)
-                digest.update(piece)
-                moved(0, len(piece))
+            try:
+                for piece in source.chunks(one.name, start, size):
+                    file.write(piece)
+                    digest.update(piece)
+                    moved(0, len(piece))
+            except NoRangesError:
+                if start == 0:
+                    raise
             if digest.hexdigest() == one.sha256:
                 break
             file.truncate(0)
@@ -182,7 +187,7 @@ def _fetch(source: Source, one: Wanted, folder: Path, size: int, moved: Counter)
                                  "set "
                                  "there was changed meanwhile or is damaged: run the same command again, then verify "
                                  "the set there")
-            start = 0  # what a killed transfer left was of other bytes
+            start = 0  # what a killed transfer left was of other bytes, or the place gives whole files alone
         file.flush()
         os.fsync(handle)
     part.replace(final)

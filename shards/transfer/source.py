@@ -96,6 +96,7 @@ class BucketSource:
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
         self.revision: str | None = getattr(bucket, "revision", None)
+        """of a place that has revisions: the one that it was opened at"""
 
     @property
     def place(self) -> str:

@@ -16,6 +16,7 @@ import torch
 from taro.core.errors import ShardError
 from taro.shards.encoders import check_encoder
 from taro.shards.format import MANIFEST, shard_path, sidecar_path
+from taro.shards.index_build import add_index
 from taro.shards.manifest import build_manifest, read_skipped
 from taro.shards.reader import open_shards
 from taro.shards.stream import stream
@@ -201,6 +202,7 @@ def test_datasets_opens_a_shard_of_each_kind_and_the_card(tmp_path: Path) -> Non
     from datasets import load_dataset
 
     write_set(tmp_path / "set", [[1, 2], [3]])
+    add_index(str(tmp_path / "set"))
     # The contact sheets here are no images; datasets only decodes them when asked for the column.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -209,9 +211,10 @@ def test_datasets_opens_a_shard_of_each_kind_and_the_card(tmp_path: Path) -> Non
                                 cache_dir=str(tmp_path / "cache"))  # fmt: skip
             assert data.num_rows == 2 and column in data.column_names
         clips = load_dataset(str(tmp_path / "set"), "paths", split="train", cache_dir=str(tmp_path / "cache"))
-        media = load_dataset(str(tmp_path / "set"), f"features-{FINGERPRINT.name}", split="train",
-                             cache_dir=str(tmp_path / "cache"))  # fmt: skip
-    assert sorted(clips["__key__"]) == sorted(media["__key__"]) == open_shards(tmp_path / "set").keys
+        queries = load_dataset("parquet", data_files=str(tmp_path / "set" / "queries.parquet"), split="train",
+                               cache_dir=str(tmp_path / "cache"))  # fmt: skip
+    assert sorted(clips["__key__"]) == sorted({*queries["key"]}) == open_shards(tmp_path / "set").keys
+    assert queries.num_rows == 6 and {*queries["text"]} == {"the 0 event", "the 1 event"}
     texts = {query["text"] for one in clips["json"] for query in one["queries"]}
     assert texts == {"the 0 event", "the 1 event"}
 
