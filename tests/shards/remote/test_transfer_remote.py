@@ -103,8 +103,8 @@ def test_two_pushes_at_once_do_not_make_one_set_of_two(bucket: str, whole: Path,
     write_set(tmp_path / "other", [[1, 2], [3], [4, 6]], clip=True)
     target = BucketTarget(ObjectBucket(place))
     target.have()
-    bundle = outgoing(LocalStore(tmp_path / "other"), tmp_path / "scratch" if (tmp_path / "scratch").mkdir() is None
-                      else tmp_path)  # fmt: skip
+    (tmp_path / "scratch").mkdir()
+    bundle = outgoing(LocalStore(tmp_path / "other"), tmp_path / "scratch")
     files = [*map(bundle.file, bundle.files), *bundle.about(bundle.manifest)]
     push(whole, place, FREE)
     with pytest.raises(ChangedTargetError):
