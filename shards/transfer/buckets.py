@@ -36,8 +36,14 @@ BUCKETS: dict[str, Callable[[str], Bucket]] = {
     "http": _web, "https": _web, "s3": _objects, "gs": _objects, "az": _objects, "hf": _hub}
 """scheme of a URL -> what opens a place of that scheme, or raises ShardError"""
 
-TARGETS: dict[str, Callable[[str, int], Target]] = {}
-"""scheme -> what opens a place to push to, for a place that is no `Bucket` then; takes the files at a time too"""
+def _data_set(place: str, jobs: int, public: bool) -> Target:
+    from taro.shards.transfer.hub_target import HubTarget
+
+    return HubTarget(place, public=public, jobs=jobs)
+
+
+TARGETS: dict[str, Callable[[str, int, bool], Target]] = {"hf://datasets": _data_set}
+"""what a place begins with -> what opens it to push to: its place, files at a time, whether everybody may read it"""
 
 
 def open_bucket(place: str) -> Bucket:
@@ -48,16 +54,15 @@ def open_bucket(place: str) -> Bucket:
     return opener(place)
 
 
-def open_target(place: str, *, jobs: int) -> Target:
+def open_target(place: str, *, jobs: int, public: bool = False) -> Target:
     """A remote place to push to. ShardError where nothing can be pushed to such a place."""
     from taro.shards.transfer.bucket_target import BucketTarget
 
-    scheme = _scheme(place)
-    if scheme in TARGETS:
-        return TARGETS[scheme](place, jobs)
-    if scheme not in {"s3", "gs", "az"}:
-        raise ShardError(f"{place}: sets are pushed to folders, s3://, gs:// and az://"
-                         + "".join(f" and {one}://" for one in TARGETS))
+    opener = next((opener for start, opener in TARGETS.items() if place.startswith(f"{start}/")), None)
+    if opener is not None:
+        return opener(place, jobs, public)
+    if _scheme(place) not in {"s3", "gs", "az"} and not place.startswith("hf://buckets/"):
+        raise ShardError(f"{place}: sets are pushed to folders, s3://, gs://, az://, hf://datasets/ and hf://buckets/")
     return BucketTarget(open_bucket(place), jobs=jobs)
 
 

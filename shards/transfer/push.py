@@ -36,12 +36,14 @@ __all__ = ["Choices", "push"]
 class Choices:
     """What leaves and how. without: kinds that stay here; thumbnails: whether contact sheets leave; i_may_share: the
     user has the right, whatever the licences say; replace: another set there may be replaced, where the place keeps
-    earlier revisions; jobs: files at a time; dry_run: only say what would move."""
+    earlier revisions; public: everybody may read what is made on a hub; jobs: files at a time; dry_run: only say what
+    would move."""
 
     without: tuple[str, ...] = ()
     thumbnails: bool = True
     i_may_share: bool = False
     replace: bool = False
+    public: bool = False
     jobs: int = JOBS
     dry_run: bool = False
 
@@ -59,7 +61,7 @@ def push(root: str | Path, place: str, choices: Choices | None = None, *, progre
                           progress=making)
         check_licences(bundle.manifest.provenance, i_may_share=choices.i_may_share)
         if to is None:
-            return _send(bundle, open_target(place, jobs=choices.jobs), choices, progress)
+            return _send(bundle, open_target(place, jobs=choices.jobs, public=choices.public), choices, progress)
         if choices.replace:
             raise _no_replace(place)
         if to.resolve() == folder.resolve() or to.resolve().is_relative_to(folder.resolve()):

@@ -40,6 +40,7 @@ class Push:
                                               "licences say or do not say.")] = False
     replace: Annotated[bool, typer.Option("--replace", help="Put it in place of another set, where the place keeps "
                                           "earlier revisions (hf://datasets).")] = False
+    public: Annotated[bool, typer.Option("--public", help="On a hub: everybody may read it.")] = False
     jobs: Jobs = 8
     dry_run: DryRun = False
     as_json: Json = False
@@ -66,8 +67,8 @@ def push(options: Push) -> None:
     from taro.shards.transfer.push import push as push_set
 
     choices = Choices(without=tuple(options.without or ()), thumbnails=not options.no_thumbnails,
-                      i_may_share=options.i_may_share, replace=options.replace, jobs=options.jobs,
-                      dry_run=options.dry_run)
+                      i_may_share=options.i_may_share, replace=options.replace, public=options.public,
+                      jobs=options.jobs, dry_run=options.dry_run)
     with progress("pushing, MB", quiet=options.as_json) as shown:
         done = push_set(options.shards, options.place, choices, progress=_shown(shown, "pushing"),
                         making=lambda now, total: shown.update(now, total, "leaving contact sheets out"))
