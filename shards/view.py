@@ -101,7 +101,7 @@ def _chosen(shard_set: ShardSet, rollouts: Rollouts, selection: Selection) -> li
         kept = {ref.key for ref in shard_set.queries() if selection.keeps(ref.key, ref.known)}
         keys = [key for key in shard_set.keys if key in kept or selection.keeps_empty(key)]
     else:
-        keys = shard_set.keys
+        keys = list(shard_set.keys)
     if not keys and len(shard_set):
         raise ShardError(f"{shard_set.place}: no clip has a query that all of these options let through; "
                          "`taro shards stats` counts splits and difficulties")

@@ -45,7 +45,7 @@ class Questions:
     seed: int = 0
     ranks: Ranks | None = None
 
-    def of(self, shard_set: ShardSet) -> list[QueryRef]:
+    def of(self, shard_set: ShardSet) -> Sequence[QueryRef]:
         """References of the queries, in set order."""
         refs = shard_set.queries(split=self.split)
         if self.limit is None or self.limit >= len(refs):
