@@ -90,8 +90,8 @@ class Transfers:
 
     def end(self) -> None:
         """Ends the process that forks."""
-        self._forks.terminate()
-        self._forks.wait()
+        with self._forks:  # closes its pipes and waits
+            self._forks.terminate()
 
 
 def make_set(root: Path, *, slices: int, sheet_bytes: int) -> None:
