@@ -153,7 +153,7 @@ class IndexFile:
             texts = [name for name, kind in COLUMNS.items() if kind == "string" and name not in PLAIN]
             self._file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, read_dictionary=texts, **_THRIFT)
             _check_columns(self._file, rows)
-            check_pages(data, self._file.metadata, PLAIN)
+            check_pages(data, [self._file.schema.column(at).path for at in range(len(self._file.schema))], PLAIN)
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
