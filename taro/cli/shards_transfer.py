@@ -24,7 +24,7 @@ __all__ = ["Pull", "Push", "pull", "push"]
 Without = Annotated[list[str] | None, typer.Option(metavar="KIND", help="Leave a kind out, such as features/NAME, with "
                                                    "its frame variants; repeatable.")]
 Jobs = Annotated[int, typer.Option(min=1, max=64, help="Files at a time.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="List what would move and its bytes; move nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")]
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,9 @@ def stop_code() -> int | None:
 def _stop(number: int, frame: FrameType | None) -> None:
     global _first, _noted
     if _starting:
+        if _first is not None:  # while the first one is answered
+            return
+        _first = (128 + number, time.monotonic())
         os.write(2, f"\n{INTERRUPTED}\n".encode())
         os._exit(128 + number)
     if _noted is not None:

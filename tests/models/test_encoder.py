@@ -30,7 +30,7 @@ def tensor_bytes() -> int:
     """Of all tensors that this process holds, each storage once."""
     gc.collect()
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
-                for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and x.device.type == "cpu"}
+                for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu"}
     return sum(storages.values())
 
 

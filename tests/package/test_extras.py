@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = {"hf": "datasets", "decord": "decord", "webdataset": "webdataset", "pandas": "pandas", "train": "tensorboard",
-          "lora": "peft"}
+          "lora": "peft", "remote": "obstore"}
 """extra -> the package that it brings, by the name under which it is imported"""
 
 USES = {
@@ -23,6 +23,7 @@ USES = {
     "pandas": "ShardSet.to_pandas(None)",
     "train": "check_trackers(['tensorboard'])",
     "lora": "check_lora(True)",
+    "remote": "taro.open_shards('s3://bucket/set')",
 }
 
 

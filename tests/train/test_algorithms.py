@@ -21,6 +21,8 @@ from taro.train.loop import train
 class Reinforce:
     """`-A log pi`, A a reward less the mean of the step, a sum over the tokens of a response, a mean over responses."""
 
+    by_group = False
+
     def __init__(self, config: LossConfig) -> None:
         assert config.kind == "reinforce"
 

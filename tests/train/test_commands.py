@@ -72,7 +72,7 @@ def test_wrong_use_is_2_and_a_wrong_thing_is_1_with_one_message(
         (["eval", "--policy", policy, "--shards", shards, "--out", str(tmp_path)], "cannot be written (Is a dir"),
         (["eval", "--policy", "nope", "--shards", shards, "--out", f"{policy}/config.json/x"], "cannot be written"),
         (["eval", "--policy", "nope", "--shards", shards, "--html", str(tmp_path)], "--html"),
-        (["eval", "--policy", policy, "--shards", "hf://datasets/a/b"], "hf://datasets/a/b: shards are read from"),
+        (["eval", "--policy", policy, "--shards", "hf://datasets/a/b"], "hf://datasets/a/b: "),
         (["sensitivity", "--policy", policy, "--shards", "hf://a/b", "--html", str(tmp_path / "p.html")], "hf://a/b: "),
         (["eval", "--policy", policy, "--shards", str(tmp_path)], "manifest.json"),
         (["eval", "--policy", str(tmp_path), "--shards", shards], "no config.json"),
