@@ -42,7 +42,7 @@ def make(
     seed: Annotated[int, typer.Option(min=0, max=9, help="Which worlds; none was seen by the shipped models.")] = 0,
     split: Annotated[str, typer.Option(help="train; any other name gives worlds of no training set.")] = "train",
     queries: Annotated[int, typer.Option(min=1, help="Queries of a video, at most: one an event.")] = 3,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the files are the same.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:

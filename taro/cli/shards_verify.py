@@ -34,7 +34,7 @@ class VerifyOptions:
                      ] = False
     seed: Annotated[int, typer.Option(help="Another seed draws other clips.")] = 0
     device: Annotated[str, typer.Option(help="Where --deep encodes: auto, cpu, cuda or cuda:N.")] = "auto"
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that decode, with --deep.")] = 2
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes; the result is the same.")] = 2
     as_json: Json = False
 
 

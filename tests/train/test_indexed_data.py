@@ -17,6 +17,8 @@ from taro.train.config import ShardSource
 from taro.train.data import TrainingData, select
 from tests.shards.helpers_sets import record, write_set
 
+pytest.importorskip("pyarrow")
+
 
 @pytest.fixture
 def both(tmp_path: Path) -> list[Path]:
