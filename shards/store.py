@@ -72,18 +72,18 @@ class Store(Protocol):
         the file exists already."""
 
     def expect(self, files: Mapping[str, Expected]) -> None:
-        """Is told what files must be, once a manifest was read. A store that keeps copies names them by it."""
+        """Takes what files must be, once a manifest was read. A store that keeps copies names them by it."""
 
     def prefetch(self, wanted: Iterable[Wanted]) -> None:
-        """Is told what will be read soon, so that a remote store fetches it in few requests; returns when it has."""
+        """Takes what will be read soon, so that a remote store fetches it in few requests; returns when it has."""
 
     def forget(self, name: str, offset: int, size: int) -> bool:
-        """Is told that a range was read and is wrong. Whether reading it again may give other bytes: True where a copy
+        """Notes that a range was read and is wrong. Whether reading it again may give other bytes: True where a copy
         was dropped."""
 
 
 class Uncached:
-    """What a store inherits that keeps no copies: it does nothing of what it is told."""
+    """What a store inherits that keeps no copies: its methods do nothing."""
 
     def expect(self, files: Mapping[str, Expected]) -> None:
         """Nothing is kept, so nothing is named."""

@@ -88,8 +88,7 @@ class BucketTarget:
         one.check()
         if not self.bucket.put(one.name, one.path, absent=new) and self._digest(one) != one.sha256:
             raise ChangedTargetError(f"{self.place}/{one.name}: another transfer has written it meanwhile; see that "
-                                     "one "
-                                     "set alone is pushed there, then run the same command again")
+                                     "one set alone is pushed there, then run the same command again")
         moved(1, one.size)
 
     def _digest(self, one: Outgoing) -> str:
@@ -107,12 +106,10 @@ class BucketTarget:
             if one.name != MANIFEST and sizes.get(one.name) != one.size:
                 raise ChangedTargetError(f"{self.place}/{one.name}: {sizes.get(one.name, 0):,} bytes lie there, "
                                          f"{one.size:,} were sent; see that one set alone is pushed there, then run "
-                                         "the "
-                                         "same command again")
+                                         "the same command again")
         if self._head(MANIFEST) != self._manifest:
             raise ChangedTargetError(f"{self.place}: another transfer has finished there meanwhile; run the same "
-                                     "command "
-                                     "again, it adds to that set")
+                                     "command again, it adds to that set")
         self._put(manifest, moved)
 
     def _head(self, name: str) -> Head | None:

@@ -1,4 +1,4 @@
-"""What a run is trained on is the same with an index as without, and a large set is told apart without its sidecars."""
+"""What a run is trained on is the same with an index as without, and the digest of a large set needs no sidecars."""
 
 from __future__ import annotations
 
