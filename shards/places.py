@@ -1,17 +1,17 @@
 """Where a set lies, as a user names it: a folder (`~` too) or a URL, and the store that reads it.
 
-A place is a str everywhere, never a Path, which would make `hf:/` of `hf://`. Another kind of place is one row in
-`STORES`; whoever takes a place takes an open store too."""
+A place is a str everywhere, never a Path, which would make `hf:/` of `hf://`. Another kind of remote
+place is one row in `taro.shards.remote.places`; whoever takes a place takes an open store too."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from taro.core.errors import ShardError
 from taro.core.places import expand_home
 from taro.shards.remote.cache import default_cache
+from taro.shards.remote.places import BUCKETS, open_bucket, scheme_of
 from taro.shards.remote.store import RemoteStore
 from taro.shards.store import Store
 from taro.shards.store_local import LocalStore
@@ -26,33 +26,12 @@ def _open_folder(place: str) -> Store:
     return LocalStore(folder)
 
 
-def _open_web(place: str) -> Store:
-    from taro.shards.remote.http import HttpBucket
-
-    return RemoteStore(HttpBucket(place), default_cache())
+def _open_remote(place: str) -> Store:
+    return RemoteStore(open_bucket(place), default_cache())
 
 
-def _open_objects(place: str) -> Store:
-    from taro.shards.remote.objects import ObjectBucket
-
-    return RemoteStore(ObjectBucket(place), default_cache())
-
-
-def _open_hub(place: str) -> Store:
-    from taro.shards.remote.hub import open_hub
-
-    return RemoteStore(open_hub(place), default_cache())
-
-
-STORES: dict[str, Callable[[str], Store]] = {
-    "": _open_folder, "http": _open_web, "https": _open_web,
-    "s3": _open_objects, "gs": _open_objects, "az": _open_objects, "hf": _open_hub}
+STORES: dict[str, Callable[[str], Store]] = {"": _open_folder, **dict.fromkeys(BUCKETS, _open_remote)}
 """scheme of a URL, "" of a folder -> what opens a place of that scheme, or raises ShardError"""
-
-
-def _scheme(place: str) -> str:
-    found = re.match(r"([a-z][a-z0-9+.-]*)://", place)
-    return found[1] if found else ""
 
 
 def local_folder(place: str | Path) -> Path | None:
@@ -61,7 +40,7 @@ def local_folder(place: str | Path) -> Path | None:
     >>> local_folder("sets/train"), local_folder("hf://datasets/owner/name")
     (PosixPath('sets/train'), None)
     """
-    if _scheme(str(place)):
+    if scheme_of(str(place)):
         return None
     return expand_home(place)
 
@@ -72,8 +51,8 @@ def open_store(place: str | Path | Store) -> Store:
     if not isinstance(place, str | Path):
         return place
     text = str(place)
-    opener = STORES.get(_scheme(text))
+    opener = STORES.get(scheme_of(text))
     if opener is None:
-        raise ShardError(f"{_scheme(text)}://...: no place that shards are read from; expected a folder or a URL that "
-                         f"begins with {', '.join(f'{scheme}://' for scheme in STORES if scheme)}")
+        raise ShardError(f"{scheme_of(text)}://...: no place that shards are read from; expected a folder or a URL "
+                         f"that begins with {', '.join(f'{scheme}://' for scheme in STORES if scheme)}")
     return opener(text)

@@ -1,7 +1,7 @@
 """The contract of a store: the bytes of a set's files by name, wherever they lie.
 
 A set is read through a `Store` alone. So another place (http, an object store, a hub) is one file with one class, and
-one row in `taro.shards.places`; nothing else of the package knows where a set lies.
+one row in `taro.shards.remote.places`; nothing else of the package knows where a set lies.
 
 Left out: removing and overwriting. A set is written into a folder (`taro.shards.writer`) and may be copied from there.
 """

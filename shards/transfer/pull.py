@@ -14,9 +14,9 @@ from taro.core.places import expand_home
 from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES
 from taro.shards.manifest import parse_manifest
 from taro.shards.places import local_folder
+from taro.shards.remote.places import open_bucket
 from taro.shards.store import MissingFileError
 from taro.shards.store_local import LocalStore
-from taro.shards.transfer.buckets import open_bucket
 from taro.shards.transfer.outgoing import kept_kinds, with_kinds
 from taro.shards.transfer.plan import Transfer
 from taro.shards.transfer.receive import receive

@@ -20,9 +20,9 @@ from taro.shards.manifest import parse_manifest
 from taro.shards.places import local_folder
 from taro.shards.store import safe_name
 from taro.shards.store_local import LocalStore
-from taro.shards.transfer.buckets import open_target
 from taro.shards.transfer.licences import check_licences
 from taro.shards.transfer.outgoing import Bundle, outgoing
+from taro.shards.transfer.places import open_target
 from taro.shards.transfer.plan import Transfer, manifest_files, there_already, united
 from taro.shards.transfer.receive import receive
 from taro.shards.transfer.source import BundleSource
