@@ -7,8 +7,7 @@ filters here choose rows as `taro.shards.ops.filter.Selection` chooses queries, 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,23 +17,21 @@ from taro.core.json import check_model, parse_json
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.shards.format import INDEX, Manifest
 from taro.shards.index_file import COLUMNS, IndexRow, from_numpy, index_rows, open_index, to_numpy
+from taro.shards.lazy import BLOCK_ITEMS, LazySequence
 from taro.shards.store import Store
+from taro.shards.text_search import found_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["Index", "Keys", "query_of_row"]
 
-BLOCK_ROWS = 4096
-"""rows that become Python objects at once where all are asked for, one after the other"""
 TIME_ERROR_S = 2e-6
 """by how much `time_error_s` may differ: it is a sum of products, rounded, and not the same to the bit everywhere"""
-_LITERAL = re.compile(r"[A-Za-z0-9 ,'\"-]+")
-"""patterns that mean themselves"""
 
 
-class Keys(Sequence[str]):
-    """Keys of clips, ascending, each made a str when it is asked for; equal to a list of the same."""
+class Keys(LazySequence[str]):
+    """Keys of clips, ascending, each made a str when it is asked for."""
 
     def __init__(self, column: pa.Array) -> None:
         self._column = column
@@ -42,28 +39,10 @@ class Keys(Sequence[str]):
     def __len__(self) -> int:
         return len(self._column)
 
-    def __getitem__(self, at: Any) -> Any:
-        if isinstance(at, slice):
-            return self._column.take(from_numpy(np.arange(len(self))[at])).to_pylist()
-        return self._column[at if at >= 0 else len(self) + at].as_py()
-
-    def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), BLOCK_ROWS):
-            yield from self._column.slice(start, BLOCK_ROWS).to_pylist()
-
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and self.find(key) is not None
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(
-            one == another for one, another in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"Keys({', '.join(self[:3])}{', ...' if len(self) > 3 else ''}: {len(self):,})"
-
-    def take(self, places: np.ndarray) -> list[str]:
+    def made(self, places: np.ndarray) -> list[str]:
         """The keys at some places."""
         found: list[str] = self._column.take(from_numpy(places)).to_pylist()
         return found
@@ -73,7 +52,7 @@ class Keys(Sequence[str]):
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2
-            if self[middle] < key:
+            if self._column[middle].as_py() < key:
                 low = middle + 1
             else:
                 high = middle
@@ -167,8 +146,8 @@ class Index:
 
     def clips(self) -> Iterator[tuple[str, list[IndexRow]]]:
         """(key, rows) of every clip, in order of their keys."""
-        for start in range(0, len(self.keys), BLOCK_ROWS):
-            bounds = self._first[start : start + BLOCK_ROWS + 1]
+        for start in range(0, len(self.keys), BLOCK_ITEMS):
+            bounds = self._first[start : start + BLOCK_ITEMS + 1]
             rows = self.rows(np.arange(bounds[0], bounds[-1]))
             for one, other in zip(bounds[:-1] - bounds[0], bounds[1:] - bounds[0], strict=True):
                 yield rows[one]["key"], rows[one:other]
@@ -179,7 +158,7 @@ class Index:
 
     def places(self, rows: np.ndarray) -> list[tuple[str, int]]:
         """(key of the clip, place in the clip) of some rows."""
-        keys = self.keys.take(self.clip_numbers(rows))
+        keys = self.keys.made(self.clip_numbers(rows))
         return list(zip(keys, (rows - self.first_rows(rows)).tolist(), strict=True))
 
     def check_record(self, clip: ClipRecord, slice_index: int, where: str) -> None:
@@ -224,7 +203,7 @@ class Index:
     def captioned(self) -> frozenset[str]:
         """Keys of the clips that have captions."""
         clips = np.flatnonzero(to_numpy(self._clips["captions"]) > 0)
-        return frozenset(self.keys.take(clips))
+        return frozenset(self.keys.made(clips))
 
     def passing(self, rows: np.ndarray, filter_name: str, value: Any) -> np.ndarray:
         """Which of some rows a filter lets through. `filter_name`, `value`: a field of `Selection`."""
@@ -252,19 +231,8 @@ class Index:
         return np.isin(self.clip_numbers(rows), found)
 
     def _saying(self, rows: np.ndarray, pattern: str) -> np.ndarray:
-        """Python's own search. Where the pattern means itself, ASCII texts are searched by arrow, to the same end."""
-        import pyarrow.compute as pc
-
-        texts = self._asked["text"] if len(rows) == len(self._is_query) else self._asked["text"].take(from_numpy(rows))
-        left, found = np.arange(len(texts)), np.zeros(len(texts), dtype=bool)
-        if _LITERAL.fullmatch(pattern):
-            found = to_numpy(pc.match_substring(texts, pattern, ignore_case=True)).astype(bool)
-            left = np.flatnonzero(to_numpy(pc.string_is_ascii(texts)) == 0)
-        search = re.compile(pattern, re.IGNORECASE).search
-        for start in range(0, len(left), BLOCK_ROWS):
-            block = left[start : start + BLOCK_ROWS]
-            found[block] = [search(text) is not None for text in texts.take(from_numpy(block)).to_pylist()]
-        return found
+        texts = self._asked["text"]
+        return found_in(texts if len(rows) == len(texts) else texts.take(from_numpy(rows)), pattern)
 
     def slices(self, rows: np.ndarray) -> list[int]:
         """The slice in which each of some rows lies."""

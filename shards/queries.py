@@ -7,14 +7,14 @@ their `IndexedQueries`."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from taro.grounding.records import QueryRecord
 from taro.shards.format import INDEX, ShardEntry
-from taro.shards.index import BLOCK_ROWS, Index, query_of_row
+from taro.shards.index import Index, query_of_row
+from taro.shards.lazy import LazySequence
 
 __all__ = ["IndexedQueries", "QueryRef"]
 
@@ -52,9 +52,8 @@ class QueryRef:
         return f"QueryRef({self.key}/{one.id}, {one.split}: {shown!r})"
 
 
-class IndexedQueries(Sequence[QueryRef]):
-    """Rows of an index as references, each made when it is asked for; equal to a list of the same. `held`: the
-    index, `rows`: their numbers in it."""
+class IndexedQueries(LazySequence[QueryRef]):
+    """Rows of an index as references. `held`: the index, `rows`: their numbers in it."""
 
     def __init__(self, index: Index, rows: np.ndarray, read: Callable[[str, int], QueryRecord], where: str) -> None:
         self.held, self.rows, self._read, self._where = index, rows, read, where
@@ -62,31 +61,21 @@ class IndexedQueries(Sequence[QueryRef]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, at: Any) -> Any:
-        if isinstance(at, slice):
-            return self.of(self.rows[at])
-        return self._refs(self.rows[[at]])[0]
-
-    def __iter__(self) -> Iterator[QueryRef]:
-        for start in range(0, len(self.rows), BLOCK_ROWS):
-            yield from self._refs(self.rows[start : start + BLOCK_ROWS])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(
-            one == another for one, another in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"IndexedQueries({', '.join(map(repr, self[:2]))}{', ...' if len(self) > 2 else ''}: {len(self):,})"
-
     def of(self, rows: np.ndarray) -> IndexedQueries:
         """The same of other rows."""
         return IndexedQueries(self.held, rows, self._read, self._where)
 
-    def take(self, places: Sequence[int]) -> IndexedQueries:
+    def take(self, places: np.ndarray | Sequence[int]) -> IndexedQueries:
         """Those at some places."""
         return self.of(self.rows[np.asarray(places, dtype=np.int64)])
+
+    def made(self, places: np.ndarray) -> list[QueryRef]:
+        """The references at some places."""
+        rows = self.rows[places]
+        within = rows - self.held.first_rows(rows)
+        return [QueryRef(row["key"], query_of_row(row, f"{self._where}: row {number:,} of {INDEX}"), place=int(place),
+                         read=self._read)
+                for number, row, place in zip(rows, self.held.rows(rows), within, strict=True)]
 
     @property
     def slices(self) -> list[int]:
@@ -99,9 +88,3 @@ class IndexedQueries(Sequence[QueryRef]):
         for one in shards:
             digest.update(f"{one.kind} {one.index} {one.sha256}\n".encode())
         return digest.hexdigest()
-
-    def _refs(self, rows: np.ndarray) -> list[QueryRef]:
-        places = rows - self.held.first_rows(rows)
-        return [QueryRef(row["key"], query_of_row(row, f"{self._where}: row {number:,} of {INDEX}"), place=int(place),
-                         read=self._read)
-                for number, row, place in zip(rows, self.held.rows(rows), places, strict=True)]
