@@ -41,7 +41,7 @@ from tests.shards.remote.helpers_remote import moto_s3
 ROOT = Path(__file__).resolve().parent.parent
 WAYS = ("push folder", "push s3", "pull folder", "pull http", "pull s3")
 TRANSFERS = """
-import os, sys
+import os, sys, traceback
 from taro.shards.transfer.pull import pull
 from taro.shards.transfer.push import Choices, push
 for line in sys.stdin:
@@ -55,6 +55,8 @@ for line in sys.stdin:
             else:
                 pull(source, place, jobs=4)
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     print(child, flush=True)

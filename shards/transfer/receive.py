@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from taro.core.errors import ShardError
-from taro.core.files import explain_disk_errors, file_sha256, fsync, locked, make_folders, write_atomically
+from taro.core.files import explain_disk_errors, file_sha256, fsync, is_unused, locked, make_folders, write_atomically
 from taro.core.json import canonical_json
 from taro.shards.card import card_text
 from taro.shards.format import CARD, MANIFEST, MAX_MANIFEST_BYTES, Manifest
@@ -91,7 +91,7 @@ def _manifest_there(store: LocalStore) -> Manifest | None:
     neither a set nor a part of one that came from here."""
     if (store.folder / MANIFEST).exists():
         return read_manifest(store)
-    if not store.folder.is_dir() or (store.folder / MARKER).exists() or not any(store.folder.iterdir()):
+    if (store.folder / MARKER).exists() or is_unused(store.folder, MARKER):
         return None
     raise ShardError(f"{store.folder}: expected an empty folder, or one with a shard set, got a folder with other "
                      "files; "

@@ -117,7 +117,7 @@ def _claim(settings: Quickstart) -> None:
     """The folder is empty, or holds this very quickstart; ConfigError otherwise."""
     from taro.core.config import changed_settings
     from taro.core.errors import ConfigError
-    from taro.core.files import make_folders, write_atomically
+    from taro.core.files import is_unused, make_folders, write_atomically
     from taro.core.json import read_json
 
     file = settings.out / "settings.json"
@@ -127,7 +127,7 @@ def _claim(settings: Quickstart) -> None:
         if changed:
             raise ConfigError(f"{settings.out} holds a quickstart with other settings ({'; '.join(changed)}); go on "
                               "with those, or choose another folder with --out")
-    if not file.is_file() and settings.out.is_dir() and any(settings.out.iterdir()):
+    if not file.is_file() and not is_unused(settings.out, file.name):
         raise ConfigError(f"{settings.out}: expected a new folder or one of an earlier quickstart, got one with other "
                           "files in it; choose another with --out")
     make_folders(settings.out)

@@ -24,8 +24,9 @@ from typing import BinaryIO
 
 from taro.core.errors import TaroError
 
-__all__ = ["explain_disk_errors", "file_sha256", "fsync", "is_plain_name", "locked", "make_folders", "new_file",
-           "open_regular", "remove_temporary", "remove_temporary_folders", "replace_folder", "write_atomically"]
+__all__ = ["explain_disk_errors", "file_sha256", "fsync", "is_plain_name", "is_unused", "locked", "make_folders",
+           "new_file", "open_regular", "remove_temporary", "remove_temporary_folders", "replace_folder",
+           "write_atomically"]
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +152,17 @@ def remove_temporary(folder: Path, name: str = "*") -> None:
     for left in {*folder.glob(f".{name}.tmp"), *folder.glob(f".{name}.*.tmp")}:
         if _remove_dead(left, wait=False) is None and not left.is_dir():
             left.unlink(missing_ok=True)
+
+
+def is_unused(folder: Path, claim: str) -> bool:
+    """Whether a folder holds nothing, but for what killed writers of the file `claim` left. A job that takes only
+    empty folders writes such a file first; killed while it does, it must know the folder as its own again.
+
+    >>> is_unused(Path("/nowhere"), "settings.json")
+    True
+    """
+    left = {*folder.glob(f".{claim}.tmp"), *folder.glob(f".{claim}.*.tmp")}
+    return not folder.is_dir() or all(path in left for path in folder.iterdir())
 
 
 def make_folders(path: Path) -> None:

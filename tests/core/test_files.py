@@ -20,6 +20,7 @@ from taro.core.files import (
     explain_disk_errors,
     file_sha256,
     fsync,
+    is_unused,
     locked,
     make_folders,
     new_file,
@@ -130,6 +131,18 @@ def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
         assert done.returncode == 9 and [path.name for path in tmp_path.iterdir()] == [".a[1].json.tmp"]
     write_atomically(tmp_path / "a[1].json", b"whole")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a[1].json": b"whole"}
+
+
+def test_a_folder_is_unused_where_a_killed_claim_alone_lies_in_it(tmp_path: Path) -> None:
+    claim = tmp_path / "place" / "a.json"
+    assert is_unused(claim.parent, claim.name), "no folder"
+    claim.parent.mkdir()
+    assert is_unused(claim.parent, claim.name), "an empty folder"
+    subprocess.run([sys.executable, "-c", DIES, str(claim)], check=False)
+    assert list(claim.parent.iterdir()) and is_unused(claim.parent, claim.name)
+    assert not is_unused(claim.parent, "b.json"), "what another writer left"
+    claim.with_name("mine.txt").touch()
+    assert not is_unused(claim.parent, claim.name)
 
 
 @pytest.mark.parametrize("stands", ["link", "folder", "pipe", "another's file"])

@@ -109,6 +109,8 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".settings.json.tmp").touch()  # what one leaves that was killed while it claimed its folder
     with pytest.raises(KeyboardInterrupt):
         run_quickstart(small(tmp_path / "out"), Quiet(stop_at="worlds"))
     with pytest.raises(ConfigError, match=r"other settings \(steps: 2 -> 3\)"):

@@ -172,6 +172,13 @@ def test_what_is_damaged_here_comes_again_and_what_was_begun_is_gone_on_with(who
     assert state(copy) == state(whole), "what was begun of other bytes begins again"
 
 
+def test_a_transfer_killed_while_it_claimed_its_folder_goes_on(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / f".{MARKER}.tmp").touch()
+    push(whole, str(tmp_path / "place"), FREE)
+    assert state(tmp_path / "place") == state(whole)
+
+
 def test_a_set_that_lost_its_rows_count_is_another(whole: Path, tmp_path: Path) -> None:
     """The same paths, other skipped rows: the place's manifest and table stay one."""
     place = tmp_path / "place"
