@@ -100,15 +100,40 @@ def test_rounding_by_chance_is_right_in_the_mean_and_has_names() -> None:
     assert torch.equal(round_bfloat16(odd, bits[:4]).isfinite(), odd.isfinite())
 
 
-@pytest.mark.parametrize("shift", [0, 16, 32])
+def test_the_bits_are_those_of_whole_numbers() -> None:
+    """The formula in Python's numbers, modulo 2^32, near 0 and where the elements pass 2^31 and 2^32."""
+    for key in (0, 1, name_key("x"), 2**63 - 1):
+        for start in (0, 999, 2**31 - 2, 2**32 - 2):
+            wanted = []
+            for element in range(start, start + 4):
+                x = (element * (key >> 31 | 1) + key) % 2**32
+                x ^= x >> 16
+                for _ in range(2):
+                    x = x * 0x45D9F3B % 2**32
+                    x ^= x >> 16
+                wanted.append(x)
+            got = element_bits(key, start, start + 4, torch.device("cpu"))
+            assert got.dtype == torch.int32 and [int(one) % 2**32 for one in got] == wanted
+
+
+@pytest.mark.parametrize("shift", [0, 16])
 def test_the_bits_of_an_element_are_even_and_do_not_go_together(shift: int) -> None:
+    """Their mean, their spread over 256 equal parts, and how they go with the element before, the other half of the
+    bits, the step before and the next name: as of chance, within 5 standard deviations."""
     n = 1 << 16
-    bits = (element_bits(name_key("x"), 0, n, torch.device("cpu")) >> shift) & 0xFFFF
-    uniform = bits.double() / 65536
-    assert abs(float(uniform.mean()) - 0.5) < 4 / (12 * n) ** 0.5
-    other = ((element_bits(name_key("x"), 0, n, torch.device("cpu")) >> (shift + 16) % 48) & 0xFFFF).double()
-    for pair in (torch.stack([uniform[1:], uniform[:-1]]), torch.stack([uniform, other])):
-        assert abs(float(torch.corrcoef(pair)[0, 1])) < 5 / n**0.5
+
+    def uniform(key: int, shift: int) -> torch.Tensor:
+        bits = element_bits(key, 0, n, torch.device("cpu"))
+        return ((bits >> shift) & 0xFFFF).double() / 65536
+
+    here = uniform(name_key("x", 1), shift)
+    assert abs(float(here.mean()) - 0.5) < 5 / (12 * n) ** 0.5
+    counts = torch.histc(here, 256, 0, 1)
+    assert abs(float(((counts - n / 256) ** 2 / (n / 256)).sum()) - 255) < 5 * (2 * 255) ** 0.5
+    others = {"element": here.roll(1), "block": here.roll(BLOCK), "half": uniform(name_key("x", 1), 16 - shift),
+              "step": uniform(name_key("x", 2), shift), "name": uniform(name_key("y", 1), shift)}
+    for what, other in others.items():
+        assert abs(float(torch.corrcoef(torch.stack([here, other]))[0, 1])) < 5 / n**0.5, what
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -190,7 +215,7 @@ def test_many_small_micro_batches_add_up_in_a_bfloat16_gradient() -> None:
 
 def test_a_second_moment_in_bfloat16_does_not_stand_still() -> None:
     store, n = Bfloat16(4096, torch.device("cpu")), 4096
-    store.write(slice(0, n), torch.ones(n), torch.zeros(n, dtype=torch.int64))
+    store.write(slice(0, n), torch.ones(n), torch.zeros(n, dtype=torch.int32))
     for step in range(1000):
         value = store.read(slice(0, n)).mul_(0.999)
         store.write(slice(0, n), value, element_bits(name_key(step), 0, n, torch.device("cpu")))

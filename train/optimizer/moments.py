@@ -22,7 +22,7 @@ class Moment(Protocol):
         """Its numbers, to be changed in place and given back."""
 
     def write(self, part: slice, values: torch.Tensor, bits: torch.Tensor | None) -> None:
-        """Keeps changed numbers; `bits`: int64 random bits of each element, where it rounds."""
+        """Keeps changed numbers; `bits`: int32 random bits of each element, where it rounds."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is kept, by the end of its kind: "" of the elements, "_scale" of the blocks."""

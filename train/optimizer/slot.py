@@ -20,7 +20,7 @@ __all__ = ["CHUNK", "AdamW", "Slot", "adamw", "adamw_fused"]
 CHUNK = 1 << 24
 """elements updated at a time: bounds the temporary tensors; a multiple of BLOCK"""
 MOMENT_BITS = 16
-"""random bits that a rounding takes; three roundings share the 63 of an element"""
+"""random bits that a rounding takes; both moments share the 32 of an element"""
 
 
 @dataclass(frozen=True)
@@ -129,16 +129,13 @@ class Slot:
         gradient = self.slice_of_gradient()
         if gradient is None:
             return
-        key = name_key("round", how.seed, how.step, self.name)
         for start in range(0, len(gradient), CHUNK):
             part = slice(start, min(start + CHUNK, len(gradient)))
-            bits = None if self._states == "float32" else element_bits(
-                key, self.start + part.start, self.start + part.stop, gradient.device)
-            self._update(part, gradient[part], how, bits)
+            self._update(part, gradient[part], how)
         if self.is_copy:
             self.flat[self.start : self.stop].copy_(self.weight)
 
-    def _update(self, part: slice, gradient: torch.Tensor, how: AdamW, bits: torch.Tensor | None) -> None:
+    def _update(self, part: slice, gradient: torch.Tensor, how: AdamW) -> None:
         weight = self.weight[part]
         rounded = weight.dtype == torch.bfloat16
         weight = weight.float() if rounded else weight
@@ -149,11 +146,16 @@ class Slot:
             adamw_fused(weight, gradient if how.scale == 1 else gradient * how.scale, mean, square, how)
         else:
             adamw(weight, gradient * how.scale, mean, square, how)
+        bits = None if self._states == "float32" else self._bits("moments", part, how)
         first.write(part, mean, bits)
         second.write(part, square, None if bits is None else bits >> MOMENT_BITS)
         if rounded:
-            assert bits is not None
-            self.weight[part] = round_bfloat16(weight, bits >> 2 * MOMENT_BITS)
+            self.weight[part] = round_bfloat16(weight, self._bits("weight", part, how))
+
+    def _bits(self, what: str, part: slice, how: AdamW) -> torch.Tensor:
+        """int32 random bits of the part's elements, the same whichever rank has them."""
+        key = name_key("round", what, how.seed, how.step, self.name)
+        return element_bits(key, self.start + part.start, self.start + part.stop, self.weight.device)
 
     def pieces(self) -> list[Piece]:
         """What a checkpoint keeps of this slice; tensors are live."""
