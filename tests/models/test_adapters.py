@@ -25,7 +25,7 @@ from tests.helpers_models import TINY
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 """peft asks for the older name"""
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-KINDS = {"lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
+KINDS = {"lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}, "rsdora": {"rslora": True, "dora": True}}
 
 
 def lora(**changes: Any) -> Lora:
@@ -100,6 +100,30 @@ def test_merged_equals_unmerged_equals_the_export_equals_peft(folder: Path, tmp_
     assert {name.rpartition(".layers.")[2].split(".", 1)[1] for name in changed} == {
         *(f"self_attn.{one}.weight" for one in SEVEN[:4]), *(f"mlp.{one}.weight" for one in SEVEN[4:])}
     assert not any("visual" in name for name in changed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["sandbox:policy", "sandbox:policy-qwen3-vl"])
+def test_merging_rounds_no_more_than_the_model_does(name: str, kind: str) -> None:
+    """A trained model with logits up to 14. In float64 merged and apart are one; in float32 each lies within 1e-5 of
+    the largest logit from there, and they from each other, as the base alone does."""
+    policy = load_compute(resolve_place(name), torch.device("cpu"), bf16=False)
+    base = logits(policy)
+    add_adapters(policy, lora(**KINDS[kind]), seed=3)
+    merged = Merged(policy)
+    disturb(policy)
+    merged.refresh()
+    apart, together = logits(policy), logits(merged.policy)
+    policy.language_model.double()
+    exact = logits(policy)
+    largest = float(exact.abs().max())
+    bound = 1e-5 * largest
+    assert largest > 8 and (exact - base).abs().max() > 0.5
+    torch.testing.assert_close(logits(Merged(policy).policy), exact, atol=1e-12 * largest, rtol=0.0)
+    for one, other in ((apart, exact), (together, exact), (together, apart)):
+        torch.testing.assert_close(one.double(), other.double(), atol=bound, rtol=0.0)
+    with adapters_off(policy):
+        torch.testing.assert_close(base.double(), logits(policy), atol=bound, rtol=0.0)
 
 
 def test_only_adapters_are_trained_and_start_from_the_seed(folder: Path) -> None:
