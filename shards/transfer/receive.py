@@ -55,7 +55,10 @@ def receive(source: Source, folder: Path, manifest: Manifest, data: bytes, *, jo
             moved += [(name, len(text)) for name, text in about.items()]
         done = Transfer(str(folder), len(files) + len(about), sum(sizes.values()) + sum(map(len, about.values())),
                         tuple(moved), source.revision, dry_run)
-        if dry_run or not moved:
+        if dry_run:
+            return done
+        if not moved:
+            _clean(folder, after.kinds)
             return done
         _check_room(folder, lacking, sizes)
         if there is None:
@@ -63,7 +66,9 @@ def receive(source: Source, folder: Path, manifest: Manifest, data: bytes, *, jo
         counter = Counter(len(lacking), sum(sizes[one.name] - _begun(folder, one.name) for one in lacking), progress)
         in_parallel([partial(_fetch, source, one, folder, sizes[one.name], counter) for one in lacking], counter.stop,
                     jobs=jobs)
-        _finish(folder, after.kinds, about)
+        for name, text in about.items():
+            write_atomically(folder / name, text)
+        _clean(folder, after.kinds)
         return done
 
 
@@ -195,10 +200,8 @@ def _fetch(source: Source, one: Wanted, folder: Path, size: int, moved: Counter)
     moved(1, 0)
 
 
-def _finish(folder: Path, kinds: Sequence[str], about: Mapping[str, bytes]) -> None:
-    """All files are there: the card, the manifest, and nothing of the transfer's own left."""
-    for name, data in about.items():
-        write_atomically(folder / name, data)
+def _clean(folder: Path, kinds: Sequence[str]) -> None:
+    """Removes what is the transfer's own from a set that is whole, also what one left that was killed just here."""
     for name in (*kinds, "."):
         for left in (folder / name).glob(f".*{PART}"):
             left.unlink()

@@ -177,6 +177,10 @@ def test_a_transfer_killed_while_it_claimed_its_folder_goes_on(whole: Path, tmp_
     (tmp_path / "place" / f".{MARKER}.tmp").touch()
     push(whole, str(tmp_path / "place"), FREE)
     assert state(tmp_path / "place") == state(whole)
+    (tmp_path / "place" / MARKER).touch()  # killed between the manifest and the end
+    (tmp_path / "place" / "paths" / ".paths-000001.tar.pull.tmp").touch()
+    assert not push(whole, str(tmp_path / "place"), FREE).moved
+    assert state(tmp_path / "place") == state(whole) and not (tmp_path / "place" / MARKER).exists()
 
 
 def test_a_set_that_lost_its_rows_count_is_another(whole: Path, tmp_path: Path) -> None:
