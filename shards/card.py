@@ -1,9 +1,11 @@
 """README.md of a set: a Hugging Face dataset card that `load_dataset` and the hub's viewer open.
 
-Its one configuration is of the paths shards: a viewer fails on tensors, and `datasets` reads all configurations of a
-card with one reader, so tars and parquet cannot stand together. Other files are read by naming them.
+Its one configuration is `queries`, of the index; of a set without index it is `paths`, of the paths shards. Not both:
+`datasets` (4.4 to 5.2), with which the hub's viewer reads too, takes one reader for all configurations, that of the
+first one's files, so tars beside parquet end in an error. Features have none: a viewer shows no tensors. Other files
+are read by naming them (`data_files=`).
 
-The columns of KEY.json are declared in the card, since `datasets` would otherwise guess them from the first five
+For `paths` the columns of KEY.json are declared, since `datasets` would otherwise guess them from the first five
 records, and guess wrong where those have no caption or no difficulty. Text from outside enters the header through a
 YAML writer and the body without markup, on one line."""
 
@@ -14,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from taro.shards.format import Manifest, kind_ok
+from taro.shards.format import INDEX, Manifest, kind_ok
 
 __all__ = ["card_text"]
 
@@ -67,9 +69,14 @@ import taro
 from datasets import load_dataset
 
 shard_set = taro.open_shards("PATH")
-clips = load_dataset("PATH", "paths", split="train")
+{loading}
 ```
 """
+_LOADING = {
+    "queries": 'queries = load_dataset("PATH", "queries", split="train")\n'
+               'clips = load_dataset("PATH", data_files="paths/paths-*.tar", split="train")',
+    "paths": 'clips = load_dataset("PATH", "paths", split="train")',
+}
 
 
 def card_text(manifest: Manifest) -> str:
@@ -82,23 +89,26 @@ def card_text(manifest: Manifest) -> str:
                         taro=_line(manifest.taro_version), dataset=_line(source.dataset), split=_line(source.split),
                         inputs=counts.inputs, queries=counts.queries, skipped=counts.skipped, clips=counts.clips,
                         captions=counts.captions, bytes=f"{sum(entry.bytes for entry in manifest.shards):,}",
-                        kinds=_kinds(manifest), videos=_terms(source.licence_videos),
+                        kinds=_kinds(manifest), loading=_LOADING["queries" if manifest.index else "paths"],
+                        videos=_terms(source.licence_videos),
                         annotations=_terms(source.licence_annotations),
                         captions_licence=_terms(source.licence_captions))
     return f"---\n{header}---\n{body}"
 
 
 def _header(manifest: Manifest) -> dict[str, Any]:
-    has_sheets = manifest.config.get("thumbnails", True) is not False
-    members = [{"name": "json", "struct": _JSON}, *([{"name": "jpg", "dtype": "image"}] if has_sheets else [])]
-    configs = [{"config_name": "paths", "data_files": "paths/paths-*.tar", "default": True}]
-    infos = [{"config_name": "paths", "features": members + _ALWAYS}]
+    about: dict[str, Any] = {"configs": [{"config_name": "queries", "data_files": INDEX, "default": True}]}
+    if manifest.index is None:
+        has_sheets = manifest.config.get("thumbnails", True) is not False
+        members = [{"name": "json", "struct": _JSON}, *([{"name": "jpg", "dtype": "image"}] if has_sheets else [])]
+        about = {"configs": [{"config_name": "paths", "data_files": "paths/paths-*.tar", "default": True}],
+                 "dataset_info": [{"config_name": "paths", "features": members + _ALWAYS}]}
     clips = manifest.counts.clips
     return {"pretty_name": manifest.name, "license": "other", "license_name": "see-licences",
             "license_link": "README.md", "task_categories": ["video-text-to-text"],
             "size_categories": ["n<1K" if clips < 1000 else "1K<n<10K" if clips < 10_000 else
                                 "10K<n<100K" if clips < 100_000 else "100K<n<1M"],
-            "tags": ["taro", "webdataset", "video-temporal-grounding"], "configs": configs, "dataset_info": infos}
+            "tags": ["taro", "webdataset", "video-temporal-grounding"], **about}
 
 
 def _kinds(manifest: Manifest) -> str:

@@ -198,25 +198,49 @@ def test_webdataset_itself_reads_the_shards(tmp_path: Path) -> None:
     assert keys == open_shards(tmp_path).keys
 
 
-def test_datasets_opens_a_shard_of_each_kind_and_the_card(tmp_path: Path) -> None:
-    from datasets import load_dataset
+def test_datasets_opens_a_shard_of_each_kind_and_what_the_card_names(tmp_path: Path) -> None:
+    from datasets import get_dataset_config_names, load_dataset
 
+    folder, cache = str(tmp_path / "set"), str(tmp_path / "cache")
     write_set(tmp_path / "set", [[1, 2], [3]])
-    add_index(str(tmp_path / "set"))
     # The contact sheets here are no images; datasets only decodes them when asked for the column.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for kind, column in ((KINDS[0], "json"), (KINDS[1], "safetensors")):
             data = load_dataset("webdataset", data_files=str(tmp_path / "set" / shard_path(kind, 0)), split="train",
-                                cache_dir=str(tmp_path / "cache"))  # fmt: skip
+                                cache_dir=cache)  # fmt: skip
             assert data.num_rows == 2 and column in data.column_names
-        clips = load_dataset(str(tmp_path / "set"), "paths", split="train", cache_dir=str(tmp_path / "cache"))
-        queries = load_dataset("parquet", data_files=str(tmp_path / "set" / "queries.parquet"), split="train",
-                               cache_dir=str(tmp_path / "cache"))  # fmt: skip
-    assert sorted(clips["__key__"]) == sorted({*queries["key"]}) == open_shards(tmp_path / "set").keys
+        assert get_dataset_config_names(folder) == ["paths"]  # a set without index
+        of_card = load_dataset(folder, "paths", split="train", cache_dir=cache)
+        add_index(folder)
+        assert get_dataset_config_names(folder) == ["queries"]
+        queries = load_dataset(folder, "queries", split="train", cache_dir=cache)
+        assert load_dataset(folder, split="train", cache_dir=cache).column_names == queries.column_names  # the viewer's
+        clips = load_dataset(folder, data_files="paths/paths-*.tar", split="train", cache_dir=cache)
+    assert sorted(clips["__key__"]) == sorted(of_card["__key__"]) == sorted({*queries["key"]})
+    assert sorted(clips["__key__"]) == open_shards(folder).keys
     assert queries.num_rows == 6 and {*queries["text"]} == {"the 0 event", "the 1 event"}
-    texts = {query["text"] for one in clips["json"] for query in one["queries"]}
-    assert texts == {"the 0 event", "the 1 event"}
+    for one in of_card, clips:
+        texts = {query["text"] for clip in one["json"] for query in clip["queries"]}
+        assert texts == {"the 0 event", "the 1 event"}
+
+
+def test_datasets_has_one_reader_for_all_configurations_of_a_card(tmp_path: Path) -> None:
+    """Why the card names either the index or tars. Where this fails, `datasets` can do both: change the card."""
+    from datasets import load_dataset
+
+    write_set(tmp_path / "set", [[1], [2]])
+    add_index(str(tmp_path / "set"))
+    both = [{"config_name": "queries", "data_files": "queries.parquet"},
+            {"config_name": "paths", "data_files": "paths/paths-*.tar"}]  # fmt: skip
+    for configs in both, both[::-1]:
+        (tmp_path / "set" / "README.md").write_text(f"---\nconfigs: {configs}\n---\n")
+        first, second = (str(one["config_name"]) for one in configs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert load_dataset(str(tmp_path / "set"), first, cache_dir=str(tmp_path / "cache"))
+            with pytest.raises(Exception, match="magic bytes|invalid header"):
+                load_dataset(str(tmp_path / "set"), second, cache_dir=str(tmp_path / "cache"))
 
 
 def test_the_stream_splits_over_workers_and_shuffles(tmp_path: Path) -> None:
