@@ -5,18 +5,20 @@ place is one row in `taro.shards.remote.places`; whoever takes a place takes an 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from taro.core.errors import ShardError
 from taro.core.places import expand_home
-from taro.shards.remote.cache import default_cache
+from taro.shards.remote.cache import Cache, default_cache
 from taro.shards.remote.places import BUCKETS, open_bucket, scheme_of
 from taro.shards.remote.store import RemoteStore
 from taro.shards.store import Store
 from taro.shards.store_local import LocalStore
 
-__all__ = ["STORES", "local_folder", "open_store"]
+__all__ = ["STORES", "local_folder", "open_fresh", "open_store"]
 
 
 def _open_folder(place: str) -> Store:
@@ -56,3 +58,16 @@ def open_store(place: str | Path | Store) -> Store:
         raise ShardError(f"{scheme_of(text)}://...: no place that shards are read from; expected a folder or a URL "
                          f"that begins with {', '.join(f'{scheme}://' for scheme in STORES if scheme)}")
     return opener(text)
+
+
+@contextlib.contextmanager
+def open_fresh(place: str | Path | Store) -> Iterator[Store]:
+    """`open_store` for who wants to know what lies at a place now: nothing comes from the cache. What is fetched is
+    kept in a folder of its own beside the cache, for the block."""
+    cache = default_cache()
+    if not isinstance(place, str | Path) or scheme_of(str(place)) not in BUCKETS or not cache.limit_bytes:
+        yield open_store(place)
+        return
+    cache.folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fresh-", dir=cache.folder.parent) as folder:
+        yield RemoteStore(open_bucket(str(place)), Cache(Path(folder), cache.limit_bytes))

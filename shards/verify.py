@@ -20,7 +20,7 @@ from taro.grounding.records import ClipRecord
 from taro.shards.format import INDEX, MANIFEST, MAX_MANIFEST_BYTES, SKIPPED, Manifest, ShardEntry, split_kind
 from taro.shards.index import Index
 from taro.shards.manifest import read_manifest, read_sidecar, read_skipped
-from taro.shards.places import open_store
+from taro.shards.places import open_fresh
 from taro.shards.reader import check_times, parse_clip
 from taro.shards.remote.bucket import NoListError
 from taro.shards.store import Store
@@ -69,8 +69,14 @@ class _Seen:
 
 
 def verify(place: str | Path | Store, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Checks everything; `progress(bytes done, bytes in all)` is called after every shard."""
-    store = open_store(place)
+    """Checks everything, of a remote place what lies there, not what the cache kept of it; `progress(bytes done, bytes
+    in all)` is called after every shard."""
+    with open_fresh(place) as store:
+        return _verify(store, progress or (lambda done, total: None), copies=store is not place)
+
+
+def _verify(store: Store, progress: Callable[[int, int], None], *, copies: bool) -> VerifyReport:
+    """`copies`: what the store keeps of a shard is needed no longer once the shard was read."""
     report = VerifyReport(store.place)
     try:
         manifest = read_manifest(store)
@@ -83,8 +89,9 @@ def verify(place: str | Path | Store, *, progress: Callable[[int, int], None] | 
     # The paths shards first: the others are checked against their JSON. Only times are kept of it. Variants last.
     for entry in sorted(manifest.shards, key=lambda entry: (entry.kind != "paths", entry.kind, entry.index)):
         keys[entry.kind, entry.index] = _shard(store, entry, report, seen)
-        if progress:
-            progress(report.bytes, total)
+        if copies:
+            store.forget(entry.path, 0, entry.bytes)
+        progress(report.bytes, total)
     _same_keys(store, keys, seen, report)
     lost = [] if seen.index is None else [key for key in seen.index.keys if key not in seen.clips]
     if lost:

@@ -84,6 +84,19 @@ def test_a_set_reads_alike_from_everywhere(local: str, kind: str, tmp_path: Path
             open_shards(f"{url}-of-another")
 
 
+def test_verify_reads_what_lies_there_and_not_the_cache(local: str, cache: Path, tmp_path: Path) -> None:
+    with serving(tmp_path) as web:
+        assert verify(f"{web.url}/set").ok and list(cache.iterdir()) == [], "what was fetched is gone"
+        read = open_shards(f"{web.url}/set")
+        for ref in read.queries():
+            read.sample(ref)
+        shard = tmp_path / "set" / "paths" / "paths-000001.tar"
+        shard.write_bytes(shard.read_bytes()[:-2000] + bytes(1999) + b"x")
+        assert read.sample(read.queries()[0]) and not verify(local).ok
+        (problem, *_) = verify(f"{web.url}/set").problems
+        assert "paths-000001.tar: its sha256 is not the manifest's" in problem
+
+
 def test_a_set_is_read_in_few_requests(local: str, tmp_path: Path) -> None:
     """Each small file is fetched once, and nothing but the manifest when the set is opened again."""
     with serving(tmp_path) as web:
