@@ -239,7 +239,7 @@ def test_datasets_has_one_reader_for_all_configurations_of_a_card(tmp_path: Path
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert load_dataset(str(tmp_path / "set"), first, cache_dir=str(tmp_path / "cache"))
-            with pytest.raises(Exception, match="magic bytes|invalid header"):
+            with pytest.raises(Exception, match=r"magic bytes|invalid header"):
                 load_dataset(str(tmp_path / "set"), second, cache_dir=str(tmp_path / "cache"))
 
 
