@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from taro.core.errors import MissingPackageError, ShardError
+from taro.core.errors import ConfigError, MissingPackageError, ShardError
 from taro.core.numbers import read_count
+from taro.core.text import one_line
 from taro.shards.remote.bucket import (
     MAX_LISTED,
     WAITS_S,
@@ -24,6 +25,7 @@ from taro.shards.remote.bucket import (
     Head,
     Listed,
     NoRangesError,
+    RefusedError,
     RemoteError,
     UnreachableError,
     check_etag,
@@ -38,6 +40,8 @@ __all__ = ["SCHEMES", "ObjectBucket"]
 
 TIMEOUT_S = 30.0
 """without a byte, before a request is given up"""
+CONNECT_S = 5.0
+"""for a connection; the machines of a cloud that give out credentials do not answer elsewhere"""
 PIECE_BYTES = 2**20
 PART_BYTES = 32 * 2**20
 """of an upload in parts; of S3's at most 10,000 parts, so objects of up to 312 GiB"""
@@ -49,6 +53,11 @@ SCHEMES = {
           "AZURE_SKIP_SIGNATURE=true to read without",
 }
 """scheme -> how its credentials are given"""
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_ENDPOINT",
+             "AZURE_STORAGE_ENDPOINT", "AZURITE_BLOB_STORAGE_URL")
+"""variables that name another service"""
+_NO_CREDENTIALS = re.compile(r"token request|/latest/(?:api/token|meta-data)|computeMetadata|metadata/identity")
+"""in what obstore says where it asked the cloud's own machines for credentials and got none"""
 
 
 class ObjectBucket:
@@ -63,7 +72,11 @@ class ObjectBucket:
         if parts.query or parts.fragment or "@" in parts.netloc or not parts.netloc:
             raise ShardError(f"{self.place}: expected {parts.scheme}://BUCKET/FOLDER, without a key, `?` or `#`, since "
                              f"it is written into logs and run folders. {self._advice}")
+        if {"", ".", ".."} & {*parts.path.rstrip("/").split("/")[1:]}:
+            raise ShardError(f"{one_line(self.place)}: expected {parts.scheme}://BUCKET/FOLDER with single slashes and "
+                             "no `.` or `..`: an object store takes them for names")
         self._timeout_s, self._waits_s = timeout_s, tuple(waits_s)
+        self._answered = False
         self._lock, self._made = threading.Lock(), (0, None)
         _obstore()
 
@@ -78,6 +91,7 @@ class ObjectBucket:
         def ask() -> Head:
             with self._explained(where):
                 found = self._store().head(name)
+            self._answered = True
             return Head(found["size"], found["e_tag"])
 
         where = self._where(name)
@@ -121,6 +135,7 @@ class ObjectBucket:
                     if len(found) > MAX_LISTED:
                         raise RemoteError(f"{self.place}: more than {MAX_LISTED:,} objects; expected the folder of one "
                                           "set")
+            self._answered = True
             return sorted(found)
 
         return retrying(ask, waits_s=self._waits_s)
@@ -158,34 +173,51 @@ class ObjectBucket:
             return self._made[1]
 
     def _open(self) -> Any:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
         wait = timedelta(seconds=self._timeout_s)
-        with self._explained(self.place):
+        parts, endpoints = urlsplit(self.place), {name: os.environ.get(name) or "https://" for name in ENDPOINTS}
+        for name, endpoint in endpoints.items():
+            if not re.fullmatch(r"https?://\S*", endpoint):
+                raise ConfigError(f"{name}: expected an address that begins with http:// or https://")
+        try:
             return _obstore().store.from_url(
-                self.place, retry_config={"max_retries": 0, "retry_timeout": wait},
-                client_options={"allow_http": endpoint.startswith("http://"), "read_timeout": wait,
-                                "connect_timeout": wait, "timeout": timedelta(hours=1)})
+                f"{parts.scheme}://{parts.netloc}{quote(parts.path)}",  # a `%` in a folder's name is one
+                retry_config={"max_retries": 0, "retry_timeout": wait},
+                client_options={"allow_http": any(one.startswith("http://") for one in endpoints.values()),
+                                "read_timeout": wait, "connect_timeout": min(wait, timedelta(seconds=CONNECT_S)),
+                                "timeout": timedelta(hours=1)})
+        except (_obstore().exceptions.BaseError, OSError, ValueError) as error:
+            raise RemoteError(f"{self.place}: obstore cannot open such a place ({type(error).__name__}); check the "
+                              f"address and the variables of its kind. {self._advice}") from None
 
     def _explained(self, where: str, *, reading: bool = False) -> _Explained:
-        return _Explained(where, self._advice, reading=reading)
+        return _Explained(where, self._advice, reading=reading, answered=self._answered)
 
 
 class _Explained:
     """Turns an error of obstore inside the block into one of ours; other errors pass."""
 
-    def __init__(self, where: str, advice: str, *, reading: bool) -> None:
-        self._where, self._advice, self._reading = where, advice, reading
+    def __init__(self, where: str, advice: str, *, reading: bool, answered: bool) -> None:
+        """`answered`: whether the store has taken our credentials once."""
+        self._where, self._advice, self._reading, self._answered = where, advice, reading, answered
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         known = _obstore().exceptions
+        if kind is not None and kind.__name__ == "PanicException":  # of Rust, and no Exception
+            raise RemoteError(f"{self._where}: obstore ended in a fault of its own; check the variables of its kind, "
+                              f"and update obstore. {self._advice}") from None
         if not isinstance(error, known.BaseError | OSError | ValueError):
             return
-        where, status = self._where, re.search(r"status code: (...)", str(error))
-        if status:
-            raise status_error(where, read_count(status[1]) or 0, advice=self._advice) from None
+        where, found = self._where, re.search(r"status code: (...)", str(error))
+        status = read_count(found[1]) if found else None
+        busy = status is not None and (status == 429 or status >= 500)
+        if _NO_CREDENTIALS.search(str(error)) and not self._answered and not busy:
+            raise RefusedError(f"{where}: no credentials: the environment has none, and no machine of a cloud gives "
+                               f"any here. {self._advice}") from None
+        if found:
+            raise status_error(where, status or 0, advice=self._advice) from None
         if "NotPartial" in str(error):
             raise NoRangesError(f"{where}: the store sends whole objects alone") from None
         if isinstance(error, FileNotFoundError):
