@@ -5,18 +5,25 @@
 
 Steps go through `SamplesAhead`, as in training; a step's work is a pause of --step-s seconds. `waited_s` is what the
 step then waited for its samples. Plain reads are `http.client` (or an open file) over the same ranges, nothing checked
-and nothing kept. Cold: an empty cache of remote sets; the server's own files are in the system's page cache."""
+and nothing kept; each is paired with a pass of the reader, since a machine that others use changes while it is
+measured. Cold: an empty cache of remote sets (the server's own files are in the system's page cache), or files that
+were dropped from the page cache. First: by a process that has not read the files; again: by one that has, so that it
+need not compute their digests again."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import http.client
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +33,8 @@ import torch
 from taro.models.features import VideoFeatures, patch_times_s
 from taro.shards.manifest import build_manifest, write_manifest, write_skipped
 from taro.shards.reader import ShardSet, open_shards
+from taro.shards.store import QUIET_S, Wanted
+from taro.shards.together import read_samples
 from taro.shards.writer import SliceWriter
 from taro.train.ahead import SamplesAhead
 from taro.train.config import ShardSource
@@ -67,33 +76,88 @@ def feed(url: str, step_s: float, steps: int) -> list[float]:
     return waited
 
 
-def read_all(shard_set: ShardSet) -> float:
-    """Seconds to read every sample, 16 at a time."""
-    began, refs = time.monotonic(), shard_set.queries()
+def read_all(shard_set: ShardSet) -> None:
+    """Every sample, 16 at a time; none is kept."""
+    refs = shard_set.queries()
     for at in range(0, len(refs), PROMPTS):
-        shard_set.prefetch(refs[at : at + PROMPTS])
-        for ref in refs[at : at + PROMPTS]:
-            shard_set.sample(ref)
-    return time.monotonic() - began
+        for _ in read_samples(shard_set, refs[at : at + PROMPTS]):
+            pass
 
 
-def plain(shard_set: ShardSet, base: Path | str) -> float:
-    """Seconds to read the same ranges of the features, unchecked."""
-    kind, began = f"features/{shard_set.encoder}", time.monotonic()
+def plain(shard_set: ShardSet, base: Path | str, *, digests: bool = False) -> None:
+    """The same ranges of the features, unchecked; `digests`: with the least that a check costs, sha256 of each, in as
+    many threads as there are cores."""
     connection = http.client.HTTPConnection(str(base).rpartition("/set")[0].removeprefix("http://"))
-    for key in shard_set.keys:
-        index, found = shard_set._find(kind, key)
-        name, member = f"{kind}/features-{index:06d}.tar", found.members[0]
+
+    def read(place: Wanted) -> bytes:
+        assert place.stop is not None
         if isinstance(base, Path):
-            with (base / name).open("rb") as file:
-                file.seek(member.offset - 512)
-                file.read(512 + member.size)
-        else:
-            connection.request("GET", f"/set/{name}", headers={
-                "Range": f"bytes={member.offset - 512}-{member.offset + member.size - 1}"})
-            connection.getresponse().read()
+            with (base / place.name).open("rb") as file:
+                file.seek(place.start)
+                return file.read(place.stop - place.start)
+        connection.request("GET", f"/set/{place.name}", headers={"Range": f"bytes={place.start}-{place.stop - 1}"})
+        return connection.getresponse().read()
+
+    places = [shard_set.features_place(key) for key in shard_set.keys]
+    if not digests:
+        for place in places:
+            read(place)
+        return
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda place: hashlib.sha256(read(place)).digest(), places):
+            pass
     connection.close()
-    return time.monotonic() - began
+
+
+def drop(folder: Path) -> None:
+    """Drops the files of a folder from the page cache, as far as the kernel does so."""
+    for path in folder.rglob("*.tar"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def clear() -> None:
+    """Empties the cache of remote sets."""
+    shutil.rmtree(os.environ["TARO_CACHE"], ignore_errors=True)
+
+
+def compare(root: Path, url: str, pairs: int, gigabytes: float) -> None:
+    """Each reader and its plain read in turn, `pairs` times: medians of GB/s, of their ratio, and the least CPU seconds
+    a GB of this process."""
+    local, folder = open_shards(root / "set"), root / "set"
+    again, away = open_shards(folder), open_shards(url)
+
+    def nothing() -> None:
+        """Before a pass."""
+
+    rows: list[tuple[str, Callable[[], None], Callable[[], None], Callable[[], None]]] = [
+        ("disk, cold", lambda: drop(folder), lambda: plain(local, folder), lambda: read_all(open_shards(folder))),
+        ("disk, warm, first", nothing, lambda: plain(local, folder), lambda: read_all(open_shards(folder))),
+        ("disk, warm, sha256 alone", nothing, lambda: plain(local, folder),
+         lambda: plain(local, folder, digests=True)),
+        ("disk, warm, again", nothing, lambda: plain(local, folder), lambda: read_all(again)),
+        ("http, cold cache", clear, lambda: plain(local, url), lambda: read_all(open_shards(url))),
+        ("http, warm cache, first", nothing, lambda: plain(local, url), lambda: read_all(open_shards(url))),
+        ("http, warm cache, again", nothing, lambda: plain(local, url), lambda: read_all(away))]
+    print(f"{gigabytes:.1f} GB, {os.cpu_count()} cores, medians of {pairs} pairs\n{'':26}{'plain GB/s':>12}"
+          f"{'reader':>9}{'ratio':>8}{'CPU s/GB plain':>17}{'reader':>9}", flush=True)
+    for name, before, *both in rows:
+        if name.endswith("again"):
+            time.sleep(QUIET_S + 1)  # files that changed just now are never remembered
+            both[1]()
+        taken: list[list[tuple[float, float]]] = [[], []]
+        for _ in range(pairs):
+            for what, read in enumerate(both):
+                before()
+                began, spent = time.monotonic(), time.process_time()
+                read()
+                taken[what].append((time.monotonic() - began, time.process_time() - spent))
+        seconds = [[one[0] for one in of_one] for of_one in taken]
+        ratio = statistics.median(a / b for a, b in zip(*seconds, strict=True))
+        speeds = [gigabytes / statistics.median(of_one) for of_one in seconds]
+        cpu = [min(one[1] for one in of_one) / gigabytes for of_one in taken]
+        print(f"{name:26}{speeds[0]:12.2f}{speeds[1]:9.2f}{ratio:8.0%}{cpu[0]:17.2f}{cpu[1]:9.2f}", flush=True)
 
 
 def served(root: Path, rate_mb: float | None) -> tuple[Any, str]:
@@ -113,6 +177,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--step-s", type=float, default=2)
     parser.add_argument("--read", action="store_true")
+    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--serve", type=Path)
     options = parser.parse_args()
     if options.serve:
@@ -132,11 +197,7 @@ def main() -> None:
                       f"{options.step_s:g} s, {options.rate:g} MB/s: waited_s "
                       f"{', '.join(f'{one:.2f}' for one in waited)}", flush=True)
             return
-        local = open_shards(root / "set")
-        for what, seconds in (("plain file", plain(local, root / "set")), ("reader, folder", read_all(local)),
-                              ("plain http", plain(local, url)), ("reader, http, cold", read_all(open_shards(url))),
-                              ("reader, http, warm", read_all(open_shards(url)))):
-            print(f"{what}: {size / seconds:.2f} GB/s ({size:.1f} GB, {seconds:.1f} s)", flush=True)
+        compare(root, url, options.pairs, size)
     finally:
         if server:
             server.terminate()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 from taro.core.errors import ShardError
 from taro.core.json import parse_model
 from taro.grounding.records import ClipRecord
 from taro.shards.format import BLOCK, MAX_ELEMENTS, MAX_JSON_BYTES, Member, SidecarRecord
-from taro.shards.store import Store
+from taro.shards.store import Piece, Store
 from taro.shards.tar import read_header
 
-__all__ = ["checked", "clip_of", "member_of", "parse_clip", "read_clips"]
+__all__ = ["Accepted", "checked", "clip_of", "member_of", "parse_clip", "read_clips"]
+
+MAX_ACCEPTED = 200_000
+"""pieces that are remembered, about 400 bytes each"""
 
 
 def parse_clip(data: bytes, where: str) -> ClipRecord:
@@ -35,7 +39,8 @@ def read_clips(store: Store, name: str, records: list[SidecarRecord]) -> Iterato
         for record in records:
             member = member_of(record, "json", shard)
             file.seek(member.offset - BLOCK)
-            yield clip_of(record, *checked(file.read(BLOCK + member.size), shard, record.key, member))
+            read = memoryview(file.read(BLOCK + member.size))
+            yield clip_of(record, *checked(read, shard, record.key, member))
 
 
 def clip_of(record: SidecarRecord, data: memoryview, where: str) -> ClipRecord:
@@ -47,17 +52,39 @@ def clip_of(record: SidecarRecord, data: memoryview, where: str) -> ClipRecord:
     return clip
 
 
-def checked(data: bytes, shard: str, key: str, member: Member) -> tuple[memoryview, str]:
+class Accepted:
+    """The pieces whose digests were found right, so that none is computed twice in a process while the file that holds
+    it does not change. A worker that this is pickled to begins anew."""
+
+    def __init__(self) -> None:
+        self._right: dict[tuple[tuple[int, ...], str], None] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Accepted, ()
+
+    def checked(self, piece: Piece, shard: str, key: str, member: Member) -> tuple[memoryview, str]:
+        """The same as `checked`."""
+        name = None if piece.stamp is None else (piece.stamp, member.sha256)
+        found = checked(piece.data, shard, key, member, digest=name not in self._right)
+        if name is not None:
+            if len(self._right) >= MAX_ACCEPTED:
+                self._right = {}
+            self._right[name] = None
+        return found
+
+
+def checked(data: memoryview, shard: str, key: str, member: Member, *,
+            digest: bool = True) -> tuple[memoryview, str]:
     """The data of a member that was read with its header, both checked, and how to name it in a message. Features of
-    many megabytes are not copied for the sake of their header."""
+    many megabytes are not copied for the sake of their header. `digest`: False where that of these bytes was right."""
     where = f"{shard}: record {key} at byte {member.offset:,}"
     if len(data) != BLOCK + member.size:
         raise ShardError(f"{where}: {member.size:,} bytes expected, the shard ends before; it is truncated")
-    if read_header(data[:BLOCK], where) != (key, member.ext, member.size):
+    if read_header(bytes(data[:BLOCK]), where) != (key, member.ext, member.size):
         raise ShardError(f"{where}: the header there does not name {key}.{member.ext} of {member.size:,} bytes; shard "
                          "and sidecar do not belong together")
-    view = memoryview(data)[BLOCK:]
-    if hashlib.sha256(view).hexdigest() != member.sha256:
+    view = data[BLOCK:]
+    if digest and hashlib.sha256(view).hexdigest() != member.sha256:
         raise ShardError(f"{where}: sha256 of {key}.{member.ext} is not the sidecar's; the shard is damaged, fetch it "
                          "again or make it again (`taro shards verify` lists all damage)")
     return view, where

@@ -24,11 +24,11 @@ from taro.shards.format import BLOCK, MANIFEST, SidecarRecord, shard_path
 from taro.shards.index import Index, query_of_row
 from taro.shards.index_file import IndexRow, index_rows
 from taro.shards.manifest import read_manifest, read_sidecar
-from taro.shards.members import checked, clip_of, member_of, parse_clip, read_clips
+from taro.shards.members import Accepted, clip_of, member_of, parse_clip, read_clips
 from taro.shards.places import open_store
 from taro.shards.queries import IndexedQueries, QueryRef
 from taro.shards.skipped import missed_rows
-from taro.shards.store import Store, Wanted
+from taro.shards.store import Piece, Store, Wanted
 from taro.shards.tensors import HEADER_BYTES, stored_shape, unpack_features, unpack_frames
 from taro.shards.variants import FrameVariants, VariantSettings, check_variants, patch_facts, unpack_variants
 
@@ -87,6 +87,7 @@ class ShardSet:
         self._encoder = None if encoder is None else self._named(encoder)
         self._with_variants = False
         self._shared = _Labels()
+        self._accepted = Accepted()
 
     def __repr__(self) -> str:
         counts = self.manifest.counts
@@ -215,10 +216,16 @@ class ShardSet:
         """A query by its place in its clip's record."""
         return self.clip(key).queries[place]
 
-    def features(self, key: str) -> VideoFeatures:
-        """The features of a clip from `encoder`."""
-        data, where = self._member(f"features/{self.encoder}", key, "safetensors")
+    def features(self, key: str, piece: Piece | None = None) -> VideoFeatures:
+        """The features of a clip from `encoder`. `piece`: the bytes at `features_place`, if they were read before."""
+        data, where = self._member(f"features/{self.encoder}", key, "safetensors", piece)
         return unpack_features(data, where)
+
+    def features_place(self, key: str) -> Wanted:
+        """Where the features of a clip lie."""
+        index, record = self._find(kind := f"features/{self.encoder}", key)
+        member = member_of(record, "safetensors", self.store.describe(name := shard_path(kind, index)))
+        return Wanted(name, member.offset - BLOCK, member.offset + member.size)
 
     def features_shape(self, key: str) -> tuple[int, int, int]:
         """(S, N, D) of a clip's features. The beginning of the record tells, so that counting the tokens of a set reads
@@ -234,11 +241,9 @@ class ShardSet:
         return {key: self.features_shape(key) for key in wanted}
 
     def _features_start(self, key: str) -> Wanted:
-        kind = f"features/{self.encoder}"
-        index, record = self._find(kind, key)
-        name = shard_path(kind, index)
-        member = member_of(record, "safetensors", self.store.describe(name))
-        return Wanted(name, member.offset, member.offset + min(member.size, HEADER_BYTES))
+        name, start, stop = self.features_place(key)
+        assert stop is not None
+        return Wanted(name, start + BLOCK, min(stop, start + BLOCK + HEADER_BYTES))
 
     def variants(self, key: str) -> FrameVariants | None:
         """The frame variants of a clip for `encoder`, None where it has none."""
@@ -323,10 +328,10 @@ class ShardSet:
         """Clip and features of a query, checked against each other."""
         return self.samples([ref])[0]
 
-    def samples(self, refs: Sequence[QueryRef]) -> list[Sample]:
-        """The same of some queries of one clip, which is read once."""
+    def samples(self, refs: Sequence[QueryRef], piece: Piece | None = None) -> list[Sample]:
+        """The same of some queries of one clip, which is read once. `piece`: as in `features`."""
         key = refs[0].key
-        clip, features = self.clip(key), self.features(key)
+        clip, features = self.clip(key), self.features(key, piece)
         refs = [QueryRef(key, ref.of_clip(clip.queries)) for ref in refs]
         kind = f"features/{self.encoder}"
         shard = self.store.describe(shard_path(kind, self._find(kind, key)[0]))
@@ -338,11 +343,12 @@ class ShardSet:
                        f"{self.store.describe(f'variants/{self.encoder}')}: record {key}")
         return [Sample(ref, clip, ref.query, features, held.of(ref.query.windows)) for ref in refs]
 
-    def prefetch(self, refs: Iterable[QueryRef]) -> None:
+    def prefetch(self, refs: Iterable[QueryRef], *, features: bool = True) -> None:
         """Has a remote store fetch all that `sample` reads for these queries, in few requests; reading a folder is as
-        near."""
+        near. `features`: False: without these, which whoever asks reads at once (`taro.shards.together`)."""
         keys, kinds = list(dict.fromkeys(ref.key for ref in refs)), self.kinds_of_a_sample
         self._catalog.prefetch(kinds, keys)
+        kinds = tuple(kind for kind in kinds if features or not kind.startswith("features/"))
         found = [(kind, self._catalog.find(kind, key)) for key in keys for kind in kinds]
         self.store.prefetch(Wanted(shard_path(kind, one[0]), member.offset - BLOCK, member.offset + member.size)
                             for kind, one in found if one for member in one[1].members if member.ext != "jpg")
@@ -364,18 +370,19 @@ class ShardSet:
             raise ShardError(f"{self.place}: no record {key[:120]} in {kind}, which holds {held} records")
         return found
 
-    def _member(self, kind: str, key: str, ext: str) -> tuple[memoryview, str]:
+    def _member(self, kind: str, key: str, ext: str, piece: Piece | None = None) -> tuple[memoryview, str]:
         """The bytes of a member, checked, and how to name it in a message."""
         index, record = self._find(kind, key)
         name = shard_path(kind, index)
-        member = member_of(record, ext, self.store.describe(name))
-        where, offset, size = self.store.describe(name), member.offset - BLOCK, BLOCK + member.size
+        member = member_of(record, ext, where := self.store.describe(name))
+        there = (member.offset - BLOCK, member.offset + member.size)
         try:
-            return checked(self.store.read_range(name, offset, size), where, key, member)
+            return self._accepted.checked(piece or self.store.read_ranges(name, [there])[0], where, key, member)
         except ShardError:
-            if not self.store.forget(name, offset, size):
+            if not self.store.forget(name, there[0], there[1] - there[0]):
                 raise
-        return checked(self.store.read_range(name, offset, size), where, key, member)  # a damaged copy was dropped
+        piece = self.store.read_ranges(name, [there])[0]  # a damaged copy was dropped
+        return self._accepted.checked(piece, where, key, member)
 
 
 def _has_misses(shard_set: ShardSet, split: str) -> bool:

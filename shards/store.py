@@ -8,14 +8,25 @@ Left out: removing and overwriting. A set is written into a folder (`taro.shards
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import BinaryIO, NamedTuple, Protocol
+from io import BufferedReader
+from typing import BinaryIO, NamedTuple, Protocol, cast
+
+import numpy as np
 
 from taro.core.errors import ShardError
 from taro.shards.format import CARD, INDEX, MANIFEST, SKIPPED, kind_ok, split_kind
 
-__all__ = ["Expected", "MissingFileError", "Store", "Uncached", "Wanted", "check_name", "safe_name"]
+__all__ = ["Expected", "MissingFileError", "Piece", "Range", "Store", "Uncached", "Wanted", "check_name", "read_piece",
+           "safe_name"]
+
+QUIET_S = 10.0
+"""since a file changed last, before it can be told from a file that changes again: clocks of file systems are coarse"""
+Range = tuple[int, int]
+"""bytes [start, stop) of a file"""
 
 
 class MissingFileError(ShardError):
@@ -35,6 +46,14 @@ class Wanted(NamedTuple):
     name: str
     start: int = 0
     stop: int | None = None
+
+
+class Piece(NamedTuple):
+    """Bytes of a file, in memory of their own that may be written. `stamp`: device, inode, size and times of the file
+    they were read from, and where they lie there: the same stamp, the same bytes. None where that cannot be told."""
+
+    data: memoryview
+    stamp: tuple[int, ...] | None = None
 
 
 class Store(Protocol):
@@ -61,6 +80,16 @@ class Store(Protocol):
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`, fewer where the file ends before."""
 
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[Piece]:
+        """Several ranges of one file, each as `read_range` has it, in as few requests as `groups` says."""
+
+    def groups(self, wanted: Sequence[Wanted]) -> list[list[Wanted]]:
+        """Ranges in the groups that are best read together by one call of `read_ranges`; each range once."""
+
+    @property
+    def at_once(self) -> int:
+        """How many calls of `read_ranges` at the same time are quickest."""
+
     def open(self, name: str) -> BinaryIO:
         """The file as a seekable file object, for whoever reads a shard from its beginning to its end."""
 
@@ -83,7 +112,24 @@ class Store(Protocol):
 
 
 class Uncached:
-    """What a store inherits that keeps no copies: its methods do nothing."""
+    """What a store inherits that keeps no copies: each range is read on its own, and nothing is done ahead."""
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """Of the store that inherits."""
+        raise NotImplementedError
+
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[Piece]:
+        """One after the other."""
+        return [Piece(memoryview(bytearray(self.read_range(name, start, stop - start)))) for start, stop in ranges]
+
+    def groups(self, wanted: Sequence[Wanted]) -> list[list[Wanted]]:
+        """Each alone."""
+        return [[one] for one in dict.fromkeys(wanted)]
+
+    @property
+    def at_once(self) -> int:
+        """One for each core, since a disk is rarely slower than a digest; two at least, so that one can wait."""
+        return max(2, min(os.cpu_count() or 1, 8))
 
     def expect(self, files: Mapping[str, Expected]) -> None:
         """Nothing is kept, so nothing is named."""
@@ -94,6 +140,26 @@ class Uncached:
     def forget(self, name: str, offset: int, size: int) -> bool:
         """Reading again gives the same bytes."""
         return False
+
+
+def read_piece(file: BinaryIO, start: int, stop: int) -> Piece:
+    """Bytes [start, stop) of an open file, fewer where it ends before. Not more is allocated than the file has."""
+    before = _stamp(file)
+    stop = min(stop, os.fstat(file.fileno()).st_size)
+    view, count = np.empty(max(stop - start, 0), np.uint8).data, 0
+    file.seek(start)
+    while count < len(view) and (more := cast(BufferedReader, file).readinto(view[count:])):
+        count += more
+    return Piece(view[:count], (*before, start, count) if before is not None and before == _stamp(file) else None)
+
+
+def _stamp(file: BinaryIO) -> tuple[int, ...] | None:
+    """What changes when an open file does; None where it changed so lately that another change may not show. Neither a
+    write nor `os.utime` can set the time of the last change of a file (ctime)."""
+    facts = os.fstat(file.fileno())
+    if time.time() - facts.st_ctime < QUIET_S:
+        return None
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
 def safe_name(name: str) -> bool:

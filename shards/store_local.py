@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from taro.core.errors import ShardError
 from taro.core.files import make_folders, new_file
-from taro.shards.store import MissingFileError, Uncached, check_name
+from taro.shards.store import MissingFileError, Piece, Range, Uncached, check_name, read_piece
 
 __all__ = ["LocalStore"]
 
@@ -54,6 +54,11 @@ class LocalStore(Uncached):
             room = max(os.fstat(file.fileno()).st_size - offset, 0)
             file.seek(offset)
             return file.read(min(size, room))
+
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[Piece]:
+        """Ranges of the file, opened once."""
+        with self.open(name) as file:
+            return [read_piece(file, *one) for one in ranges]
 
     def open(self, name: str) -> BinaryIO:
         """The file, opened for reading, neither it nor its folders being links."""

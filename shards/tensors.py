@@ -32,6 +32,8 @@ DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "BF16": 2, "F16": 2}
 FEATURE_DTYPES = ("BF16", "F16", "F32")
 MAX_LEVELS = 16
 MAX_NAME_CHARACTERS = 200
+COPIED_BYTES = 2**16
+"""a tensor of fewer is copied out of its record"""
 HEADER_BYTES = 8192
 """of a features record, within which its header ends"""
 
@@ -46,7 +48,8 @@ def pack_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
 
 
 def unpack_tensors(data: bytes | memoryview, where: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of safetensors bytes; what does not fit the format is a ShardError opening with `where`."""
+    """Tensors and metadata of safetensors bytes; what does not fit the format is a ShardError opening with `where`.
+    Large tensors lie in the memory of `data` where that may be written."""
     import torch
 
     start, header = _header(data, where)
@@ -56,8 +59,11 @@ def unpack_tensors(data: bytes | memoryview, where: str) -> tuple[dict[str, torc
     layout = _layout(header, len(data) - start, where)
     tensors = {}
     for name, (dtype, shape, begin, end) in layout.items():
-        # A copy per tensor: aligned, writable, and it does not keep the whole record alive.
-        raw = bytearray(memoryview(data)[start + begin : start + end])
+        raw = memoryview(data)[start + begin : start + end]
+        # A view of a record that may be written and is this reader's own. A copy where it would not be aligned, and
+        # of what is small, so that it does not keep the whole record alive.
+        if raw.readonly or len(raw) < COPIED_BYTES or np.frombuffer(raw, np.uint8).ctypes.data % DTYPE_BYTES[dtype]:
+            raw = memoryview(bytearray(raw))
         tensors[name] = torch.frombuffer(raw, dtype=getattr(torch, DTYPES[dtype])).reshape(shape)
     return tensors, metadata
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from taro.shards.mix import MixedOrder
 from taro.shards.ops.filter import Selection, choose, named
 from taro.shards.queries import IndexedQueries
 from taro.shards.reader import QueryRef, Sample, ShardSet
+from taro.shards.together import read_samples
 from taro.train.config import ShardSource, ValidationConfig
 from taro.train.prefixes import PathSource
 from taro.train.settings.data import Gaussian
@@ -222,14 +223,13 @@ class TrainingData:
             self._prompts, range(step, steps or step + 1), rank, world))
         drawn = self.order.draws_of(step, self._prompts) if reader else []
         mine = range(rank, len(whole), world)
-        if reader is None:
-            self._prefetch([whole[at] for at in mine])
+        indexed = [] if reader else self._read([whole[at] for at in mine])
         samples = []
         for at in mine:
-            place, query = self.order.place(index := whole[at])
+            place, _ = self.order.place(index := whole[at])
             one = self.drawn[place]
             repeat = whole[:at].count(index)  # a small set may come twice in a step
-            sample = reader.take(*drawn[at]) if reader else one.shard_set.sample(one.refs[query])
+            sample = reader.take(*drawn[at]) if reader else next(indexed[place])
             samples.append(replace(sample, from_set=one.name if len(self.sets) > 1 else "", repeat=repeat))
         self._next = step + 1
         return epoch, samples
@@ -250,11 +250,11 @@ class TrainingData:
             self._reader.close()
             self._reader = None
 
-    def _prefetch(self, indices: Sequence[int]) -> None:
-        """Has remote stores fetch what samples of these indices read, many at a time."""
+    def _read(self, indices: Sequence[int]) -> list[Iterator[Sample]]:
+        """The samples of these indices, of each set those that are its own."""
         found = [self.order.place(index) for index in indices]
-        for place, one in enumerate(self.drawn):
-            one.shard_set.prefetch(one.refs[query] for at, query in found if at == place)
+        return [read_samples(one.shard_set, [one.refs[query] for at, query in found if at == place])
+                for place, one in enumerate(self.drawn)]
 
     def summary(self) -> dict[str, Any]:
         """For data.json of the run folder: what each set gave, what each filter left out, what an epoch draws."""

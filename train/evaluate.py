@@ -22,6 +22,7 @@ from taro.grounding.answers import parse_answer, parse_answers
 from taro.metrics.answers import AnswerRow, UnaskedRow, row_from_json, row_to_json
 from taro.metrics.scores import Prediction
 from taro.shards.skipped import Row, missed_rows, row_windows, skipped_rows
+from taro.shards.together import read_samples
 
 if TYPE_CHECKING:
     from taro.grounding.prompts import Asking
@@ -78,8 +79,7 @@ def evaluate_policy(policy: Policy, shard_set: ShardSet, asking: Asking, decodin
     rows: list[AnswerRow] = []
     for turn in range(0, len(batches), ranks.world):
         mine = batches[turn + ranks.rank] if turn + ranks.rank < len(batches) else []
-        shard_set.prefetch(mine)
-        answered = _answer(policy, [shard_set.sample(ref) for ref in mine], asking, decoding, questions.seed,
+        answered = _answer(policy, [*read_samples(shard_set, mine)], asking, decoding, questions.seed,
                            bf16=bf16) if mine else []
         rows += answered if ranks.world == 1 else _gathered(ranks, answered)
         if progress is not None:

@@ -7,8 +7,8 @@ forced to the disk; whoever reads an entry checks its bytes, and has it fetched 
 Processes that want the same entry take turns by the system's file locks, which end with their holder, also by
 `kill -9`; what a killed one left is written over by the next. Locks are files too, a fixed number of them, so two
 entries may share one: that costs time now and then, never more. Where the entries outgrow the limit, those used longest
-ago go (a file's time of change is its last use). Processes look when they have written a hundredth of the limit, so it
-is exceeded by at most that for each process. Left out: a list of what is there, which would need a lock of its own.
+ago go (a file's time of change is its last use, to the hour). Processes look when they have written a hundredth of the
+limit, so it is exceeded by at most that for each. Left out: a list of what is there, it would need a lock of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +33,8 @@ FOLDER = "TARO_CACHE"
 LIMIT = "TARO_CACHE_GB"
 DEFAULT_GB = 50
 STRIPES = 4096
+USED_S = 3600.0
+"""for so long an entry counts as used now: writing the time anew would make it look changed"""
 PART = ".part"
 
 
@@ -65,13 +68,15 @@ class Cache:
         except OSError as error:
             raise self._trouble(error) from None
         with contextlib.suppress(OSError):
-            os.utime(file.fileno())
+            if time.time() - os.fstat(file.fileno()).st_mtime > USED_S:
+                os.utime(file.fileno())
         return file
 
     def has(self, key: str) -> bool:
         """Whether an entry is there; it counts as used now."""
         try:
-            os.utime(self.folder / key)
+            if time.time() - (self.folder / key).stat().st_mtime > USED_S:
+                os.utime(self.folder / key)
         except OSError:
             return (self.folder / key).exists()
         return True

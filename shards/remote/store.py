@@ -3,7 +3,7 @@
 What a file must be (its bytes and sha256) is learnt from the manifest (`expect`). From then on whole files are checked
 when they arrive, and ranges are named by their file's sha256; whoever asks for a range checks it, as for a folder, and
 says where it was wrong (`forget`), so that a damaged cache is fetched anew. What no manifest names is read anew each
-time.
+time. A range that is read when it comes is handed on from memory, and written to the cache beside that.
 
 Small files come whole. Of larger ones ranges are fetched; those that are wanted together (`prefetch`) and lie close are
 one request. Left out: guessing what will be wanted."""
@@ -11,6 +11,7 @@ one request. Left out: guessing what will be wanted."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import threading
@@ -19,12 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from taro.core.errors import ShardError
 from taro.core.files import file_sha256
 from taro.shards.format import MAX_MANIFEST_BYTES
 from taro.shards.remote.bucket import CutOffError, Files, Head, NoRangesError
 from taro.shards.remote.cache import Cache, range_key, whole_key
-from taro.shards.store import Expected, Wanted, check_name
+from taro.shards.store import Expected, Piece, Range, Wanted, check_name, read_piece
 
 __all__ = ["RemoteStore", "coalesced"]
 
@@ -36,7 +39,8 @@ REQUEST_BYTES = 64 * 2**20
 """of one request at most, unless one record is larger"""
 GAP_BYTES = 2**20
 """between two records that are one request all the same: fetching it costs less than another round trip"""
-Range = tuple[int, int]
+ROOM_BYTES = 2**26
+"""of memory for a range before anything came; more only when as much has come"""
 
 
 def coalesced(ranges: Iterable[Range], *, gap: int = GAP_BYTES, most: int = REQUEST_BYTES) -> list[list[Range]]:
@@ -119,18 +123,37 @@ class RemoteStore:
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`, fewer at the end of the file."""
-        stop = min(offset + size, self.size(name))
-        if stop <= offset:
-            return b""
-        known = self._expected.get(name)
-        if known is None or not self._cache.takes(stop - offset):
-            return self._direct(name, offset, stop)
-        for _ in range(2):
-            found = self._from_cache(known, offset, stop)
-            if found is not None:
-                return found
-            self._fetch(name, known, [(offset, stop)])
-        return self._from_cache(known, offset, stop) or self._direct(name, offset, stop)
+        return bytes(self.read_ranges(name, [(offset, offset + size)])[0].data)
+
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[Piece]:
+        """Ranges from the cache; what it lacks is fetched together, and kept there too."""
+        size, known = self.size(name), self._expected.get(name)
+        spans = [(start, max(start, min(stop, size))) for start, stop in ranges]
+        found = {one: Piece(memoryview(bytearray())) for one in spans if one[0] == one[1]}
+        for fetch in (True, False):
+            for one in spans:
+                piece = None if known is None or one in found else self._from_cache(known, *one)
+                found |= {} if piece is None else {one: piece}
+            lacking = [one for one in dict.fromkeys(spans) if one not in found and self._cache.takes(one[1] - one[0])]
+            if known and lacking and fetch:
+                found |= self._fetch(name, known, lacking, keep=True)
+        for one in spans:
+            if one not in found:
+                found |= self._fill(name, None, [one], keep=True)
+        return [found[one] for one in spans]
+
+    def groups(self, wanted: Sequence[Wanted]) -> list[list[Wanted]]:
+        """Of a small file all, of a larger one what is one request."""
+        files: dict[str, dict[Range, Wanted]] = {}
+        for one in wanted:
+            files.setdefault(one.name, {})[one.start, self.size(one.name) if one.stop is None else one.stop] = one
+        return [[ranges[span] for span in group] for name, ranges in files.items()
+                for group in ([[*ranges]] if self.size(name) <= WHOLE_BYTES else coalesced(ranges))]
+
+    @property
+    def at_once(self) -> int:
+        """As many as there are connections."""
+        return CONNECTIONS
 
     def open(self, name: str) -> BinaryIO:
         """The file, fetched whole and checked where the cache takes it, else read in pieces."""
@@ -150,7 +173,7 @@ class RemoteStore:
                 whole[name] = known
             elif known is not None and stop is not None and self._cache.takes(stop - start):
                 ranges.setdefault(name, []).append((start, min(stop, self.size(name))))
-        jobs: list[Callable[[], None]] = [partial(self._fetch_whole, name, known) for name, known in whole.items()]
+        jobs: list[Callable[[], object]] = [partial(self._fetch_whole, name, known) for name, known in whole.items()]
         for name, of_file in ranges.items():
             known = self._expected[name]
             if known.size is not None and known.size <= WHOLE_BYTES:
@@ -184,42 +207,52 @@ class RemoteStore:
         """Bytes past the cache."""
         return b"".join(self._chunks(name, start, stop))
 
-    def _from_cache(self, known: Expected, start: int, stop: int) -> bytes | None:
+    def _from_cache(self, known: Expected, start: int, stop: int) -> Piece | None:
         for key, at in ((range_key(known.sha256, start, stop), 0), (whole_key(known.sha256), start)):
             file = self._cache.open(key)
             if file is not None:
                 with file:
-                    file.seek(at)
-                    return file.read(stop - start)
+                    return read_piece(file, at, at + stop - start)
         return None
 
-    def _fetch(self, name: str, known: Expected, ranges: Sequence[Range]) -> None:
+    def _fetch(self, name: str, known: Expected, ranges: Sequence[Range], *,
+               keep: bool = False) -> dict[Range, Piece]:
         """Brings ranges of one file into the cache with one request, or the whole file where it is small or its server
-        has no ranges."""
+        has no ranges. `keep`: gives the ranges that this call fetched, too."""
+        found: dict[Range, Piece] = {}
         if known.size is not None and known.size <= WHOLE_BYTES and self._cache.takes(known.size):
             self._fetch_whole(name, known)
-            return
+            return found
         if self._cache.has(whole_key(known.sha256)):
-            return
+            return found
         keys = {range_key(known.sha256, *one): one for one in ranges}
         try:
             with self._cache.filling([*keys]) as lacking:
                 for group in coalesced(keys[key] for key in lacking):
-                    self._fill(name, known, group)
+                    found |= self._fill(name, known, group, keep=keep)
         except NoRangesError:
             if not self._cache.takes(self.size(name)):
                 raise
             self._fetch_whole(name, known)
+        return found
 
-    def _fill(self, name: str, known: Expected, group: Sequence[Range]) -> None:
-        """Writes the ranges of one request as they come."""
+    def _fill(self, name: str, known: Expected | None, group: Sequence[Range], *, keep: bool) -> dict[Range, Piece]:
+        """The ranges of one request, written to the cache as they come, unless `known` is None, and kept in memory
+        where they are asked for."""
         at = group[0][0]
+        rooms = {one: _Room(one[1] - one[0]) for one in group} if keep else {}
         with contextlib.ExitStack() as stack:
-            files = [(one, stack.enter_context(self._cache.new(range_key(known.sha256, *one)))) for one in group]
+            files = {one: stack.enter_context(self._cache.new(range_key(known.sha256, *one)))
+                     for one in group} if known else {}
             for piece in self._chunks(name, at, max(stop for _, stop in group)):
-                for (start, stop), file in files:
-                    file.write(memoryview(piece)[max(start - at, 0) : max(stop - at, 0)])
+                for start, stop in group:
+                    part = memoryview(piece)[max(start - at, 0) : max(stop - at, 0)]
+                    if part and (start, stop) in files:
+                        files[start, stop].write(part)
+                    if part and keep:
+                        rooms[start, stop].add(part)
                 at += len(piece)
+        return {one: room.piece() for one, room in rooms.items()}
 
     def _fetch_whole(self, name: str, known: Expected) -> None:
         """Brings a file into the cache, its sha256 checked; asked twice before it is called wrong."""
@@ -233,10 +266,11 @@ class RemoteStore:
             for last in (False, True) if lacking else ():
                 try:
                     with self._cache.new(key) as file:
+                        digest = hashlib.sha256()
                         for piece in self._chunks(name, 0, size):
                             file.write(piece)
-                        file.seek(0)
-                        if file_sha256(file) != known.sha256:
+                            digest.update(piece)
+                        if digest.hexdigest() != known.sha256:
                             raise CutOffError(f"{self.describe(name)}: its sha256 is not the manifest's; the set was "
                                               "replaced, or the file there is damaged: ask whoever shares it")
                         self._checked.add(known.sha256)
@@ -262,7 +296,7 @@ class RemoteStore:
         return None
 
 
-def _together(jobs: Sequence[Callable[[], None]]) -> None:
+def _together(jobs: Sequence[Callable[[], object]]) -> None:
     """Runs all jobs, several at a time; the first error is raised, jobs that have not begun are dropped then."""
     if len(jobs) == 1:
         jobs[0]()
@@ -274,6 +308,28 @@ def _together(jobs: Sequence[Callable[[], None]]) -> None:
                 one.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Room:
+    """Memory for a range that comes in parts. It grows with what has come: a range that is only said to be long
+    allocates little."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._count = size, 0
+        self._data = np.empty(min(size, ROOM_BYTES), np.uint8)
+
+    def add(self, part: memoryview) -> None:
+        """Takes what comes next."""
+        stop = self._count + len(part)
+        if stop > len(self._data):
+            held, self._data = self._data, np.empty(min(self._size, max(2 * len(self._data), stop)), np.uint8)
+            self._data[: self._count] = held[: self._count]
+        self._data[self._count : stop] = np.frombuffer(part, np.uint8)
+        self._count = stop
+
+    def piece(self) -> Piece:
+        """What came."""
+        return Piece(self._data.data[: self._count])
 
 
 class _Ranged(io.RawIOBase):

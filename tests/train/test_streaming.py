@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import sys
@@ -60,11 +61,11 @@ class _Counted:
     def __init__(self, file: BinaryIO, name: str, store: CountingStore) -> None:
         self._file, self._name, self._store = file, name, store
 
-    def read(self, size: int) -> bytes:
+    def readinto(self, buffer: memoryview) -> int:
         if self._name.endswith(".tar"):
             assert self._store.gate.wait(30)
             self._store.reads[self._name, self._file.tell()] += 1
-        return self._file.read(size)
+        return cast(io.BufferedReader, self._file).readinto(buffer)
 
     def __enter__(self) -> _Counted:
         return self

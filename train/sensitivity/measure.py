@@ -18,6 +18,7 @@ import numpy as np
 from taro.core.errors import ConfigError
 from taro.grounding.boundaries import BOUNDARIES, boundary_windows
 from taro.grounding.moment import Moment
+from taro.shards.together import read_samples
 from taro.train.config import RolloutConfig
 from taro.train.data import sample_name
 from taro.train.disruption import KINDS, Disruption
@@ -126,8 +127,7 @@ def measure_sensitivity(policy: Policy, shard_set: ShardSet, asking: Asking, ask
     rollouts: list[MeasuredRollout] = []
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start in range(0, len(refs), rollout.batch_prompts):
-        shard_set.prefetch(asked_now := refs[start : start + rollout.batch_prompts])
-        samples = [shard_set.sample(ref) for ref in asked_now]
+        samples = [*read_samples(shard_set, refs[start : start + rollout.batch_prompts])]
         batch = roll_out(policy, asking, samples, rollout, StepName(questions.seed, 0, 0), bf16=bf16)
         old_BGR, over_BGR = score_prompts(policy, batch.prompts, batch, bf16=bf16), counted_tokens(policy, batch, over)
         found = [_under(policy, batch, old_BGR, over_BGR, condition, bf16=bf16) for condition in asked]
