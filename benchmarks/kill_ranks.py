@@ -4,7 +4,9 @@ Real processes that meet over gloo: a small optimizer takes steps on drawn gradi
 of three. They are killed (kill -9), start again from the newest whole checkpoint with two ranks, or one, or three, and
 so on; after some kills they are left to end. Weights and moments must then be those of one process that nobody
 disturbed, bit for bit, and nothing may lie beside the checkpoints. One process imports torch and forks each rank, so a
-kill costs a second. Left out: the whole of `taro train` (faults.py --gpus 2).
+kill costs a second. A job that is not at its end after 120 s writes where each of its threads is, twice, and gets four
+times as long again: what ends then was slow, what does not hangs, and its stacks are printed.
+Left out: the whole of `taro train` (faults.py --gpus 2).
 
     python benchmarks/kill_ranks.py --kills 100
 """
@@ -12,6 +14,7 @@ kill costs a second. Left out: the whole of `taro train` (faults.py --gpus 2).
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -35,7 +38,9 @@ from taro.train.optimizer.optimizer import Optimizer
 from taro.train.ranks import ALONE, Ranks
 from taro.train.settings.update import OptimizerConfig
 
-STEPS, KILLS_A_JOB, PATIENCE_S = 12, 7, 120.0
+STEPS, KILLS_A_JOB = 12, 7
+PATIENCE_S, MORE, APART_S = 120.0, 4, 10.0
+"""until a job's stacks are written; how many times as long it gets besides; between the two writings"""
 SHAPES = {"lm.layers.0.a": (300, 200), "lm.layers.0.b": (700,), "lm.layers.1.c": (400, 300), "head": (257,)}
 WORLDS = (2, 2, 2, 1, 3)
 
@@ -81,6 +86,7 @@ def start(folder: Path, world: int, store: Path) -> list[int]:
         if child == 0:
             code = 1
             try:
+                faulthandler.register(signal.SIGUSR1, stacks_of(folder, rank).open("w"))
                 dist.init_process_group("gloo", rank=rank, world_size=world, store=FileStore(str(store), world))
                 train(folder, Ranks(rank, world))
                 code = 0
@@ -90,22 +96,59 @@ def start(folder: Path, world: int, store: Path) -> list[int]:
     return children
 
 
-def ended(children: list[int], until: float) -> list[int]:
-    """Exit codes of the children, which are killed at that time."""
-    codes: dict[int, int] = {}
-    while len(codes) < len(children):
+def stacks_of(folder: Path, rank: int) -> Path:
+    """Where a rank writes the stacks of its threads."""
+    return folder.with_name(f"{folder.name}-stacks-{rank}")
+
+
+def reaped(codes: dict[int, int | None], until: float) -> bool:
+    """Waits for the children, whose exit codes are filled in; whether all have ended by that time."""
+    while None in codes.values():
         if time.monotonic() > until:
-            for child in children:
-                if child not in codes:
-                    os.kill(child, signal.SIGKILL)
-            until = float("inf")
-        for child in children:
-            if child not in codes:
-                done, status = os.waitpid(child, os.WNOHANG)
-                if done:
-                    codes[child] = os.waitstatus_to_exitcode(status)
+            return False
+        for child in [child for child, code in codes.items() if code is None]:
+            done, status = os.waitpid(child, os.WNOHANG)
+            codes[child] = os.waitstatus_to_exitcode(status) if done else None
         time.sleep(0.0005)
-    return [codes[child] for child in children]
+    return True
+
+
+def finished(codes: dict[int, int | None], until: float) -> list[int | None]:
+    """Exit codes of the children, which are killed at that time."""
+    if not reaped(codes, until):
+        signal_left(codes, signal.SIGKILL)
+        reaped(codes, float("inf"))
+    return list(codes.values())
+
+
+def ended_or_explained(children: list[int], folder: Path) -> tuple[list[int | None], str]:
+    """Exit codes of the children; where they took longer than PATIENCE_S, CPU seconds and stacks of those left then."""
+    codes: dict[int, int | None] = dict.fromkeys(children)
+    if reaped(codes, time.monotonic() + PATIENCE_S):
+        return list(codes.values()), ""
+    found = []
+    for _ in range(2):
+        found.append(f"CPU seconds {[cpu_s(child) for child in children]}")
+        signal_left(codes, signal.SIGUSR1)
+        reaped(codes, time.monotonic() + APART_S)
+    found += [f"rank {rank}:\n{stacks_of(folder, rank).read_text()}" for rank in range(len(children))]
+    return finished(codes, time.monotonic() + MORE * PATIENCE_S), "\n".join(found)
+
+
+def signal_left(codes: dict[int, int | None], number: int) -> None:
+    """Sends a signal to those that have not ended."""
+    for child, code in codes.items():
+        if code is None:
+            os.kill(child, number)
+
+
+def cpu_s(child: int) -> float:
+    """That a child has used; 0 of one that has ended."""
+    try:
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def moment(folder: Path, rng: random.Random, *, aim: bool) -> float:
@@ -124,20 +167,21 @@ def left_of(folder: Path) -> str:
     return names[0] if names else "nothing half-written"
 
 
-def torment(scratch: Path, kills: int, seed: int) -> tuple[Counter[str], list[str]]:
-    """Kills by what they left, and what went wrong."""
+def torment(scratch: Path, kills: int, seed: int) -> tuple[Counter[str], list[str], list[str]]:
+    """Kills by what they left, what went wrong, and the stacks of jobs that took long."""
     whole, rng = train(scratch / "whole", ALONE).pieces(), random.Random(seed)
-    found, problems, job = Counter[str](), list[str](), 0
+    found, problems, slow, job = Counter[str](), list[str](), list[str](), 0
     while found.total() < kills and len(problems) < 5:
         folder, job = scratch / f"job-{job}", job + 1
         for _ in range(KILLS_A_JOB):
             world = rng.choice(WORLDS)
             children = start(folder, world, scratch / "store")
-            codes = ended(children, moment(folder, rng, aim=found.total() % 2 == 0))
+            codes = finished(dict.fromkeys(children), moment(folder, rng, aim=found.total() % 2 == 0))
             if not all(code == -signal.SIGKILL for code in codes) or found.total() == kills:
                 break
             found[left_of(folder)] += 1
-        codes = ended(start(folder, 2, scratch / "store"), time.monotonic() + PATIENCE_S)
+        codes, stacks = ended_or_explained(start(folder, 2, scratch / "store"), folder)
+        slow += [f"job {job}, exit codes {codes}:\n{stacks}"] if stacks else []
         other = optimizer_of(ALONE)
         if any(codes) or resume_checkpoint(folder, other) != RunState(step=STEPS):
             problems.append(f"job {job}: exit codes {codes}, {[path.name for path in folder.iterdir()]}")
@@ -145,7 +189,7 @@ def torment(scratch: Path, kills: int, seed: int) -> tuple[Counter[str], list[st
             problems.append(f"job {job}: other numbers")
         elif len(list(folder.iterdir())) != len(checkpoints(folder)):
             problems.append(f"job {job}: more than checkpoints: {[path.name for path in folder.iterdir()]}")
-    return found, problems
+    return found, problems, slow
 
 
 def main() -> None:
@@ -158,8 +202,9 @@ def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)  # torch's renamed collectives
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kill-ranks-") as scratch:
-        found, problems = torment(Path(scratch), args.kills, args.seed)
-    print(json.dumps({"kills": found.total(), "left": found, "problems": problems,
+        found, problems, slow = torment(Path(scratch), args.kills, args.seed)
+    print(*slow, sep="\n", file=sys.stderr)
+    print(json.dumps({"kills": found.total(), "left": found, "problems": problems, "took_long": len(slow),
                       "seconds": round(time.monotonic() - started)}))
     sys.exit(bool(problems))
 
