@@ -37,8 +37,9 @@ def validate(run: Run) -> None:
                 run.sampling, one.shard_set, run.asking, decoding, questions=questions, bf16=run.bf16,
                 batch_prompts=knobs.batch_prompts,
                 progress=_counted(run, count, sum(map(len, rows.values())), total))
-    missing = {one.name: readable_misses(one.shard_set, knobs.split) if questions.are_all(one.shard_set) else []
-               for one in run.data.validated}
+    missing = run.misses = run.misses or {
+        one.name: readable_misses(one.shard_set, knobs.split) if questions.are_all(one.shard_set) else []
+        for one in run.data.validated}
     scores = score_rows([row for some in rows.values() for row in some], protocol=protocol,
                         missing=[one for some in missing.values() for one in some]).as_dict()
     if len(run.data.sets) > 1:

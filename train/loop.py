@@ -28,7 +28,7 @@ from taro.train.open import OnStep, OnWork, Run, open_run
 from taro.train.plan.open import keep_speed
 from taro.train.plan.show import use_text
 from taro.train.ranks import ALONE, Ranks
-from taro.train.sft import sft_step
+from taro.train.sft import sft_step, tell_without_path
 from taro.train.step import train_step
 from taro.train.tracing import StepTraces
 
@@ -91,6 +91,8 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None =
                 _take_steps(run, traces)
             except Stopped:
                 raise Stopped(keep_what_is_done(run)) from None
+            finally:
+                tell_without_path(run)
         split = traces.write()
         with run.working("exporting the policy", "tensors") as count:
             export = export_run(run, count)

@@ -14,6 +14,7 @@ from typing import Any
 from taro.core.errors import ConfigError, Stopped
 from taro.core.files import explain_disk_errors, make_folders
 from taro.grounding.prompts import Asking
+from taro.metrics.scores import Prediction
 from taro.models.adapters import Lora, Merged, add_adapters
 from taro.models.asking import asking_of, check_asking
 from taro.models.folder import pixel_settings
@@ -82,6 +83,8 @@ class Run:
     validated: bool = True
     """whether a run that goes on has the scores of its step, where they are due"""
     plan: Plan | None = None
+    misses: dict[str, list[Prediction]] = field(default_factory=dict)
+    """of each set that is validated on, read at the first validation"""
     ahead: SamplesAhead = field(init=False)
     saver: Saver = field(init=False)
 

@@ -35,7 +35,7 @@ from taro.train.speed import phase_speeds
 from taro.train.step import finish_step, stop_if_nonfinite
 from taro.train.update import update_policy
 
-__all__ = ["CLONING", "no_scores", "sft_step", "written_responses"]
+__all__ = ["CLONING", "no_scores", "sft_step", "tell_without_path", "written_responses"]
 
 CLONING = LossConfig(kl=0.0, off_policy="clone")
 """every response is imitated with weight 1"""
@@ -98,9 +98,11 @@ def sft_step(run: Run) -> dict[str, Any]:
     there_BG = batch.mask_BGR.any(-1)
     counts = ranks.sum([int(there_BG.sum()), int(batch.mask_BGR.sum()), int((~there_BG.any(-1)).sum())])
     responses, tokens, without = (int(one) for one in counts)
-    if not responses:
+    run.watch.counts.update({"queries": without, "steps": int(not responses)})
+    if not responses and run.watch.counts["steps"] == 1:
         log.warning("step %d: none of its %d queries has a candidate path that fits rollout.max_new_tokens, so nothing "
-                    "is learned; preprocess with captions, or choose another rollout.paths", step, without)
+                    "is learned; preprocess with captions, or choose another rollout.paths. Further steps like it are "
+                    "counted and told of at the end", step, without)
     seconds, phases = time.monotonic() - started, run.phases.take()
     values = finish_step(run, {
         "epoch": epoch, "phase": "sft", "loss": update.loss, "accuracy": update.accuracy, "responses": responses,
@@ -110,3 +112,11 @@ def sft_step(run: Run) -> dict[str, Any]:
         "phases": phases, "tokens_per_s_by_phase": phase_speeds(batch, phases, ranks)}, update)
     stop_if_nonfinite(run)
     return values
+
+
+def tell_without_path(run: Run) -> None:
+    """At the end of a run, or of its part since it was resumed: how often nothing could be learned."""
+    found = run.watch.counts
+    if found["queries"]:
+        log.warning("%s draws of queries had no candidate path that fits rollout.max_new_tokens and were left out; %s "
+                    "steps had no other", f"{found['queries']:,}", f"{found['steps']:,}")

@@ -5,7 +5,7 @@ Each sign is one function of the last lines of metrics.jsonl. Left out: stopping
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +20,12 @@ Line = Mapping[str, Any]
 
 
 class Watch:
-    """Sees every step's line. It begins anew in a resumed run."""
+    """Sees every step's line. It begins anew in a resumed run.
+
+    counts: what may come in every step, by name: said at the first time, and in all at the end."""
 
     def __init__(self) -> None:
+        self.counts = Counter[str]()
         self._last: deque[Line] = deque(maxlen=WINDOW)
         self._first: list[Line] = []
         self._said: set[str] = set()

@@ -117,12 +117,17 @@ def test_a_resumed_cold_start_equals_an_uninterrupted_one(
 
 def test_queries_without_a_path_that_fits_are_counted_and_move_nothing(
         make_config: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture) -> None:
-    config = make_config(objective="sft", length={"amount": 1}, curriculum={"schedule": "off"},
+    """Said at the first of three steps, and in all at the end."""
+    config = make_config(objective="sft", length={"amount": 3}, curriculum={"schedule": "off"},
                          rollout={"max_new_tokens": 60, "min_free_tokens": 10})
     train(config)
-    line = read_jsonl(config.out / "metrics.jsonl")[0]
-    assert (line["without_path"], line["responses"], line["tokens"], line["grad_norm"]) == (2, 0, 0, 0)
-    assert "none of its 2 queries has a candidate path that fits" in caplog.text
+    lines = read_jsonl(config.out / "metrics.jsonl")
+    assert len(lines) == 3
+    for line in lines:
+        assert (line["without_path"], line["responses"], line["tokens"], line["grad_norm"]) == (2, 0, 0, 0)
+    said = [one.getMessage() for one in caplog.records if "path" in one.getMessage()]
+    assert len(said) == 2 and "step 0: none of its 2 queries has a candidate path that fits" in said[0]
+    assert said[1].startswith("6 draws of queries had no candidate path") and said[1].endswith("3 steps had no other")
 
 
 def test_three_ranks_one_of_them_without_work_learn_as_one(tiny: Tiny, make_config: Callable[..., TrainConfig]) -> None:
