@@ -13,6 +13,7 @@ from pathlib import Path
 from taro.core.counting import OnProgress, counted
 from taro.core.errors import ShardError
 from taro.core.files import explain_disk_errors, write_atomically
+from taro.core.places import shown_place
 from taro.shards.format import (
     FORMAT_VERSION,
     INDEX,
@@ -53,8 +54,8 @@ def add_index(place: str, *, progress: OnProgress | None = None) -> tuple[Manife
     that names the right one stays as it is. Raises ShardError where the place is no folder, or the set is damaged."""
     folder = local_folder(place)
     if folder is None:
-        raise ShardError(f"{place}: an index is added to a set in a local folder; fetch the set, add it there, and "
-                         "send the set back")
+        raise ShardError(f"{shown_place(place)}: an index is added to a set in a local folder; fetch the set, add it "
+                         "there, and send the set back")
     store = LocalStore(folder)
     manifest = read_manifest(store)
     if check_version(manifest.format_version, place) is not None:

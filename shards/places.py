@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from taro.core.errors import ShardError
-from taro.core.places import expand_home
+from taro.core.places import expand_home, shown_place
 from taro.shards.remote.cache import Cache, default_cache
 from taro.shards.remote.places import BUCKETS, open_bucket, scheme_of
 from taro.shards.remote.store import RemoteStore
@@ -24,7 +24,7 @@ __all__ = ["STORES", "local_folder", "open_fresh", "open_store"]
 def _open_folder(place: str) -> Store:
     folder = local_folder(place)
     if folder is None or not folder.is_dir():
-        raise ShardError(f"{place}: no such folder; expected a shard set, as `taro preprocess` writes it")
+        raise ShardError(f"{shown_place(place)}: no such folder; expected a shard set, as `taro preprocess` writes it")
     return LocalStore(folder)
 
 

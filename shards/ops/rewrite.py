@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from taro.core.counting import OnProgress, counted
 from taro.core.errors import ShardError
-from taro.core.files import explain_disk_errors, fsync, locked, make_folders
+from taro.core.files import check_local, explain_disk_errors, fsync, locked, make_folders
 from taro.core.json import canonical_json
 from taro.core.version import __version__
 from taro.grounding.records import ClipRecord, QueryRecord
@@ -99,6 +99,7 @@ class _OtherError(Exception):
 def derive(out: str | Path, sources: Sequence[ShardSet], write: Callable[[Path, Writer], T]) -> T:
     """Calls `write` with an empty folder and `write_derived`; the folder becomes `out` when it returns. Where `out`
     holds all of that already, nothing is written."""
+    check_local(Path(out))
     final = Path(out).resolve()
     for source in sources:
         folder = local_folder(source.place)

@@ -17,14 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 from taro.core.draws import rng
 from taro.core.errors import ShardError
+from taro.core.places import shown_place
 from taro.shards.store import MissingFileError
 
 __all__ = ["MAX_LISTED", "WAITS_S", "Bucket", "ChangedError", "CutOffError", "Files", "Head", "Listed", "NoListError",
            "NoRangesError", "RefusedError", "RemoteError", "ServerError", "TooManyRequestsError", "UnreachableError",
-           "check_etag", "missing", "resumed", "retrying", "status_error"]
+           "check_etag", "missing", "resumed", "retrying", "split_url", "status_error"]
 
 T = TypeVar("T")
 WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -123,6 +125,15 @@ class Bucket(Files, Protocol):
     def put(self, name: str, path: Path, *, absent: bool) -> bool:
         """Writes a file as an object, whole or not at all, in parts where it is large. `absent`: only where there is no
         such object; False, and nothing changed, where there is."""
+
+
+def split_url(url: str) -> SplitResult:
+    """The parts of an address; ShardError where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise ShardError(f"{shown_place(url)!a}: expected an address such as https://example.org/sets/train, or "
+                         "s3://BUCKET/FOLDER") from None
 
 
 def missing(where: str) -> MissingFileError:

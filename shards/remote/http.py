@@ -41,6 +41,7 @@ from taro.shards.remote.bucket import (
     check_etag,
     resumed,
     retrying,
+    split_url,
     status_error,
 )
 
@@ -60,7 +61,7 @@ def check_url(url: str) -> str:
     """The address of a folder without `/` at its end; ShardError where it holds a secret, or is none.
 
     What a user names ends in logs, run folders and manifests."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ShardError(f"{shown}: expected an address without a password, `?` or `#`, since it is written into logs "

@@ -43,6 +43,7 @@ from huggingface_hub.utils import (
 from taro.core.errors import ShardError
 from taro.core.json import strict_json
 from taro.core.numbers import read_count
+from taro.core.places import shown_place
 from taro.core.text import one_line, shortened
 from taro.core.version import __version__
 from taro.shards.remote.bucket import (
@@ -115,7 +116,7 @@ def parse_hub(place: str) -> HubAddress:
     folder = [part for part in found[4].split("/") if part] if found and found[4] else []
     if (not found or not _REPO.fullmatch(found[2]) or {".", ".."} & {*folder}
             or (found[1] == "buckets" and found[3] is not None)):
-        raise ShardError(f"{one_line(shortened(place))}: no place on a hub; expected "
+        raise ShardError(f"{one_line(shortened(shown_place(place)))}: no place on a hub; expected "
                          "hf://datasets/OWNER/NAME, with @REVISION where it is not `main`, or hf://buckets/OWNER/NAME")
     revision = None if found[3] is None else unquote(found[3])
     return HubAddress(found[1], found[2], revision, "".join(f"{part}/" for part in folder))

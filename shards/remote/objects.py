@@ -32,6 +32,7 @@ from taro.shards.remote.bucket import (
     missing,
     resumed,
     retrying,
+    split_url,
     status_error,
 )
 from taro.shards.store import MissingFileError
@@ -66,7 +67,7 @@ class ObjectBucket:
     MissingPackageError without obstore, ShardError where the address is none or holds a secret."""
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S, waits_s: Sequence[float] = WAITS_S) -> None:
-        parts = urlsplit(url)
+        parts = split_url(url)
         self.place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
         self._advice = SCHEMES[parts.scheme]
         if parts.query or parts.fragment or "@" in parts.netloc or not parts.netloc:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 
 from taro.core.errors import ShardError
+from taro.core.places import shown_place
 from taro.shards.remote.bucket import Bucket
 
 __all__ = ["BUCKETS", "open_bucket", "scheme_of"]
@@ -42,13 +43,14 @@ def scheme_of(place: str) -> str:
     >>> scheme_of("hf://datasets/owner/name"), scheme_of("sets/train")
     ('hf', '')
     """
-    found = re.match(r"([a-z][a-z0-9+.-]*)://", place)
-    return found[1] if found else ""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", place)
+    return found[1].lower() if found else ""
 
 
 def open_bucket(place: str) -> Bucket:
     """A remote place. ShardError where no such places are known."""
     opener = BUCKETS.get(scheme_of(place))
     if opener is None:
-        raise ShardError(f"{place}: sets are pulled from folders and from {', '.join(f'{one}://' for one in BUCKETS)}")
+        raise ShardError(f"{shown_place(place)}: sets are pulled from folders and from "
+                         f"{', '.join(f'{one}://' for one in BUCKETS)}")
     return opener(place)

@@ -47,7 +47,8 @@ class HubTarget:
                  waits_s: Sequence[float] = WAITS_S) -> None:
         self.address = parse_hub(place)
         if self.address.kind != "datasets" or re.fullmatch("[0-9a-f]{40}", self.address.revision or ""):
-            raise ShardError(f"{place}: a commit stays as it is; push to a branch, or name none for `main`")
+            raise ShardError(f"{self.address.place}: a commit stays as it is; push to a branch, or name none for "
+                             "`main`")
         self.public, self.jobs, self.waits_s = public, jobs, tuple(waits_s)
         self.revision: str | None = None
         self._files: HubFiles | None = None

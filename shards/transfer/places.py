@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from taro.core.errors import ShardError
+from taro.core.places import shown_place
 from taro.shards.remote.places import open_bucket, scheme_of
 from taro.shards.transfer.target import Target
 
@@ -30,5 +31,5 @@ def open_target(place: str, *, jobs: int, public: bool = False) -> Target:
     if opener is not None:
         return opener(place, jobs, public)
     if scheme_of(place) not in {"s3", "gs", "az"} and not place.startswith("hf://buckets/"):
-        raise ShardError(f"{place}: sets are pushed to folders, s3://, gs://, az://, hf://datasets/ and hf://buckets/")
+        raise ShardError(f"{shown_place(place)}: sets are pushed to folders, s3://, gs://, az://, hf://datasets/ and hf://buckets/")
     return BucketTarget(open_bucket(place), jobs=jobs)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from taro.core.errors import ShardError
 from taro.core.json import canonical_json
-from taro.core.places import expand_home
+from taro.core.places import expand_home, shown_place
 from taro.shards.format import MANIFEST, MAX_MANIFEST_BYTES
 from taro.shards.manifest import parse_manifest
 from taro.shards.places import local_folder
@@ -33,7 +33,7 @@ def open_source(place: str) -> Source:
     if folder is None:
         return BucketSource(open_bucket(place))
     if not folder.is_dir():
-        raise ShardError(f"{place}: no such folder; expected a shard set to pull")
+        raise ShardError(f"{shown_place(place)}: no such folder; expected a shard set to pull")
     return FolderSource(LocalStore(folder))
 
 

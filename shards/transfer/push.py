@@ -15,6 +15,7 @@ from pathlib import Path
 
 from taro.core.counting import OnProgress as OnCounted
 from taro.core.errors import ConfigError, ShardError
+from taro.core.places import shown_place
 from taro.shards.format import CARD, MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from taro.shards.manifest import parse_manifest
 from taro.shards.places import local_folder
@@ -55,7 +56,8 @@ def push(root: str | Path, place: str, choices: Choices | None = None, *, progre
     choices = choices or Choices()
     folder, to = local_folder(root), local_folder(place)
     if folder is None or not folder.is_dir():
-        raise ShardError(f"{root}: expected a folder with the set to push; pull a set that lies elsewhere first")
+        raise ShardError(f"{shown_place(root)}: expected a folder with the set to push; pull a set that lies elsewhere "
+                         "first")
     with tempfile.TemporaryDirectory(prefix="taro-push-") as scratch:
         bundle = outgoing(LocalStore(folder), Path(scratch), without=choices.without, thumbnails=choices.thumbnails,
                           progress=making)
@@ -65,7 +67,7 @@ def push(root: str | Path, place: str, choices: Choices | None = None, *, progre
         if choices.replace:
             raise _no_replace(place)
         if to.resolve() == folder.resolve() or to.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"{place}: expected another place than the set's own folder")
+            raise ConfigError(f"{shown_place(place)}: expected another place than the set's own folder")
         return receive(BundleSource(bundle), to, bundle.manifest, bundle.manifest_bytes, jobs=choices.jobs,
                        dry_run=choices.dry_run, progress=progress)
 
@@ -113,5 +115,5 @@ def _digests(target: Target, names: Sequence[str], *, jobs: int) -> dict[str, st
 
 
 def _no_replace(place: str) -> ConfigError:
-    return ConfigError(f"{place}: --replace needs a place that keeps earlier revisions, hf://datasets/...; elsewhere "
-                       "push to another place, so that nobody reads two sets as one")
+    return ConfigError(f"{shown_place(place)}: --replace needs a place that keeps earlier revisions, "
+                       "hf://datasets/...; elsewhere push to another place, so that nobody reads two sets as one")

@@ -108,12 +108,14 @@ def _check(options: EvalOptions) -> None:
 def _check_before(options: EvalOptions) -> None:
     """What would otherwise be found out after hours of answers: an unknown protocol, a file that cannot be written."""
     from taro.core.errors import ConfigError
+    from taro.core.files import check_local
     from taro.grounding.protocols import protocol_named
 
     protocol_named(options.protocol)
     for name, path in (("--out", options.out), ("--html", options.html)):
         if path is None:
             continue
+        check_local(path)
         was_there = path.exists()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -22,11 +23,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from taro.core.errors import TaroError
+from taro.core.errors import ConfigError, TaroError
 
-__all__ = ["explain_disk_errors", "file_sha256", "fsync", "is_plain_name", "is_unused", "locked", "make_folders",
-           "new_file", "open_regular", "remove_temporary", "remove_temporary_folders", "replace_folder",
-           "write_atomically"]
+__all__ = ["check_local", "explain_disk_errors", "file_sha256", "fsync", "is_plain_name", "is_unused", "locked",
+           "make_folders", "new_file", "open_regular", "remove_temporary", "remove_temporary_folders",
+           "replace_folder", "write_atomically"]
 
 log = logging.getLogger(__name__)
 
@@ -165,9 +166,18 @@ def is_unused(folder: Path, claim: str) -> bool:
     return not folder.is_dir() or all(path in left for path in folder.iterdir())
 
 
+def check_local(path: Path) -> None:
+    """ConfigError where a path was a URL: a Path of `s3://bucket/set` is the folder `s3:` of where one stands."""
+    scheme = path.parts[0] if path.parts else ""
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", scheme):
+        raise ConfigError(f"{scheme}//...: expected a file or folder of this machine; `taro shards push` and `pull` "
+                          "copy sets to other places and from there")
+
+
 def make_folders(path: Path) -> None:
     """Makes a folder and those above it where they are missing, their names forced to the disk: files that are fsynced
-    in a folder are lost with its name."""
+    in a folder are lost with its name. ConfigError where it is a URL."""
+    check_local(path)
     missing = []
     while not path.is_dir():
         missing.append(path)

@@ -18,9 +18,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator
 
 from taro.core.errors import ConfigError
+from taro.core.files import check_local
 
 __all__ = ["DataName", "LocalPath", "ModelName", "SetPlace", "TemplateName", "Word", "expand_home", "hub_id",
-           "paths_for", "paths_from", "real_paths"]
+           "paths_for", "paths_from", "real_paths", "shown_place"]
 
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 FILE_ENDS = (".csv", ".json", ".jsonl", ".parquet", ".safetensors", ".txt", ".yaml", ".yml")
@@ -40,6 +41,26 @@ def expand_home(path: str | Path) -> Path:
         return Path(path)
 
 
+def shown_place(place: str | Path) -> str:
+    """A place for a message: of a URL no password and nothing behind `?` or `#`, which may be a signature.
+
+    >>> shown_place("https://me:secret@example.org/set?sig=1"), shown_place("sets/a#b"), shown_place("hf://datasets/a@v1")
+    ('https://example.org/set', 'sets/a#b', 'hf://datasets/a@v1')
+    """
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+([^?#]*)", str(place))
+    if found is None:
+        return str(place)
+    host, slash, rest = found[2].partition("/")
+    if found[1].lower() != "hf" and "@" in rest:  # a password with a slash in it
+        return f"{found[1]}://...{rest.rpartition('@')[2]}"
+    return f"{found[1]}://{host.rpartition('@')[2]}{slash}{rest}"
+
+
+def _local(path: Path) -> Path:
+    check_local(path)
+    return expand_home(path)
+
+
 def _place(value: Any) -> Any:
     text = os.fspath(value) if isinstance(value, str | Path) else value
     if isinstance(text, str) and "://" in text:
@@ -52,7 +73,7 @@ def _place(value: Any) -> Any:
     return str(expand_home(text)) if isinstance(text, str) and "://" not in text else text
 
 
-LocalPath = Annotated[Path, AfterValidator(expand_home), _Mark("path")]
+LocalPath = Annotated[Path, AfterValidator(_local), _Mark("path")]
 SetPlace = Annotated[str, BeforeValidator(_place), _Mark("path")]
 ModelName = Annotated[str, _Mark("name")]
 DataName = Annotated[Path, AfterValidator(expand_home), _Mark("name")]

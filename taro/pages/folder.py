@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 from taro.core.errors import ConfigError
-from taro.core.files import explain_disk_errors, fsync, locked, make_folders
+from taro.core.files import check_local, explain_disk_errors, fsync, locked, make_folders
 
 __all__ = ["MARK", "copy_assets", "page_folder"]
 
@@ -32,6 +32,7 @@ def page_folder(out: Path) -> Iterator[Path]:
 
     Raises ConfigError where something else than a folder of pages, or an empty folder, is at `out`, and where another
     process writes it now."""
+    check_local(out)
     final = out.absolute()
     _check(out, final)
     aside = final.with_name(f".{final.name}.making")
