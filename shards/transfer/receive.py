@@ -2,7 +2,8 @@
 
 A file comes as `.NAME.pull.tmp`, is hashed while it streams, and gets its name when its sha256 is the manifest's. What
 a killed transfer left under that name is hashed again and gone on with. The manifest is written last, so a folder
-without it is no set; the marker `.pulling` says that what lies in such a folder came from here and may be replaced.
+without it is no set; the marker `.pulling` says that what lies in such a folder came from here and may be replaced. It
+names what transfers brought, so that files which the set does not have in the end are removed.
 Files that the manifest in the folder vouches for are there already where their size is right; others are hashed.
 
 Left out: removing files of the folder, but for the transfer's own."""
@@ -13,7 +14,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from taro.shards.card import card_text
 from taro.shards.format import CARD, MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from taro.shards.manifest import read_manifest
 from taro.shards.remote.bucket import NoRangesError
-from taro.shards.store import MissingFileError
+from taro.shards.store import MissingFileError, safe_name
 from taro.shards.store_local import LocalStore
 from taro.shards.transfer.plan import Transfer, Wanted, manifest_files, united
 from taro.shards.transfer.source import Source
@@ -34,6 +35,7 @@ from taro.shards.transfer.workers import JOBS, Counter, in_parallel
 __all__ = ["MARKER", "receive"]
 
 MARKER = ".pulling"
+NOTE = "taro shards pull or push is not finished here; it brings"
 PART = ".pull.tmp"
 AGAIN = "Make room or fix the disk, then run the same command again: what has come is kept"
 
@@ -58,17 +60,16 @@ def receive(source: Source, folder: Path, manifest: Manifest, data: bytes, *, jo
         if dry_run:
             return done
         if not moved:
-            _clean(folder, after.kinds)
+            _clean(folder, after)
             return done
         _check_room(folder, lacking, sizes)
-        if there is None:
-            write_atomically(folder / MARKER, b"taro shards pull or push is not finished here\n")
+        _note(folder, {*_noted(folder), *(one.name for one in lacking)})
         counter = Counter(len(lacking), sum(sizes[one.name] - _begun(folder, one.name) for one in lacking), progress)
         in_parallel([partial(_fetch, source, one, folder, sizes[one.name], counter) for one in lacking], counter.stop,
                     jobs=jobs)
         for name, text in about.items():
             write_atomically(folder / name, text)
-        _clean(folder, after.kinds)
+        _clean(folder, after)
         return done
 
 
@@ -200,9 +201,31 @@ def _fetch(source: Source, one: Wanted, folder: Path, size: int, moved: Counter)
     moved(1, 0)
 
 
-def _clean(folder: Path, kinds: Sequence[str]) -> None:
-    """Removes what is the transfer's own from a set that is whole, also what one left that was killed just here."""
-    for name in (*kinds, "."):
+def _noted(folder: Path) -> set[str]:
+    """Names of the files that transfers have brought, or begun to bring, which did not finish."""
+    path = folder / MARKER
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_MANIFEST_BYTES:
+        return set()
+    return {line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if safe_name(line)}
+
+
+def _note(folder: Path, names: Collection[str]) -> None:
+    """Writes down that a transfer is not finished here, and what it brings."""
+    write_atomically(folder / MARKER, "\n".join([NOTE, *sorted(names), ""]).encode())
+
+
+def _clean(folder: Path, manifest: Manifest) -> None:
+    """Removes what is the transfer's own from a set that is whole, also what killed ones left: files half there, and
+    whole ones that the set does not have, since it was another one then, or more of its kinds were wanted."""
+    noted = _noted(folder)
+    for name in {*manifest.kinds, ".", *(name.rpartition("/")[0] or "." for name in noted)}:
         for left in (folder / name).glob(f".*{PART}"):
             left.unlink()
+    gone = noted - {one.name for one in manifest_files(manifest)}
+    for name in gone:
+        (folder / name).unlink(missing_ok=True)
+    for parent in {(folder / name).parent for name in gone} - {folder}:
+        with contextlib.suppress(OSError):  # it holds something
+            parent.rmdir()
+            parent.parent.rmdir()
     (folder / MARKER).unlink(missing_ok=True)

@@ -183,6 +183,29 @@ def test_a_transfer_killed_while_it_claimed_its_folder_goes_on(whole: Path, tmp_
     assert state(tmp_path / "place") == state(whole) and not (tmp_path / "place" / MARKER).exists()
 
 
+@pytest.mark.parametrize("grown", [False, True])
+def test_what_a_broken_pull_brought_of_another_set_is_removed(whole: Path, tmp_path: Path, *, grown: bool) -> None:
+    """Kinds that are not wanted any more, and shards that the place does not have any more. `grown`: into a folder that
+    holds a set already."""
+    copy, other = tmp_path / "copy", tmp_path / "other"
+    if grown:
+        pull(str(whole), copy, without=[CLIP, FEATURES])
+    (whole / f"{FEATURES}/features-000002.tar").rename(tmp_path / "aside")
+    with pytest.raises(ShardError, match=r"features-000002\.tar: missing"):
+        pull(str(whole), copy, jobs=1)
+    assert (copy / f"{CLIP}/clip-000001.tar").exists() and (copy / f"{FEATURES}/features-000000.tar").exists()
+    write_set(other, [[1, 2], [3]])
+    if grown:
+        (copy / f"{CLIP}/mine.txt").touch()
+        pull(str(whole), copy, without=[FEATURES])
+        (copy / f"{CLIP}/mine.txt").unlink()  # what nobody pulled stays
+        expected = {name for name in state(whole) if not name.startswith("features")}
+        assert {*state(copy)} == expected and not (copy / "features").exists() and verify(copy).ok
+    else:
+        pull(str(other), copy)
+        assert state(copy) == state(other) and verify(copy).ok
+
+
 def test_a_set_that_lost_its_rows_count_is_another(whole: Path, tmp_path: Path) -> None:
     """The same paths, other skipped rows: the place's manifest and table stay one."""
     place = tmp_path / "place"
