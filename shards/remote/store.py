@@ -16,7 +16,6 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -24,6 +23,7 @@ import numpy as np
 
 from taro.core.errors import ShardError
 from taro.core.files import file_sha256
+from taro.core.parallel import in_parallel
 from taro.shards.format import MAX_MANIFEST_BYTES
 from taro.shards.remote.bucket import CutOffError, Files, Head, NoRangesError
 from taro.shards.remote.cache import Cache, range_key, whole_key
@@ -301,13 +301,7 @@ def _together(jobs: Sequence[Callable[[], object]]) -> None:
     if len(jobs) == 1:
         jobs[0]()
         return
-    with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="fetch") as pool:
-        running = [pool.submit(job) for job in jobs]
-        try:
-            for one in running:
-                one.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    in_parallel(jobs, threading.Event(), jobs=CONNECTIONS)
 
 
 class _Room:

@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 
 from taro.core.errors import ShardError
+from taro.core.parallel import in_parallel
 from taro.shards.format import MANIFEST
 from taro.shards.remote.bucket import Bucket, Head
 from taro.shards.store import MissingFileError
 from taro.shards.transfer.target import Held, OnMoved, Outgoing
-from taro.shards.transfer.workers import JOBS, Counter, in_parallel
+from taro.shards.transfer.workers import JOBS, Counter
 
 __all__ = ["BucketTarget", "ChangedTargetError"]
 

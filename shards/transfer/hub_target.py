@@ -16,17 +16,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Event
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from taro.core.errors import ShardError
+from taro.core.parallel import in_parallel
 from taro.shards.format import MANIFEST
 from taro.shards.remote.bucket import WAITS_S, ChangedError, Head, RefusedError, ServerError, retrying
 from taro.shards.remote.hub import WRITE_ADVICE, HubFiles, NoDatasetError, api, explained, parse_hub, quiet, resolve
 from taro.shards.transfer.target import Held, OnMoved, Outgoing
+from taro.shards.transfer.workers import Counter
 
 __all__ = ["HubTarget"]
 
@@ -130,13 +133,8 @@ class HubTarget:
 
     def _upload_all(self, files: Sequence[Outgoing], moved: OnMoved) -> None:
         """Uploads several at the same time; after a failure or an interruption none is begun."""
-        with ThreadPoolExecutor(self.jobs) as pool:
-            uploads = [pool.submit(self._upload, one, moved) for one in files]
-            try:
-                for upload in as_completed(uploads):
-                    upload.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        stop = moved.stop if isinstance(moved, Counter) else Event()
+        in_parallel([partial(self._upload, one, moved) for one in files], stop, jobs=self.jobs)
 
     def _upload(self, one: Outgoing, moved: OnMoved) -> None:
         """Sends a large file to where the hub keeps such: two requests, and its bytes unless they are there already."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from taro.core.counting import OnProgress as OnCounted
 from taro.core.errors import ConfigError, ShardError
+from taro.core.parallel import in_parallel
 from taro.core.places import shown_place
 from taro.shards.format import CARD, MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from taro.shards.manifest import parse_manifest
@@ -28,7 +29,7 @@ from taro.shards.transfer.plan import Transfer, manifest_files, there_already, u
 from taro.shards.transfer.receive import receive
 from taro.shards.transfer.source import BundleSource
 from taro.shards.transfer.target import OnProgress, Target
-from taro.shards.transfer.workers import JOBS, Counter, in_parallel
+from taro.shards.transfer.workers import JOBS, Counter
 
 __all__ = ["Choices", "push"]
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from taro.core.errors import ShardError
 from taro.core.files import explain_disk_errors, file_sha256, fsync, is_unused, locked, make_folders, write_atomically
 from taro.core.json import canonical_json
+from taro.core.parallel import in_parallel
 from taro.shards.card import card_text
 from taro.shards.format import CARD, MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from taro.shards.manifest import read_manifest
@@ -30,7 +31,7 @@ from taro.shards.store_local import LocalStore
 from taro.shards.transfer.plan import Transfer, Wanted, manifest_files, united
 from taro.shards.transfer.source import Source
 from taro.shards.transfer.target import OnProgress
-from taro.shards.transfer.workers import JOBS, Counter, in_parallel
+from taro.shards.transfer.workers import JOBS, Counter
 
 __all__ = ["MARKER", "receive"]
 

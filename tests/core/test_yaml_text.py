@@ -45,7 +45,7 @@ def load(source: Path | None = None, *overrides: str) -> All:
 WORDS = ["a: b", "a #b", "#a", "*a", "&a", "!a", "!!python/name:os", "{a}", "{a", "[a]", "a]", "%a", "@a", "`a`", "- a",
          "? a", "| a", "> a", "a:", ":", "-", "=", "<<", "2024-11-25", "12:30", "12:30:45", "1e-6", "1e5", "007", "010",
          "0o10", "0x1F", "1_000", "0b1", "1.50", ".5", "+1", "-1", ".inf", ".nan", "on", "off", "yes", "no", "y", "N",
-         "true", "False", "a, b", "a b", "a\\nb", "C:\\new", 'say "a"', "it's", "'a' b", '"a', "http://a/b?c=d&e#f",
+         "true", "False", "a, b", "a b", "a\\nb", "C:\\new", 'say "a"', "it's", "'a' b", '"a', "a/http://b?c=d&e#f",
          "v[1].csv", "x*.jsonl", "a=b", "caf\u00e9", "100%"]  # fmt: skip
 
 
