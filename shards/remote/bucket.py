@@ -138,7 +138,8 @@ def split_url(url: str) -> SplitResult:
 
 def missing(where: str) -> MissingFileError:
     """The error of an object that is not there."""
-    return MissingFileError(f"{where}: not found; check the address, or the set there is not complete (yet)")
+    return MissingFileError(f"{where}: not found; check the address (is there such a bucket?), or the set there is not "
+                            "complete (yet)")
 
 
 def status_error(where: str, status: int, *, advice: str, retry_after_s: float | None = None) -> ShardError:

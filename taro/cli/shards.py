@@ -37,7 +37,7 @@ def _shards() -> None:
 
 @app.command()
 def info(path: Root, as_json: Json = False) -> None:
-    """What a set holds: counts, kinds, encoders, provenance. Reads the manifest and the sidecars, no record."""
+    """What a set holds: counts, kinds, encoders, provenance. Reads manifest and index; without index the sidecars."""
     from taro.shards.reader import open_shards
 
     shard_set = open_shards(path)
@@ -77,7 +77,8 @@ app.command()(view)
 
 
 @app.command()
-def index(path: Root, as_json: Json = False) -> None:
+def index(path: Annotated[str, typer.Argument(metavar="PATH", help="Folder of the shard set.", show_default=False)],
+          as_json: Json = False) -> None:
     """Add queries.parquet to a set in place: with it the set opens, filters and counts without reading every record."""
     from taro.shards.index_build import add_index
 

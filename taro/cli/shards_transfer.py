@@ -33,14 +33,16 @@ class Push:
 
     shards: Annotated[Path, typer.Argument(metavar="SET", help="Folder of the shard set.", show_default=False)]
     place: Annotated[str, typer.Argument(metavar="PLACE", show_default=False,
-                                         help="Where to: a folder, s3://, gs://, az:// or hf://datasets/OWNER/NAME.")]
+                                         help="Where to: a folder, s3://, gs://, az://, hf://datasets/ or "
+                                              "hf://buckets/ (docs/sharing.md).")]
     without: Without = None
     no_thumbnails: Annotated[bool, typer.Option("--no-thumbnails", help="Without contact sheets.")] = False
     i_may_share: Annotated[bool, typer.Option("--i-may-share", help="You have the right to share it, whatever its "
                                               "licences say or do not say.")] = False
     replace: Annotated[bool, typer.Option("--replace", help="Put it in place of another set, where the place keeps "
                                           "earlier revisions (hf://datasets).")] = False
-    public: Annotated[bool, typer.Option("--public", help="On a hub: everybody may read it.")] = False
+    public: Annotated[bool, typer.Option("--public", help="On a hub: a data set that is made is public, and one that "
+                                         "is public already may be pushed to.")] = False
     jobs: Jobs = 8
     dry_run: DryRun = False
     as_json: Json = False
@@ -103,7 +105,7 @@ def _print(done: Transfer, verb: str, *, as_json: bool) -> None:
     if as_json:
         say_json(done.as_dict())
         return
-    if done.dry_run:
+    if done.dry_run and done.moved:
         say(*(f"{size:>15,}  {name}" for name, size in done.moved))
     moved = f"{len(done.moved)} files, {done.moved_bytes:,} bytes" if done.moved else "nothing"
     say(f"{done.place}: {f'would have {verb}' if done.dry_run else verb} {moved}; {done.files} files, {done.bytes:,} "
