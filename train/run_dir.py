@@ -125,7 +125,9 @@ def _settings(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not the YAML that a run wrote ({error}); start a new run") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected the settings of a run, got a {type(data).__name__}; start a new run")
-    return dict(paths_from(data, TrainConfig, path.parent))
+    # taro 0.1 wrote no data.json, and paths as they were given: counted from the folder that it was started in.
+    counted_from = path.parent if (path.parent / "data.json").is_file() else Path.cwd()
+    return dict(paths_from(data, TrainConfig, counted_from))
 
 
 def lock_folder(config: TrainConfig, *, resume: bool) -> contextlib.ExitStack:
