@@ -14,9 +14,11 @@ limit, so it is exceeded by at most that for each. Left out: a list of what is t
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,26 +62,33 @@ class Cache:
         return size <= self.limit_bytes // 2
 
     def open(self, key: str) -> BinaryIO | None:
-        """An entry, open for reading; None where it is not there. It counts as used now."""
+        """An entry, open for reading; None where it is not there, or no file is. It counts as used now."""
         try:
-            file = (self.folder / key).open("rb")
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            handle = os.open(self.folder / key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return None
             raise self._trouble(error) from None
+        facts = os.fstat(handle)
+        if not stat.S_ISREG(facts.st_mode):
+            os.close(handle)
+            return None
         with contextlib.suppress(OSError):
-            if time.time() - os.fstat(file.fileno()).st_mtime > USED_S:
-                os.utime(file.fileno())
-        return file
+            if time.time() - facts.st_mtime > USED_S:
+                os.utime(handle)
+        return os.fdopen(handle, "rb")
 
     def has(self, key: str) -> bool:
         """Whether an entry is there; it counts as used now."""
+        path = self.folder / key
         try:
-            if time.time() - (self.folder / key).stat().st_mtime > USED_S:
-                os.utime(self.folder / key)
+            facts = path.lstat()
         except OSError:
-            return (self.folder / key).exists()
-        return True
+            return False
+        with contextlib.suppress(OSError):
+            if time.time() - facts.st_mtime > USED_S:
+                os.utime(path, follow_symlinks=False)
+        return stat.S_ISREG(facts.st_mode)
 
     def forget(self, key: str) -> bool:
         """Removes an entry whose bytes are wrong; False where there is none."""
@@ -127,8 +136,9 @@ class Cache:
     def _created(self, part: Path) -> BinaryIO:
         while True:
             part.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            part.unlink(missing_ok=True)  # of a killed process; or a link, which is not followed
             try:
-                return part.open("w+b")
+                return part.open("x+b")
             except FileNotFoundError:  # the folder was removed, empty, by one that shrinks
                 continue
 

@@ -202,3 +202,21 @@ def test_the_environment_names_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ShardError, match="the cache of remote sets cannot be used"), \
             Cache(tmp_path / "file", 10**9).filling([whole_key("0" * 64)]):
         pass
+
+
+@pytest.mark.parametrize("what", ["link", "pipe", "link as part"])
+def test_what_is_no_file_is_neither_read_nor_written(web: Web, data: tuple[Path, bytes], tmp_path: Path,
+                                                     what: str) -> None:
+    """Whoever else may write into the cache's folder: no link is followed, no pipe is waited for."""
+    store = opened(web, Cache(tmp_path / "cache", 10**9), data[1])
+    store.read_range(NAME, 100, 50)
+    [entry] = (tmp_path / "cache").glob("??/*/*")
+    (tmp_path / "mine").write_bytes(b"mine")
+    entry.unlink()
+    if what == "pipe":
+        os.mkfifo(entry)
+    else:
+        entry.with_name(entry.name + ".part" * (what == "link as part")).symlink_to(tmp_path / "mine")
+    assert store.read_range(NAME, 100, 50) == data[1][100:150]
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    assert entry.is_file() and not entry.is_symlink() and entry.read_bytes() == data[1][100:150]
