@@ -17,6 +17,7 @@ from taro.models.prompt import Prompt
 from taro.models.sampler import Rollouts
 from taro.train.config import OptimizerConfig
 from taro.train.optimizer.optimizer import Optimizer
+from taro.train.optimizer.rounding import element_bits, name_key
 from tests.helpers_models import TINY
 from tests.models.helpers import sampled
 
@@ -34,6 +35,12 @@ def logprobs(policy: Policy, prompts: list[Prompt], rollouts: Rollouts) -> torch
     """Of two groups of responses, with a graph."""
     with torch.autocast("cuda", torch.bfloat16):
         return score(policy, prompts, rollouts.ids_BGR, rollouts.mask_BGR)
+
+
+def test_random_bits_are_those_of_the_cpu() -> None:
+    for key, start in ((name_key("x"), 0), (2**63 - 1, 2**31 - 5)):
+        mine, theirs = (element_bits(key, start, start + 100_000, torch.device(one)) for one in ("cpu", "cuda"))
+        assert torch.equal(mine, theirs.cpu())
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
