@@ -40,7 +40,11 @@ _PATH = re.compile(r"(?:(?<![\w.~/\\])(?:~[\w.-]*|[A-Za-z]:)?[/\\](?=[^\s/\\\"'<
                    r"(?<![\w.~/\\])~[\w.-]*/|\\\\)"
                    r"(?:[^\s/\\\"'<>|]+[/\\]+)*([^\s/\\\"'<>|]*)")
 _TOKENS = re.compile(r"hf_[A-Za-z0-9]{16,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|"
-                     r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*|"
+                     r"github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}|xox[abeprs]-[A-Za-z0-9-]{10,}|"
+                     r"AIza[A-Za-z0-9_-]{30,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?|"
+                     r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?|"
+                     r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}:\d{1,5}(?!\d)|"
+                     r"(?:password|passwd|secret|api[_-]?key|access[_-]?token)[\"']?\s*[:=]\s*[\"']?[^\s&\"']+|"
                      r"(?:X-Amz-[A-Za-z-]+|Signature|sig|token|password|secret)=[^\s&\"']+", re.IGNORECASE)
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 

@@ -1,4 +1,5 @@
-"""A place as a user writes it: no message repeats a secret in it, no command takes a URL for a folder to write."""
+"""Places as users write them, and keys: no message and no set that leaves repeats a secret, and no command takes a URL
+for a folder to write."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from taro.shards.places import open_store
 from taro.shards.reader import open_shards
 from taro.shards.transfer.pull import pull
 from taro.shards.transfer.push import Choices, push
+from taro.shards.transfer.redact import redacted
 from taro.shards.view import view
 from taro.train.config import TrainConfig
 from tests.shards.helpers_sets import write_set
@@ -78,3 +80,25 @@ def test_a_url_is_no_folder_to_write(here: Path, what: str, out: str) -> None:
 def test_a_place_is_shown_as_far_as_it_tells_nothing() -> None:
     for place in ("sets/train", "/a/b@c?d", "hf://datasets/a/b@v1", "s3://bucket/a b", "C/x:y@z"):
         assert shown_place(place) == place
+
+
+@pytest.mark.parametrize("secret", [
+    "hf_abcdefghijklmnopqrstuvwx", "AKIAIOSFODNN7EXAMPLE", "sk-ant-api03-abcdefghijklmnopqrstu",
+    "ghp_abcdefghijklmnopqrstuvwxyz", "github_pat_11ABCDEFG0123456789abc", "glpat-abcdefghijklmnopqrst",
+    "xoxb-123456789012-abcdefghijkl", "AIzaSyA1234567890abcdefghijklmnopqrstuv", "10.0.3.17:8080",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc",
+    "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----"])
+def test_well_known_forms_of_keys_do_not_leave(secret: str) -> None:
+    for text in (secret, f"no video ({secret}): gone"):
+        assert redacted(text) == text.replace(secret, "[redacted]") == redacted(redacted(text))
+
+
+@pytest.mark.parametrize("text", [
+    "password: sesame", "api_key=sesame", '{"access_token": "sesame", "a": 1}', "secret = 'sesame'", "x?sig=sesame&a"])
+def test_what_is_called_a_password_does_not_leave(text: str) -> None:
+    assert SECRET not in redacted(text) and redacted(redacted(text)) == redacted(text)
+
+
+def test_what_tells_nothing_stays() -> None:
+    for text in ("9.1.0.70", "unexpected token", "keyframes: 12", "the secret door opens", "2:10:30", "step 1.2.3"):
+        assert redacted(text) == text
