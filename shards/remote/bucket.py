@@ -168,8 +168,9 @@ def _changed(where: str) -> ChangedError:
 
 
 def check_etag(where: str, found: str | None, wanted: str | None) -> None:
-    """Raises ChangedError where an answer names another version than the one that is wanted."""
-    if None not in (found, wanted) and found != wanted:
+    """Raises ChangedError where an answer names another version than the one that is wanted. A weak name (`W/`) is the
+    same version: a proxy weakens names on its way."""
+    if found is not None and wanted is not None and found.removeprefix("W/") != wanted.removeprefix("W/"):
         raise _changed(where)
 
 
