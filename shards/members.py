@@ -65,7 +65,7 @@ class Accepted:
     def checked(self, piece: Piece, shard: str, key: str, member: Member) -> tuple[memoryview, str]:
         """The same as `checked`."""
         name = None if piece.stamp is None else (piece.stamp, member.sha256)
-        found = checked(piece.data, shard, key, member, digest=name not in self._right)
+        found = checked(piece.data, shard, key, member, member.sha256 if name in self._right else piece.sha256)
         if name is not None:
             if len(self._right) >= MAX_ACCEPTED:
                 self._right = {}
@@ -73,10 +73,9 @@ class Accepted:
         return found
 
 
-def checked(data: memoryview, shard: str, key: str, member: Member, *,
-            digest: bool = True) -> tuple[memoryview, str]:
+def checked(data: memoryview, shard: str, key: str, member: Member, sha256: str = "") -> tuple[memoryview, str]:
     """The data of a member that was read with its header, both checked, and how to name it in a message. Features of
-    many megabytes are not copied for the sake of their header. `digest`: False where that of these bytes was right."""
+    many megabytes are not copied for the sake of their header. `sha256`: of the data, where it is known."""
     where = f"{shard}: record {key} at byte {member.offset:,}"
     if len(data) != BLOCK + member.size:
         raise ShardError(f"{where}: {member.size:,} bytes expected, the shard ends before; it is truncated")
@@ -84,7 +83,7 @@ def checked(data: memoryview, shard: str, key: str, member: Member, *,
         raise ShardError(f"{where}: the header there does not name {key}.{member.ext} of {member.size:,} bytes; shard "
                          "and sidecar do not belong together")
     view = data[BLOCK:]
-    if digest and hashlib.sha256(view).hexdigest() != member.sha256:
+    if (sha256 or hashlib.sha256(view).hexdigest()) != member.sha256:
         raise ShardError(f"{where}: sha256 of {key}.{member.ext} is not the sidecar's; the shard is damaged, fetch it "
                          "again or make it again (`taro shards verify` lists all damage)")
     return view, where

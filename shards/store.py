@@ -15,10 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from io import BufferedReader
 from typing import BinaryIO, NamedTuple, Protocol, cast
 
-import numpy as np
-
 from taro.core.errors import ShardError
 from taro.shards.format import CARD, INDEX, MANIFEST, SKIPPED, kind_ok, split_kind
+from taro.shards.memory import record_memory
 
 __all__ = ["Expected", "MissingFileError", "Piece", "Range", "Store", "Uncached", "Wanted", "check_name", "read_piece",
            "safe_name"]
@@ -50,10 +49,12 @@ class Wanted(NamedTuple):
 
 class Piece(NamedTuple):
     """Bytes of a file, in memory of their own that may be written. `stamp`: device, inode, size and times of the file
-    they were read from, and where they lie there: the same stamp, the same bytes. None where that cannot be told."""
+    they were read from, and where they lie there: the same stamp, the same bytes; None where that cannot be told.
+    `sha256`: in hex, of the bytes after the first BLOCK, a tar header; "" where it was not computed as they came."""
 
     data: memoryview
     stamp: tuple[int, ...] | None = None
+    sha256: str = ""
 
 
 class Store(Protocol):
@@ -146,7 +147,7 @@ def read_piece(file: BinaryIO, start: int, stop: int) -> Piece:
     """Bytes [start, stop) of an open file, fewer where it ends before. Not more is allocated than the file has."""
     before = _stamp(file)
     stop = min(stop, os.fstat(file.fileno()).st_size)
-    view, count = np.empty(max(stop - start, 0), np.uint8).data, 0
+    view, count = record_memory(max(stop - start, 0)), 0
     file.seek(start)
     while count < len(view) and (more := cast(BufferedReader, file).readinto(view[count:])):
         count += more

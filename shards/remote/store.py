@@ -19,12 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from taro.core.errors import ShardError
 from taro.core.files import file_sha256
 from taro.core.parallel import in_parallel
-from taro.shards.format import MAX_MANIFEST_BYTES
+from taro.shards.format import BLOCK, MAX_MANIFEST_BYTES
+from taro.shards.memory import record_memory
 from taro.shards.remote.bucket import CutOffError, Files, Head, NoRangesError
 from taro.shards.remote.cache import Cache, range_key, whole_key
 from taro.shards.store import Expected, Piece, Range, Wanted, check_name, read_piece
@@ -152,8 +151,8 @@ class RemoteStore:
 
     @property
     def at_once(self) -> int:
-        """As many as there are connections."""
-        return CONNECTIONS
+        """Of connections as many as keep the cores busy."""
+        return min(CONNECTIONS, 2 * (os.cpu_count() or 1))
 
     def open(self, name: str) -> BinaryIO:
         """The file, fetched whole and checked where the cache takes it, else read in pieces."""
@@ -305,25 +304,27 @@ def _together(jobs: Sequence[Callable[[], object]]) -> None:
 
 
 class _Room:
-    """Memory for a range that comes in parts. It grows with what has come: a range that is only said to be long
-    allocates little."""
+    """Memory for a range that comes in parts, each hashed while it is in the processor's cache, and while the server
+    sends the next. It grows with what has come: a range that is only said to be long allocates little."""
 
     def __init__(self, size: int) -> None:
         self._size, self._count = size, 0
-        self._data = np.empty(min(size, ROOM_BYTES), np.uint8)
+        self._data = record_memory(min(size, ROOM_BYTES))
+        self._digest = hashlib.sha256()
 
     def add(self, part: memoryview) -> None:
         """Takes what comes next."""
         stop = self._count + len(part)
         if stop > len(self._data):
-            held, self._data = self._data, np.empty(min(self._size, max(2 * len(self._data), stop)), np.uint8)
+            held, self._data = self._data, record_memory(min(self._size, max(2 * len(self._data), stop)))
             self._data[: self._count] = held[: self._count]
-        self._data[self._count : stop] = np.frombuffer(part, np.uint8)
+        self._data[self._count : stop] = part
+        self._digest.update(part[max(BLOCK - self._count, 0) :])
         self._count = stop
 
     def piece(self) -> Piece:
         """What came."""
-        return Piece(self._data.data[: self._count])
+        return Piece(self._data[: self._count], sha256=self._digest.hexdigest())
 
 
 class _Ranged(io.RawIOBase):
