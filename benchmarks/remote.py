@@ -122,7 +122,7 @@ def clear() -> None:
     shutil.rmtree(os.environ["TARO_CACHE"], ignore_errors=True)
 
 
-def compare(root: Path, url: str, pairs: int, gigabytes: float) -> None:
+def compare(root: Path, url: str, pairs: int, gigabytes: float, only: str) -> None:
     """Each reader and its plain read in turn, `pairs` times: medians of GB/s, of their ratio, and the least CPU seconds
     a GB of this process."""
     local, folder = open_shards(root / "set"), root / "set"
@@ -142,7 +142,7 @@ def compare(root: Path, url: str, pairs: int, gigabytes: float) -> None:
         ("http, warm cache, again", nothing, lambda: plain(local, url), lambda: read_all(away))]
     print(f"{gigabytes:.1f} GB, {os.cpu_count()} cores, medians of {pairs} pairs\n{'':26}{'plain GB/s':>12}"
           f"{'reader':>9}{'ratio':>8}{'CPU s/GB plain':>17}{'reader':>9}", flush=True)
-    for name, before, *both in rows:
+    for name, before, *both in (row for row in rows if only in row[0]):
         if name.endswith("again"):
             time.sleep(QUIET_S + 1)  # files that changed just now are never remembered
             both[1]()
@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--step-s", type=float, default=2)
     parser.add_argument("--read", action="store_true")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--rows", default="", help="of --read, those whose name has this in it")
     parser.add_argument("--serve", type=Path)
     options = parser.parse_args()
     if options.serve:
@@ -197,7 +198,7 @@ def main() -> None:
                       f"{options.step_s:g} s, {options.rate:g} MB/s: waited_s "
                       f"{', '.join(f'{one:.2f}' for one in waited)}", flush=True)
             return
-        compare(root, url, options.pairs, size)
+        compare(root, url, options.pairs, size, options.rows)
     finally:
         if server:
             server.terminate()

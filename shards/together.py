@@ -5,14 +5,18 @@ parsed by several threads (`Store.at_once`); the samples come in the order of th
 features go from the store to their tensors without a copy; of a remote store they are used as they come, and are in its
 cache for the next time.
 
+The threads are daemons: an interruption does not wait for a server that is silent (`taro.core.parallel`).
 Memory: all samples of the queries at most, so whoever has many asks for them in batches. Left out: queries of one clip
 in two batches, whose clip is read for each."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
+from threading import Thread
 
 from taro.shards.reader import QueryRef, Sample, ShardSet
 from taro.shards.store import Wanted
@@ -45,15 +49,35 @@ def read_samples(shard_set: ShardSet, refs: Sequence[QueryRef]) -> Iterator[Samp
     turns = deque(groups[number] for number in dict.fromkeys(group_of[ref.key] for ref in refs))
     running: deque[Future[list[tuple[int, Sample]]]] = deque()
     held: dict[int, Sample] = {}
-    if not turns:
-        return
-    with ThreadPoolExecutor(min(store.at_once, len(turns)), thread_name_prefix="together") as pool:
+    todo: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+    threads = [Thread(target=_work, args=(todo,), daemon=True) for _ in range(min(store.at_once, len(turns)))]
+    for thread in threads:
+        thread.start()
+    try:
+        for place in range(len(refs)):
+            while place not in held:
+                while turns and len(running) <= store.at_once:
+                    running.append(Future())
+                    todo.put(partial(_fulfil, running[-1], partial(read, turns.popleft())))
+                held.update(running.popleft().result())
+            yield held.pop(place)
+    finally:
+        for one in running:
+            one.cancel()
+        for _ in threads:
+            todo.put(None)
+
+
+def _work(todo: SimpleQueue[Callable[[], None] | None]) -> None:
+    """Runs what comes, until None does."""
+    while (task := todo.get()) is not None:
+        task()
+
+
+def _fulfil(promise: Future[list[tuple[int, Sample]]], read: Callable[[], list[tuple[int, Sample]]]) -> None:
+    """Reads, unless nobody waits for it any more."""
+    if promise.set_running_or_notify_cancel():
         try:
-            for place in range(len(refs)):
-                while place not in held:
-                    while turns and len(running) <= store.at_once:
-                        running.append(pool.submit(read, turns.popleft()))
-                    held.update(running.popleft().result())
-                yield held.pop(place)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            promise.set_result(read())
+        except BaseException as error:  # noqa: BLE001 - raised where the sample is taken
+            promise.set_exception(error)

@@ -17,10 +17,10 @@ class StoppedError(Exception):
     """Another task failed, or the user has stopped all of them."""
 
 
-def in_parallel(tasks: Sequence[Callable[[], None]], stop: threading.Event, *, jobs: int) -> None:
+def in_parallel(tasks: Sequence[Callable[[], object]], stop: threading.Event, *, jobs: int) -> None:
     """Runs the tasks, `jobs` at a time, in their order. The first error of one sets `stop`, which ends those that look
     at it, and is raised when all threads have ended; an interruption is raised at once."""
-    todo: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
     for task in tasks:
         todo.put(task)
     errors: list[BaseException] = []
