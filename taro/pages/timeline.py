@@ -21,6 +21,8 @@ MAX_TICKS = 12
 LEAST_TEXT_PERCENT = 3.0
 """of the axis: a shorter bar has its text in the tooltip alone"""
 
+FULL = frozenset({"truth", "path", "before", "after", "heat"})
+"""classes whose bars have their full colour where no level is given"""
 _CLASS = re.compile(r"[a-z][a-z0-9-]*")
 
 
@@ -54,6 +56,17 @@ class Bar:
     level: int | None
     text: str
     tip: str
+
+    @property
+    def style(self) -> str:
+        """Its place as CSS: one value to escape, where a page may have hundreds of bars."""
+        level = "" if self.level is None else f";--level:{self.level}%"
+        return f"left:{self.left}%;width:{self.width}%;--row:{self.row}{level}"
+
+    @property
+    def classes(self) -> str:
+        """Its CSS classes; `on` has the full colour."""
+        return f"bar {self.css_class} on" if self.level is None and self.css_class in FULL else f"bar {self.css_class}"
 
 
 @dataclass(frozen=True, slots=True)
