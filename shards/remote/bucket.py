@@ -26,7 +26,7 @@ from taro.shards.store import MissingFileError
 
 __all__ = ["MAX_LISTED", "WAITS_S", "Bucket", "ChangedError", "CutOffError", "Files", "Head", "Listed", "NoListError",
            "NoRangesError", "RefusedError", "RemoteError", "ServerError", "TooManyRequestsError", "UnreachableError",
-           "check_etag", "missing", "resumed", "retrying", "split_url", "status_error"]
+           "check_etag", "missing", "read_whole", "resumed", "retrying", "split_url", "status_error"]
 
 T = TypeVar("T")
 WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -134,6 +134,14 @@ def split_url(url: str) -> SplitResult:
     except ValueError:
         raise ShardError(f"{shown_place(url)!a}: expected an address such as https://example.org/sets/train, or "
                          "s3://BUCKET/FOLDER") from None
+
+
+def read_whole(files: Files, name: str, *, limit_bytes: int) -> bytes:
+    """A small object, all of it of one version; ShardError where it is longer than the limit."""
+    head = files.head(name)
+    if head.size > limit_bytes:
+        raise ShardError(f"{files.place}/{name}: {head.size:,} bytes, at most {limit_bytes:,} are read")
+    return b"".join(files.chunks(name, 0, head.size, head.etag))
 
 
 def missing(where: str) -> MissingFileError:

@@ -16,7 +16,7 @@ from pathlib import Path
 from taro.core.errors import ShardError
 from taro.core.parallel import in_parallel
 from taro.shards.format import MANIFEST
-from taro.shards.remote.bucket import Bucket, Head
+from taro.shards.remote.bucket import Bucket, Head, read_whole
 from taro.shards.store import MissingFileError
 from taro.shards.transfer.target import Held, OnMoved, Outgoing
 from taro.shards.transfer.workers import JOBS, Counter
@@ -52,10 +52,7 @@ class BucketTarget:
 
     def read(self, name: str, *, limit_bytes: int) -> bytes:
         """A small object, whole."""
-        head = self.bucket.head(name)
-        if head.size > limit_bytes:
-            raise ShardError(f"{self.place}/{name}: {head.size:,} bytes, at most {limit_bytes:,} are read")
-        return b"".join(self.bucket.chunks(name, 0, head.size, head.etag))
+        return read_whole(self.bucket, name, limit_bytes=limit_bytes)
 
     def send(self, files: Sequence[Outgoing], remove: Sequence[str], moved: OnMoved) -> None:
         """Puts the files: shards with their sidecars in parallel, then the rest in order, each after all before it."""

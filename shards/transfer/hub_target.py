@@ -26,7 +26,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from taro.core.errors import ShardError
 from taro.core.parallel import in_parallel
 from taro.shards.format import MANIFEST
-from taro.shards.remote.bucket import WAITS_S, ChangedError, Head, RefusedError, ServerError, retrying
+from taro.shards.remote.bucket import WAITS_S, ChangedError, Head, RefusedError, ServerError, read_whole, retrying
 from taro.shards.remote.hub import WRITE_ADVICE, HubFiles, NoDatasetError, api, explained, parse_hub, quiet, resolve
 from taro.shards.transfer.target import Held, OnMoved, Outgoing
 from taro.shards.transfer.workers import Counter
@@ -74,10 +74,7 @@ class HubTarget:
     def read(self, name: str, *, limit_bytes: int) -> bytes:
         """A small file, whole."""
         assert self._files is not None, "have() found it"
-        head = self._files.head(name)
-        if head.size > limit_bytes:
-            raise ShardError(f"{self.place}/{name}: {head.size:,} bytes, at most {limit_bytes:,} are read")
-        return b"".join(self._files.chunks(name, 0, head.size, head.etag))
+        return read_whole(self._files, name, limit_bytes=limit_bytes)
 
     def send(self, files: Sequence[Outgoing], remove: Sequence[str], moved: OnMoved) -> None:
         """Uploads what is large, commits, and compares what arrived."""

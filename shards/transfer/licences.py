@@ -17,12 +17,12 @@ __all__ = ["LicenceError", "Sharing", "check_licences", "sharing"]
 Sharing = Literal["free", "unknown", "forbidden"]
 
 _FREE = re.compile(
-    r"(?:apache(?:[ -]licen[sc]e)?[ ,-]*(?:version )?2(?:\.0)?|mit(?:[ "
-    r"-]licen[sc]e)?|bsd(?:-[23]-clause)?|isc|unlicense|"
+    r"(?:apache(?:[ -]licen[sc]e)?[ ,-]*(?:version )?2(?:\.0)?|mit(?:[ -]licen[sc]e)?|"
+    r"bsd(?:-[23]-clause)?|isc|unlicense|"
     r"public[ -]domain|pddl|odbl(?:-1\.0)?|odc-by(?:-1\.0)?|cdla-(?:permissive|sharing)-[12]\.0|"
     r"cc[ -]?(?:0|zero)(?:[ -]1\.0)?|cc[ -]by(?:[ -]nc)?(?:[ -]sa)?(?:[ -](?:1\.0|2\.0|2\.5|3\.0|4\.0))?)")
-_FORBIDS = re.compile(r"propriet|all rights reserved|confidential|no[nt]?[ -](?:to be "
-                      r")?(?:re)?(?:shar|distribut|publi)|"
+_FORBIDS = re.compile(r"propriet|all rights reserved|confidential|"
+                      r"no[nt]?[ -](?:to be )?(?:re)?(?:shar|distribut|publi)|"
                       r"internal|forbid|prohibit|must not|may not|do not|private|\bnd\b|no[ -]?deriv|no redistribution|"
                       r"without redistribution|no sharing")
 
@@ -59,5 +59,5 @@ def check_licences(source: Provenance, *, i_may_share: bool) -> None:
                                                 "forbidden": " (this forbids it)"}[found[what]] for what in said]
     raise LicenceError("expected licences that let a set be shared, got:\n" + "\n".join(lines)
                        + "\nAsk whose data it is. If you may share it, push with --i-may-share; what you know goes "
-                         "into "
-                       "the set with `taro preprocess RECIPE --set licences.videos=...`, which makes nothing again")
+                         "into the set with `taro preprocess RECIPE --set licences.videos=...`, which makes nothing "
+                         "again")

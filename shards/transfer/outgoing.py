@@ -24,7 +24,7 @@ from taro.shards.manifest import read_manifest, read_skipped, write_skipped
 from taro.shards.ops.thumbnails import without_thumbnails
 from taro.shards.reader import open_shards
 from taro.shards.store_local import LocalStore
-from taro.shards.transfer.plan import Wanted, manifest_files
+from taro.shards.transfer.plan import SetFile, manifest_files
 from taro.shards.transfer.redact import redacted, redacted_manifest
 from taro.shards.transfer.target import Outgoing
 
@@ -37,7 +37,7 @@ class Bundle:
 
     manifest: Manifest
     manifest_bytes: bytes
-    files: tuple[Wanted, ...]
+    files: tuple[SetFile, ...]
     folders: tuple[Path, ...]
     """where files are looked for, in this order"""
 
@@ -45,14 +45,13 @@ class Bundle:
         """Where a file lies; the set's own folder where it lies nowhere."""
         return LocalStore(next((folder for folder in self.folders if (folder / name).is_file()), self.folders[-1]))
 
-    def file(self, wanted: Wanted) -> Outgoing:
+    def file(self, wanted: SetFile) -> Outgoing:
         """A file as it is sent; ShardError where it has not the bytes that the manifest says."""
         store = self.store_of(wanted.name)
         size = store.size(wanted.name)
         if wanted.size not in {None, size}:
             raise ShardError(f"{store.describe(wanted.name)}: {size:,} bytes, the manifest says {wanted.size:,}; the "
-                             "set "
-                             "is damaged, `taro shards verify` lists what is wrong with it")
+                             "set is damaged, `taro shards verify` lists what is wrong with it")
         return Outgoing(wanted.name, store.folder / wanted.name, size, wanted.sha256)
 
     def about(self, manifest: Manifest) -> list[Outgoing]:

@@ -20,7 +20,7 @@ from taro.core.errors import ShardError
 from taro.shards.format import FORMAT_VERSION, INDEX, SKIPPED, Manifest, check_version, sidecar_path
 from taro.shards.transfer.target import Held
 
-__all__ = ["OtherSetError", "Transfer", "Wanted", "manifest_files", "there_already", "united"]
+__all__ = ["OtherSetError", "Transfer", "SetFile", "manifest_files", "there_already", "united"]
 
 
 class OtherSetError(ShardError):
@@ -28,7 +28,7 @@ class OtherSetError(ShardError):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class SetFile:
     """A file that a manifest names: bytes where it says them, None of sidecars and skipped.parquet."""
 
     name: str
@@ -67,16 +67,16 @@ class Transfer:
                 "moved": [{"name": name, "bytes": size} for name, size in self.moved]}
 
 
-def manifest_files(manifest: Manifest) -> list[Wanted]:
+def manifest_files(manifest: Manifest) -> list[SetFile]:
     """Every file that a manifest names, each shard before its sidecar, all of one slice together."""
     found = []
     for entry in sorted(manifest.shards, key=lambda entry: (entry.index, entry.kind)):
-        found += [Wanted(entry.path, entry.sha256, entry.bytes),
-                  Wanted(sidecar_path(entry.kind, entry.index), entry.sidecar_sha256)]
+        found += [SetFile(entry.path, entry.sha256, entry.bytes),
+                  SetFile(sidecar_path(entry.kind, entry.index), entry.sidecar_sha256)]
     if manifest.index is not None:
-        found.append(Wanted(INDEX, manifest.index.sha256, manifest.index.bytes))
+        found.append(SetFile(INDEX, manifest.index.sha256, manifest.index.bytes))
     if manifest.skipped_sha256 is not None:
-        found.append(Wanted(SKIPPED, manifest.skipped_sha256))
+        found.append(SetFile(SKIPPED, manifest.skipped_sha256))
     return found
 
 
@@ -106,7 +106,7 @@ def united(new: Manifest, there: Manifest | None, *, where: str) -> Manifest:
         "skipped_sha256": there.skipped_sha256 or new.skipped_sha256, "index": there.index or new.index})
 
 
-def there_already(files: Sequence[Wanted], held: Mapping[str, Held], there: Manifest | None,
+def there_already(files: Sequence[SetFile], held: Mapping[str, Held], there: Manifest | None,
                   digests: Callable[[Sequence[str]], Mapping[str, str]]) -> set[str]:
     """Names of the files that lie at a place with the bytes wanted. `there`: the manifest there; `digests`: the sha256
     of files there, asked of sidecars whose shards no manifest vouches for."""

@@ -28,7 +28,7 @@ from taro.shards.manifest import read_manifest
 from taro.shards.remote.bucket import NoRangesError
 from taro.shards.store import MissingFileError, safe_name
 from taro.shards.store_local import LocalStore
-from taro.shards.transfer.plan import Transfer, Wanted, manifest_files, united
+from taro.shards.transfer.plan import SetFile, Transfer, manifest_files, united
 from taro.shards.transfer.source import Source
 from taro.shards.transfer.target import OnProgress
 from taro.shards.transfer.workers import JOBS, Counter
@@ -101,11 +101,10 @@ def _manifest_there(store: LocalStore) -> Manifest | None:
     if (store.folder / MARKER).exists() or is_unused(store.folder, MARKER):
         return None
     raise ShardError(f"{store.folder}: expected an empty folder, or one with a shard set, got a folder with other "
-                     "files; "
-                     "name another")
+                     "files; name another")
 
 
-def _sizes(source: Source, files: Sequence[Wanted]) -> dict[str, int]:
+def _sizes(source: Source, files: Sequence[SetFile]) -> dict[str, int]:
     """Bytes of every file, bounded: as the manifest says, else as the place does."""
     listed = source.sizes()
     found = {}
@@ -115,8 +114,7 @@ def _sizes(source: Source, files: Sequence[Wanted]) -> dict[str, int]:
             continue
         if listed is not None and one.name not in listed:
             raise MissingFileError(f"{source.place}/{one.name}: missing, though the manifest there names it; the set "
-                                   "there "
-                                   "is damaged, push it again")
+                                   "there is damaged, push it again")
         size = source.size(one.name) if listed is None else listed[one.name]
         if size > MAX_MANIFEST_BYTES:
             raise ShardError(f"{source.place}/{one.name}: {size:,} bytes, at most {MAX_MANIFEST_BYTES:,} are read")
@@ -124,12 +122,12 @@ def _sizes(source: Source, files: Sequence[Wanted]) -> dict[str, int]:
     return found
 
 
-def _lacking(store: LocalStore, files: Sequence[Wanted], sizes: Mapping[str, int],
-             there: Manifest | None) -> list[Wanted]:
+def _lacking(store: LocalStore, files: Sequence[SetFile], sizes: Mapping[str, int],
+             there: Manifest | None) -> list[SetFile]:
     """The files that do not lie in the folder with the bytes wanted."""
     vouched = {one.name: one.sha256 for one in (manifest_files(there) if there else ())}
 
-    def lies(one: Wanted) -> bool:
+    def lies(one: SetFile) -> bool:
         try:
             if store.size(one.name) != sizes[one.name]:
                 return False
@@ -143,7 +141,7 @@ def _lacking(store: LocalStore, files: Sequence[Wanted], sizes: Mapping[str, int
     return [one for one in files if not lies(one)]
 
 
-def _check_room(folder: Path, lacking: Sequence[Wanted], sizes: Mapping[str, int]) -> None:
+def _check_room(folder: Path, lacking: Sequence[SetFile], sizes: Mapping[str, int]) -> None:
     needed = sum(max(sizes[one.name] - _begun(folder, one.name), 0) for one in lacking)
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -162,7 +160,7 @@ def _begun(folder: Path, name: str) -> int:
     return part.stat().st_size if part.is_file() and not part.is_symlink() else 0
 
 
-def _fetch(source: Source, one: Wanted, folder: Path, size: int, moved: Counter) -> None:
+def _fetch(source: Source, one: SetFile, folder: Path, size: int, moved: Counter) -> None:
     """Brings one file, going on where a killed transfer ended."""
     part, final = _part(folder, one.name), folder / one.name
     make_folders(part.parent)

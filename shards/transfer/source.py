@@ -70,8 +70,7 @@ class FolderSource:
                 yield piece
         if left:
             raise ShardError(f"{self.store.describe(name)}: {stop:,} bytes expected, the file ends before; `taro "
-                             "shards "
-                             "verify` lists what is wrong with the set")
+                             "shards verify` lists what is wrong with the set")
 
 
 class BundleSource(FolderSource):

@@ -1,8 +1,8 @@
 """The seam between a push and the place that it goes to: what lies there, and one call that sends what is missing.
 
 A push compares and orders; a `Target` moves. A kind of place is one class with these methods: `BucketTarget`
-(`taro.shards.transfer.bucket_target`) for object stores, the hub's commit in `taro.shards.remote.hub`. A folder of this
-machine needs none: there a push is a pull from the other side.
+for object stores and hub buckets, `HubTarget` for data sets of a hub. A folder of this machine needs none: there a push
+is a pull from the other side.
 
 Left out: removing what lies at a place, but for `remove` of a send that appears at once."""
 
