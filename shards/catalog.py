@@ -52,6 +52,8 @@ def open_catalog(store: Store, manifest: Manifest) -> Catalog:
 
 
 class _BySidecars:
+    index: Index | None = None
+
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self._records: dict[str, dict[str, tuple[int, SidecarRecord]]] = {kind: {} for kind in manifest.kinds}
         store.prefetch(Wanted(sidecar_path(entry.kind, entry.index)) for entry in manifest.shards)
@@ -62,14 +64,7 @@ class _BySidecars:
                     raise ShardError(f"{store.describe(entry.path)}: record {record.key} is in another {entry.kind} "
                                      "shard too")
                 records[record.key] = (entry.index, record)
-
-    @property
-    def index(self) -> Index | None:
-        return None
-
-    @property
-    def keys(self) -> Sequence[str]:
-        return sorted(self._records["paths"])
+        self.keys: Sequence[str] = sorted(self._records["paths"])
 
     def holds(self, key: object) -> bool:
         return key in self._records["paths"]

@@ -16,7 +16,7 @@ from taro.core.errors import ShardError
 from taro.core.json import check_model, parse_json
 from taro.grounding.records import ClipRecord, QueryRecord
 from taro.shards.format import INDEX, Manifest
-from taro.shards.index_file import COLUMNS, IndexRow, from_numpy, index_rows, open_index, to_numpy
+from taro.shards.index_file import COLUMNS, IndexRow, filled, from_numpy, index_rows, open_index, to_numpy
 from taro.shards.lazy import BLOCK_ITEMS, LazySequence
 from taro.shards.store import Store
 from taro.shards.text_search import found_in
@@ -120,7 +120,7 @@ class Index:
 
     def _numbers(self, name: str) -> np.ndarray:
         """A column of numbers of the rows, 0 or NaN where it is null."""
-        return to_numpy(self._asked[name].fill_null(math.nan if COLUMNS[name] == "float64" else 0))
+        return filled(self._asked[name], math.nan if COLUMNS[name] == "float64" else 0)
 
     def clip_numbers(self, rows: np.ndarray) -> np.ndarray:
         """The place of each row's clip in `keys`."""
@@ -187,7 +187,7 @@ class Index:
 
     def _split_codes(self) -> np.ndarray:
         """The split of each row as its place in the dictionary, -1 where it has none."""
-        return to_numpy(self._asked["split"].indices.fill_null(-1))
+        return filled(self._asked["split"].indices, -1)
 
     def ids(self) -> set[str]:
         """The ids of all queries."""
@@ -208,7 +208,7 @@ class Index:
     def passing(self, rows: np.ndarray, filter_name: str, value: Any) -> np.ndarray:
         """Which of some rows a filter lets through. `filter_name`, `value`: a field of `Selection`."""
         chooses: dict[str, Any] = {"split": self._of_split, "difficulty": self._of_difficulty, "queries": self._named,
-                   "keys": self._of_clips, "text": self._saying}
+                                   "keys": self._of_clips, "text": self._saying}
         return np.asarray(chooses[filter_name](rows, value)).astype(bool)
 
     def _of_split(self, rows: np.ndarray, split: str) -> np.ndarray:

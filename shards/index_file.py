@@ -29,8 +29,8 @@ from taro.shards.store import Store
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["CLIP_COLUMNS", "COLUMNS", "ClipTexts", "IndexFile", "IndexRow", "encode_index", "from_numpy", "index_rows",
-           "open_index", "rows_table", "to_numpy"]
+__all__ = ["CLIP_COLUMNS", "COLUMNS", "ClipTexts", "IndexFile", "IndexRow", "encode_index", "filled", "from_numpy",
+           "index_rows", "open_index", "rows_table", "to_numpy"]
 
 IndexRow = dict[str, Any]
 """a row of the index by the names of `COLUMNS`"""
@@ -59,6 +59,14 @@ def to_numpy(array: pa.Array) -> np.ndarray:
     import pyarrow as pa
 
     return np.from_dlpack(array.cast(pa.uint8()) if pa.types.is_boolean(array.type) else array)
+
+
+def filled(array: pa.Array, value: float) -> np.ndarray:
+    """Numbers (int32, float64) as numpy, `value` where they are null. (For a float of Python arrow imports pandas.)"""
+    import pyarrow as pa
+
+    stored = np.array([value], np.float64 if pa.types.is_floating(array.type) else np.int32)
+    return to_numpy(array.fill_null(pa.Array.from_buffers(array.type, 1, [None, pa.py_buffer(stored)])[0]))
 
 
 def from_numpy(numbers: np.ndarray) -> pa.Array:

@@ -43,7 +43,7 @@ class Browser:
     def _send(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
         data = None if method != "POST" else json.dumps(body or {}).encode()
         request = urllib.request.Request(self._base + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=180) as answer:
             return json.load(answer)["value"]
 
     def resize(self, width: int, height: int = 900) -> None:

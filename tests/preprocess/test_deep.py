@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, videos: Pa
     config = PreprocessConfig.model_validate({
         "videos": videos, "annotations": root / "annotations.jsonl", "dataset": "jsonl", "out": root / "set",
         "policy": str(tiny_policy), "caption": {"method": "none"}, "segment": {"method": "uniform"}, "slice_clips": 4,
-        "clip_model": None, "device": "cpu", "workers": 2, "threads": 1, "variants": {"count": 2}})
+        "clip_model": None, "device": "cpu", "workers": 1, "threads": 1, "variants": {"count": 2}})
     assert preprocess(config).written == CLIPS
     return root / "set"
 

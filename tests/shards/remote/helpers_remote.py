@@ -17,6 +17,8 @@ from unittest.mock import patch
 __all__ = ["KEY", "SECRET", "moto_s3", "rclone_s3"]
 
 KEY, SECRET = "AKIDTEST", "a-key-that-nobody-may-read"
+PATIENCE_S = 120
+"""of a wait for a server, which imports its own libraries first, beside other tests"""
 
 
 @contextlib.contextmanager
@@ -37,7 +39,7 @@ def moto_s3() -> Iterator[str]:
     try:
         host, port = server.get_host_and_port()
         request = urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=PATIENCE_S).close()
         with _environment(f"http://{host}:{port}"):
             yield "s3://bucket"
     finally:
@@ -55,7 +57,7 @@ def rclone_s3(folder: Path) -> Iterator[str]:
     server = subprocess.Popen([rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}",
                                folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
@@ -64,4 +66,4 @@ def rclone_s3(folder: Path) -> Iterator[str]:
             yield "s3://bucket"
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(PATIENCE_S)

@@ -24,7 +24,7 @@ from taro.shards.store import Expected, Wanted
 from tests.shards.helpers_http import Web, answer, serving
 from tests.shards.helpers_sets import write_set
 
-NAME, SIZE = "paths/paths-000000.tar", 40 * 2**20
+NAME, SIZE = "paths/paths-000000.tar", 33 * 2**20
 """larger than what is fetched whole"""
 READ = """
 import sys
@@ -86,16 +86,16 @@ def test_ranges_that_lie_close_are_one_request(web: Web, data: tuple[Path, bytes
 @pytest.mark.parametrize("what", ["whole", "ranges"])
 def test_processes_fetch_a_file_once(web: Web, data: tuple[Path, bytes], tmp_path: Path, what: str) -> None:
     running = [subprocess.Popen(command(web, tmp_path, data[1], what), stdout=subprocess.PIPE, text=True)
-               for _ in range(3)]
+               for _ in range(2)]
     said = [int(process.communicate(timeout=120)[0]) for process in running]
-    assert said == [SIZE if what == "whole" else 10_000_000] * 3
+    assert said == [SIZE if what == "whole" else 10_000_000] * 2
     assert web.sent == said[0], "each byte was sent once"
 
 
 def test_what_a_killed_process_left_is_not_taken_as_whole(web: Web, data: tuple[Path, bytes], tmp_path: Path) -> None:
-    web.rate = 20e6
+    web.rate = 5e6
     process = subprocess.Popen(command(web, tmp_path, data[1], "whole"), stdout=subprocess.PIPE)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not any(path.stat().st_size for path in tmp_path.glob("??/*/*.part")) and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -187,7 +187,7 @@ def test_threads_and_failures_share_locks(web: Web, data: tuple[Path, bytes], tm
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert len(failed) == 2 and len(web.fetched(NAME)) == 3
 
 
