@@ -30,11 +30,11 @@ CHUNK_BYTES = 500_000
 class RowFiles:
     """Writes the rows of clips, one after another, as files in `folder`, which is made. Holds one file in memory.
 
-    `queries`: rows so far; `left_out`: queries beyond MAX_ROWS; `names`: of the files, once `close` was called."""
+    `queries`: listed so far; `left_out`: those for which there was no row; `names`: of the files, after `close`."""
 
     def __init__(self, folder: Path, encoders: Sequence[str]) -> None:
         folder.mkdir()
-        self.queries, self.left_out, self.names = 0, 0, list[str]()
+        self.queries, self.left_out, self._rows, self.names = 0, 0, 0, list[str]()
         self._folder, self._encoders, self._clips, self._bytes = folder, list(encoders), list[str](), 0
 
     def add(self, clip: ClipRecord, held: Sequence[str], *, sheet: bool, keeps: Callable[[str, QueryRecord], bool],
@@ -46,8 +46,10 @@ class RowFiles:
                 if keeps(clip.key, query)]
         if not clip.queries:
             rows = [["", "", "", None, [], -1, None]]
-        fitting = rows[: MAX_ROWS - self.queries]
-        self.queries, self.left_out = self.queries + len(fitting), self.left_out + len(rows) - len(fitting)
+        fitting = rows[: MAX_ROWS - self._rows]
+        self._rows += len(fitting)
+        if clip.queries:
+            self.queries, self.left_out = self.queries + len(fitting), self.left_out + len(rows) - len(fitting)
         if not fitting:
             return
         text = _script([clip.key, _text(clip.video.path_hint), _number(clip.duration_s), len(clip.captions),

@@ -227,6 +227,14 @@ def test_pages_that_a_killed_command_left_are_cleared_away(tmp_path: Path) -> No
     assert not (tmp_path / "pages" / ".old").exists()
 
 
+def test_a_clip_without_a_query_is_a_row_and_no_query(tmp_path: Path) -> None:
+    rows = view_rows.RowFiles(tmp_path / "data", [])
+    for one in (record(1, queries=0), record(2)):
+        rows.add(one, [], sheet=False, keeps=lambda key, query: True, rewards={})
+    rows.close()
+    assert (rows.queries, rows.left_out) == (2, 0) and [len(clip[6]) for clip in listed(tmp_path)] == [1, 2]
+
+
 def test_rows_of_many_clips_are_files_of_bounded_size_and_number(tmp_path: Path,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(view_rows, "MAX_ROWS", 8_999)
