@@ -207,8 +207,8 @@ def _answers(settings: Quickstart, shards: Path, policy_name: str, when: str, sh
         def progress(done: int, total: int, index: int = index) -> None:
             show.step(when, index * total + done, len(missing) * total)
 
-        answers[name] = evaluate_policy(policy, shard_set, asking, decodings[name], batch_prompts=32, progress=progress,
-                                        questions=Questions(seed=settings.seed))
+        answers[name] = evaluate_policy(policy, shard_set, asking, decodings[name], batch_prompts=128,
+                                        progress=progress, questions=Questions(seed=settings.seed))
         write_answers(answers[name], files[name])
     show.end(when, _scores_note(answers["greedy"]))
     return {name: answers[name] for name in decodings}

@@ -10,13 +10,13 @@ Legend: B rows, T tokens, H heads, K key-value heads, d head width."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["Attention", "NAME", "causal", "is_routed", "masked", "route"]
+__all__ = ["Attention", "NAME", "by_group", "causal", "is_routed", "masked", "route"]
 
 Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, queries [B, H, T, d], keys [B, K, T, d], values [B, K, T, d]) -> mixed values [B, H, T, d]; queries and keys
@@ -54,6 +54,46 @@ def masked(mask_B1TT: torch.Tensor) -> Attention:
         return scaled_dot_product_attention(q, *_repeat(q, k, v), attn_mask=mask_B1TT)
 
     return attend
+
+
+def by_group(lengths: Sequence[Sequence[int]]) -> Attention:
+    """Attention in a row of groups `[prefix | r_1 | .. | r_G]`, their lengths as given: causal in the prefix, each
+    response over the prefix and itself. Where there are fewer queries than keys, they are those of the last tokens."""
+    sizes = [size for group in lengths for size in group]
+
+    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        skipped = k.shape[2] - q.shape[2]
+        parts = zip(q.split(_behind(sizes, skipped), 2), *(x.split(sizes, 2) for x in _repeat(q, k, v)), strict=True)
+        mixed = []
+        for group in lengths:
+            queries, *before = next(parts)
+            mixed.append(_last(queries, *before))
+            for _ in group[1:]:
+                queries, *own = next(parts)
+                mixed.append(_last(queries, *(torch.cat(pair, 2) for pair in zip(before, own, strict=True))))
+        return torch.cat(mixed, 2)
+
+    return attend
+
+
+def _behind(sizes: Sequence[int], skipped: int) -> list[int]:
+    """The sizes of consecutive parts without the first `skipped` of their tokens."""
+    left = []
+    for size in sizes:
+        left.append(max(size - skipped, 0))
+        skipped = max(skipped - size, 0)
+    return left
+
+
+def _last(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Causal attention of queries that are the last of the keys' tokens."""
+    T, M = q.shape[2], k.shape[2]
+    if T == M:
+        return scaled_dot_product_attention(q, k, v, is_causal=True)
+    if not T:
+        return q
+    seen_TM = torch.ones(T, M, dtype=torch.bool, device=q.device).tril(M - T)
+    return scaled_dot_product_attention(q, k, v, attn_mask=seen_TM)
 
 
 def _repeat(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from taro.models.attention import Attention, masked
+from taro.models.attention import Attention, by_group, masked
 from taro.models.language_model import VideoTokens
 from taro.models.prompt import Prompt
 
@@ -51,8 +51,26 @@ class PackedBatch:
         return (index[:, None] >= index) & (group[:, None] == group) & shared
 
     def attention(self, device: torch.device) -> Attention:
-        """The attention of this row."""
-        return masked(self.mask_TT(device)[None, None])
+        """The attention of this row, or of its last tokens over the keys of all. A CPU computes what `mask_TT` shows
+        and little besides; a GPU, where many small products cost more than a large one, all of it under the mask."""
+        if device.type == "cpu":
+            return by_group(self.lengths())
+        mask_TT = self.mask_TT(device)
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return masked(mask_TT[-q.shape[2] :][None, None])(layer, q, k, v)
+
+        return attend
+
+    def lengths(self) -> list[list[int]]:
+        """Of each group: tokens of its prefix, then of each response that has any."""
+        responses_T = self.response_T + 1
+        parts = torch.unique_consecutive(torch.stack([self.group_T, responses_T]), dim=1, return_counts=True)
+        found: list[list[int]] = []
+        for response, count in zip(parts[0][1].tolist(), parts[1].tolist(), strict=True):
+            found += [] if response else [[]]
+            found[-1].append(count)
+        return found
 
 
 Packer = Callable[[Sequence[Prompt], torch.Tensor, torch.Tensor], Iterator[PackedBatch]]
@@ -67,8 +85,8 @@ def one_group_a_row(prompts: Sequence[Prompt], ids_BGR: torch.Tensor, mask_BGR: 
 
 def pack(prompts: Sequence[Prompt], ids_BGR: torch.Tensor, mask_BGR: torch.Tensor, *,
          groups: Sequence[int]) -> PackedBatch:
-    """One row, on the CPU, of the prompts numbered `groups` and their responses, those of a group padded to the longest
-    of it. ids_BGR: response tokens, valid ones first; mask_BGR: which are valid."""
+    """One row, on the CPU, of the prompts numbered `groups` and the valid tokens of their responses, no padding among
+    them. ids_BGR: response tokens, valid ones first; mask_BGR: which are valid."""
     ids_BGR, mask_BGR = ids_BGR.cpu(), mask_BGR.cpu()
     _, G, width = ids_BGR.shape
     parts: list[list[torch.Tensor]] = [[] for _ in range(8)]
@@ -76,19 +94,17 @@ def pack(prompts: Sequence[Prompt], ids_BGR: torch.Tensor, mask_BGR: torch.Tenso
     start = 0
     for b in groups:
         prompt, P = prompts[b], len(prompts[b].ids_P)
-        R = max(int(mask_BGR[b].sum(-1).max()), 1)
-        tail_R = torch.arange(prompt.next_position, prompt.next_position + R)
-        ids += [prompt.ids_P.cpu(), ids_BGR[b, :, :R].flatten()]
-        positions += [prompt.positions_3P.cpu(), tail_R.repeat(G).expand(3, G * R)]
-        group.append(torch.full((P + G * R,), b))
-        response += [torch.full((P,), -1), torch.arange(G).repeat_interleave(R)]
+        g_N, r_N = mask_BGR[b].nonzero(as_tuple=True)
+        N, first = len(g_N), start + P
+        ids += [prompt.ids_P.cpu(), ids_BGR[b, g_N, r_N]]
+        positions += [prompt.positions_3P.cpu(), (prompt.next_position + r_N).expand(3, N)]
+        group.append(torch.full((P + N,), b))
+        response += [torch.full((P,), -1), g_N]
         places.append(prompt.places_M.cpu() + start)
-        g_N, r_N = mask_BGR[b, :, :R].nonzero(as_tuple=True)
-        first = start + P - 1  # predicts the first token of every response
-        before.append(torch.where(r_N == 0, first, first + g_N * R + r_N))
-        targets.append(ids_BGR[b, g_N, r_N])
+        before.append(torch.where(r_N == 0, first - 1, first - 1 + torch.arange(N)))  # of a response: the prompt's last
+        targets.append(ids[-1])
         to.append((b * G + g_N) * width + r_N)
-        start += P + G * R
+        start += P + N
     videos = [prompts[b].video for b in groups]
     levels = zip(*(x.levels_LMD for x in videos), strict=True)
     video = VideoTokens(torch.cat(places), torch.cat([x.main_MD for x in videos]), tuple(map(torch.cat, levels)))

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from taro.models.attention import Attention, masked
+from taro.models.attention import Attention
 from taro.models.language_model import VideoTokens
 from taro.models.packing import PackedBatch, pack
 from taro.models.prompt import Prompt
@@ -113,7 +113,7 @@ class _Behind(PackedBatch):
 
     def attention(self, device: torch.device) -> Attention:
         """Over the kept keys and values and the row's own."""
-        inner = masked(self.whole.mask_TT(device)[self.prefix.tokens :][None, None])
+        inner = self.whole.attention(device)
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             before = self.prefix.take(layer)

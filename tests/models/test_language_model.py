@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from taro.models.attention import causal
+from taro.models.attention import causal, masked
 from taro.models.families import FAMILIES
 from taro.models.grouped import generate
 from taro.models.language_model import hidden_states
@@ -197,16 +197,36 @@ def test_a_packed_row_of_two_groups_written_out(policy: Policy) -> None:
     ids = torch.tensor([[[7, 8], [9, 0]], [[5, 0], [6, 0]]])
     mask = torch.tensor([[[1, 1], [1, 0]], [[1, 0], [1, 0]]], dtype=torch.bool)
     row = pack(prompts, ids, mask, groups=[0, 1])
-    assert row.ids_T.tolist() == [*prompts[0].ids_P.tolist(), 7, 8, 9, 0, *prompts[1].ids_P.tolist(), 5, 6]
-    assert row.group_T.tolist() == [0] * (P + 4) + [1] * (Q + 2)
-    assert row.response_T.tolist() == [-1] * P + [0, 0, 1, 1] + [-1] * Q + [0, 1]
-    assert row.positions_3T[0, P : P + 4].tolist() == [prompts[0].next_position + i for i in (0, 1, 0, 1)]
-    assert row.before_N.tolist() == [P - 1, P, P - 1, P + 4 + Q - 1, P + 4 + Q - 1]
+    assert row.ids_T.tolist() == [*prompts[0].ids_P.tolist(), 7, 8, 9, *prompts[1].ids_P.tolist(), 5, 6]
+    assert row.group_T.tolist() == [0] * (P + 3) + [1] * (Q + 2)
+    assert row.response_T.tolist() == [-1] * P + [0, 0, 1] + [-1] * Q + [0, 1]
+    assert row.positions_3T[0, P : P + 3].tolist() == [prompts[0].next_position + i for i in (0, 1, 0)]
+    assert row.before_N.tolist() == [P - 1, P, P - 1, P + 3 + Q - 1, P + 3 + Q - 1]
     assert row.targets_N.tolist() == [7, 8, 9, 5, 6] and row.to_N.tolist() == [0, 1, 2, 4, 6]
+    assert row.lengths() == [[P, 2, 1], [Q, 1, 1]]
     M = len(prompts[0].places_M)
-    assert row.video.places_M[M:].tolist() == (prompts[1].places_M + P + 4).tolist()
+    assert row.video.places_M[M:].tolist() == (prompts[1].places_M + P + 3).tolist()
     mask_TT = row.mask_TT(torch.device("cpu"))
     assert mask_TT[P + 1].nonzero()[:, 0].tolist() == [*range(P), P, P + 1], "its prefix, its own earlier token, itself"
     assert mask_TT[P + 2].nonzero()[:, 0].tolist() == [*range(P), P + 2], "not the other response"
-    assert mask_TT[-1].nonzero()[:, 0].tolist() == [*range(P + 4, P + 4 + Q), P + 4 + Q + 1], "not the other group"
+    assert mask_TT[-1].nonzero()[:, 0].tolist() == [*range(P + 3, P + 3 + Q), P + 3 + Q + 1], "not the other group"
     assert row_logprobs(policy, row, temperature=1.0, checkpoint=False).shape == (5,)
+
+
+def test_attention_by_group_is_attention_under_the_mask_of_the_row(policy: Policy) -> None:
+    prompts = [make_prompt(policy, CASES[1], text)[0] for text in ("a", "bcd")]
+    ids = torch.randint(5, 20, (2, 3, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(7) < torch.tensor([[7, 0, 3], [1, 5, 5]])[..., None]
+    row, cpu = pack(prompts, ids, mask, groups=[0, 1]), torch.device("cpu")
+    P, Q = (len(prompt.ids_P) for prompt in prompts)
+    assert row.lengths() == [[P, 7, 3], [Q, 1, 5, 5]]
+    T = len(row.ids_T)
+    for first in (0, P // 2, P + 8, P + 10 + Q // 2):  # all queries, or those of the last tokens alone
+        q, k, v = (torch.randn(1, heads, T, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64,
+                               requires_grad=True) for seed, heads in ((1, 4), (2, 2), (3, 2)))
+        found = []
+        for attend in (row.attention(cpu), masked(row.mask_TT(cpu)[first:][None, None])):
+            mixed = attend(0, q[:, :, first:], k, v)
+            found.append((mixed, *torch.autograd.grad(mixed.square().sum(), (q, k, v))))
+        for one, two in zip(*found, strict=True):
+            torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-9)
