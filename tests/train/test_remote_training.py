@@ -31,8 +31,8 @@ def places(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     folder = Path(shutil.copytree(tiny.shards, tmp_path_factory.mktemp("remote") / "set"))
     add_index(str(folder))
     with serving(folder.parent) as web, moto_s3() as bucket:
-        push(folder, f"{bucket}/set", Choices(i_may_share=True))
-        yield {"folder": str(folder), "http": f"{web.url}/set", "s3": f"{bucket}/set"}
+        push(folder, f"{bucket}/training/set", Choices(i_may_share=True))
+        yield {"folder": str(folder), "http": f"{web.url}/set", "s3": f"{bucket}/training/set"}
 
 
 @pytest.fixture(scope="module", params=READINGS)

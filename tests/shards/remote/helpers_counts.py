@@ -71,7 +71,7 @@ def _s3(folder: Path) -> Iterator[tuple[str, Callable[[], Cost]]]:
 
     plain = moto.DomainDispatcherApplication
     with patch.object(moto, "DomainDispatcherApplication", lambda make: counted(plain(make))), moto_s3() as bucket:
-        yield f"{bucket}/set", lambda: Cost(Counter(total.requests), total.bytes)
+        yield f"{bucket}/costs/set", lambda: Cost(Counter(total.requests), total.bytes)
 
 
 @contextlib.contextmanager

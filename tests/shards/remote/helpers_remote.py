@@ -30,7 +30,7 @@ def _environment(url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def moto_s3() -> Iterator[str]:
-    """moto's server; yields the bucket's URL."""
+    """moto's server; yields the bucket's URL. All of a process share objects: each test names its own."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
