@@ -226,7 +226,7 @@ FIXED_FORMS = {
     "taro/core/files.py": "the number of a disk error", "taro/models/resolve.py": "cuda:0",
     "taro/sandbox/tokens.py": "splits a text into tokens", "shards/format.py": "a version",
     "shards/store.py": "names of shards", "shards/manifest.py": "names of shards",
-    "shards/text_search.py": "repeats in a regular expression",
+    "shards/text_search.py": "repeats in a regular expression", "shards/transfer/redact.py": "an address with a port",
     "train/report/data.py": "names of steps", "taro/grounding/clock.py": "a unit between two digits",
     "taro/core/yaml_text.py": "what YAML 1.2 calls a number"}
 """files with patterns of digits that read no number of a text -> what they are for"""
