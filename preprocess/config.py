@@ -5,24 +5,26 @@ and how much may fail do not shape the output and may change between runs."""
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from taro.annotations import LintPolicy
 from taro.core.config import Config
-from taro.core.places import DataName, LocalPath, ModelName, TemplateName
+from taro.core.errors import ConfigError
+from taro.core.places import DataName, LocalPath, ModelName, SetPlace, TemplateName
 from taro.models.features import FrameSampling
 from taro.preprocess.video.decode import Decoder
 from taro.shards.variants import MAX_VARIANTS
 
-__all__ = ["CaptionConfig", "DecodeConfig", "Licences", "PathsConfig", "PreprocessConfig", "SegmentConfig",
-           "VariantsConfig"]
+__all__ = ["BudgetConfig", "CaptionConfig", "DecodeConfig", "EndpointConfig", "Licences", "PathsConfig",
+           "PreprocessConfig", "SegmentConfig", "VariantsConfig"]
 
 
-CaptionMethod = Literal["transformers", "file", "annotations", "none"]
+CaptionMethod = Literal["transformers", "openai", "file", "annotations", "none"]
 """the rows of `taro.preprocess.captioners.registry.METHODS`"""
-ASKED = {"transformers"}
+ASKED = {"transformers", "openai"}
 """those that ask a captioner, for segments or for whole clips"""
 EngineName = Literal["local"]
 """the rows of `taro.preprocess.engines.registry.ENGINES`"""
@@ -56,11 +58,72 @@ class SegmentConfig(Config):
     """how two frames' CLIP features are compared"""
 
 
+class EndpointConfig(Config):
+    """The endpoint of the method openai (docs/endpoints.md). `model`, `temperature` and what is sent of the frames are
+    part of the captioner's fingerprint; the rest may change between runs."""
+
+    base_url: SetPlace | None = None
+    """an OpenAI-compatible endpoint, such as http://localhost:8000/v1; frames of the videos are sent there"""
+    model: str | None = None
+    """the model's name there"""
+    key_env: str | None = "OPENAI_API_KEY"
+    """the environment variable that holds the API key; null: no key is needed"""
+    temperature: float | None = Field(0.0, ge=0, le=2)
+    """of sampling; null: not sent, for models that refuse it"""
+    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """the name under which the endpoint takes caption.max_new_tokens"""
+    image_px: int = Field(512, ge=28, le=4096)
+    """longest side of a frame as it is sent; smaller ones are not made larger"""
+    jpeg_quality: int = Field(90, ge=1, le=100)
+    """of the frames as they are sent"""
+    max_images: int = Field(64, ge=1, le=1024)
+    """frames of a request at most, evenly chosen"""
+    concurrency: int = Field(8, ge=1, le=256)
+    """requests under way at once"""
+    timeout_s: float = Field(120.0, gt=0)
+    """seconds after which a request without its whole answer is given up, and tried again"""
+    max_retries: int = Field(5, ge=0, le=100)
+    """tries after the first one, where the endpoint is busy, fails, is cut off or answers nonsense"""
+    max_wait_s: float = Field(60.0, ge=0)
+    """seconds between two tries at most, whatever the endpoint asks for"""
+    probe: bool = True
+    """ask about four frames of known colours first, and stop where the answer is wrong"""
+
+    @field_validator("key_env", mode="before")
+    @classmethod
+    def _names_a_variable(cls, name: Any) -> Any:
+        if isinstance(name, str) and not re.fullmatch("[A-Z_][A-Z0-9_]{0,63}", name):  # ValueError would show the value
+            raise ConfigError("caption.endpoint.key_env: expected the NAME of an environment variable, such as "
+                              "OPENAI_API_KEY; a key itself never stands in settings")
+        return name
+
+
+class BudgetConfig(Config):
+    """What one run may spend at an endpoint; null: no bound."""
+
+    price_in: float | None = Field(None, ge=0)
+    """of a million tokens that are sent, in any currency"""
+    price_out: float | None = Field(None, ge=0)
+    """of a million tokens that are answered"""
+    max_cost: float | None = Field(None, gt=0)
+    """cost of a run, in the currency of the prices"""
+    max_tokens: int | None = Field(None, ge=1)
+    """tokens of a run, sent and answered"""
+    max_requests: int | None = Field(None, ge=1)
+    """requests of a run, repeated ones and the probe included"""
+
+    @property
+    def prices(self) -> tuple[float, float] | None:
+        """Of a million tokens in and out; None where they are not known."""
+        return None if self.price_in is None or self.price_out is None else (self.price_in, self.price_out)
+
+
 class CaptionConfig(Config):
     """Who writes the dense captions."""
 
     method: CaptionMethod = "transformers"
-    """transformers: a model folder, in process; file: JSONL of captions; annotations: those of the annotation rows"""
+    """transformers: a model folder, in process; openai: an endpoint; file: JSONL of captions; annotations: those of the
+    annotation rows"""
     model: ModelName | None = None
     """model folder, sandbox:NAME or hub id, of the method transformers"""
     file: LocalPath | None = None
@@ -77,6 +140,8 @@ class CaptionConfig(Config):
     """segments (or clips) described at once"""
     sampling: FrameSampling = FrameSampling()
     """size at which the captioner sees frames; they are chosen among the clip's sampled frames"""
+    endpoint: EndpointConfig = EndpointConfig()
+    budget: BudgetConfig = BudgetConfig()
 
 
 class PathsConfig(Config):
@@ -169,7 +234,10 @@ class PreprocessConfig(Config):
         if self.caption.method == "file" and self.caption.file is None:
             raise ValueError("caption.method file needs caption.file, a JSONL of captions")
         if self.segment.method == "captioner" and self.caption.method not in {*ASKED, "none"}:
-            raise ValueError(f"segment.method captioner needs caption.method transformers, got {self.caption.method}")
+            raise ValueError("segment.method captioner needs caption.method transformers or openai, got "
+                             f"{self.caption.method}")
+        if self.caption.method == "openai":
+            _check_endpoint(self.caption)
         if self.needs_segments and self.segment.method == "clip" and self.clip_model is None:
             raise ValueError("segment.method clip needs clip_model; or set segment.method to uniform")
         return self
@@ -187,6 +255,21 @@ class PreprocessConfig(Config):
                                                      "clip_model", "device", "dtype", "max_skipped", "engine",
                                                      "workers", "threads", "licences", "variants"})
         del data["decode"]["deadline_s"], data["caption"]["model"], data["caption"]["file"]
+        del data["caption"]["endpoint"], data["caption"]["budget"]  # the fingerprint has what shapes answers
         if self.caption.template is not None:  # the plan holds the prompt: where its file lies is nobody's business
             data["caption"]["template"] = self.caption.template.rpartition("/")[2]
         return data
+
+
+def _check_endpoint(caption: CaptionConfig) -> None:
+    """Raises ValueError where the method openai lacks something."""
+    endpoint, budget = caption.endpoint, caption.budget
+    if endpoint.base_url is None or not endpoint.model:
+        raise ValueError("caption.method openai needs caption.endpoint.base_url, such as http://localhost:8000/v1, and "
+                         "caption.endpoint.model, the model's name there")
+    if not endpoint.base_url.startswith(("http://", "https://")):
+        raise ValueError("caption.endpoint.base_url: expected http://HOST/v1 or https://HOST/v1")
+    if caption.repetition_penalty != 1:
+        raise ValueError("caption.repetition_penalty is of the method transformers; leave it at 1 for openai")
+    if budget.max_cost is not None and budget.prices is None:
+        raise ValueError("caption.budget.max_cost needs caption.budget.price_in and price_out, of a million tokens")

@@ -2,7 +2,8 @@
 
 Counts come from the plan. Decoding is measured, on up to `SAMPLE` clips spread over what is left to do; what the models
 cost on a GPU is stated, from the constants below, until this machine's own runs are known. The report says which is
-which. Slices that are made cost nothing more, and adding features to them no captions. Left out: frame variants."""
+which. Slices that are made cost nothing more, and adding features to them no captions. Captions from an endpoint are
+counted in requests and tokens, by assumption; nothing is asked. Left out: frame variants, the endpoint's speed."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from taro.core.text import one_line
+from taro.preprocess.captioners.pictures import image_tokens
 from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.config import ASKED, PreprocessConfig
 from taro.preprocess.job import Job, Only, open_job
@@ -33,6 +35,8 @@ CAPTION_S = 0.25
 SEGMENT_S = 5.0
 """seconds of a segment between change points: an assumption"""
 TOKENS = 3584
+TIME_TOKENS, CHARACTERS = 5, 4
+"""of a frame's time in a request; characters that a token of a prompt stands for: assumptions"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Estimate:
     """What a job will do. inputs to slices: of the whole plan; slices_left, clips_left and all costs: of what is not
     made yet. captions: a guess unless they are given; feature_bytes: at most; decode_hours: measured; model_hours:
     stated constants; sampled: clips that were decoded for the measure, and how many of them failed; variants: how many
-    of each query come on top."""
+    of each query come on top; requests to cost: of an endpoint, without repeated requests. tokens_in: an assumption;
+    tokens_out, cost: at most, None where no prices are known."""
 
     inputs: int
     rows: int
@@ -59,6 +64,10 @@ class Estimate:
     failed: int
     reasons: dict[str, int]
     variants: int
+    requests: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -76,13 +85,20 @@ class Estimate:
             return "\n".join([*lines, "nothing is left to do"])
         if not whole:
             lines.append(f"{self.slices_left:,} slices are left: {self.clips_left:,} clips, {video}")
-        lines += [f"about {self.captions:,} captions", f"at most {self.feature_bytes / 1e9:,.2f} GB of features",
+        lines += [f"about {self.captions:,} captions", *self._endpoint(),
+                  f"at most {self.feature_bytes / 1e9:,.2f} GB of features",
                   f"decoding: {_span(self.decode_hours)} (measured on {self.sampled} clips here"
                   + (f", {self.failed} of which failed)" if self.failed else ")"),
                   f"models: {_span(self.model_hours)} with a 7B policy on one H200 (stated constants, not a measure)",
                   *([f"and {self.variants} frame variants of each query, not counted here"] if self.variants else []),
                   "nothing was written"]
         return "\n".join(lines)
+
+    def _endpoint(self) -> list[str]:
+        """What is asked of an endpoint."""
+        cost = "" if self.cost is None else f", a cost of at most {self.cost:,.4g}"
+        return [f"endpoint: about {self.requests:,} requests, about {self.tokens_in:,} tokens sent (one for 28 x 28 "
+                f"pixels: an assumption), at most {self.tokens_out:,} answered{cost}"] if self.requests else []
 
 
 def _span(hours: float) -> str:
@@ -103,18 +119,20 @@ def estimate(config: PreprocessConfig, *, only: Only | None = None) -> Estimate:
     seconds, frames = _decode(job, sample) if sample else (0.0, [])
     mean_s = float(np.mean([f.duration_s for f in frames])) if frames else 0.0
     clips = len(left)
-    captions = _captions(job, [clip for index in make for clip in plan.slice_clips(index)], mean_s)
+    made = [clip for index in make for clip in plan.slice_clips(index)]
+    captions = _captions(job, made, mean_s)
     encoded = make if only is None else todo if only == "features" else []
     size = job.bytes_per_clip(mean_s or None) * sum(len(plan.slice_clips(index)) for index in encoded)
     tokens = size / max(job.bytes_per_clip(), 1) * config.sampling.total_tokens
-    asked = captions if config.caption.method in ASKED else 0
+    asked = captions if config.caption.method == "transformers" else 0
     return Estimate(inputs=plan.inputs, rows=plan.rows, skipped=len(plan.skipped),
                     videos=len({clip.path for clip in plan.clips}), clips=len(plan.clips), slices=len(plan.slices),
                     slices_left=len(todo), clips_left=clips, hours_of_video=mean_s * clips / 3600, captions=captions,
                     feature_bytes=size, decode_hours=seconds / max(len(sample), 1) * clips / 3600,
                     model_hours=(TOWER_S * tokens / TOKENS + asked * CAPTION_S) / 3600, sampled=len(sample),
                     failed=len(sample) - len(frames), reasons=count_reasons(plan.skipped),
-                    variants=config.variants.count if job.variants_kind and todo else 0)
+                    variants=config.variants.count if job.variants_kind and todo else 0,
+                    **_requests(job, frames, clips=len(made), captions=captions))
 
 
 def _decode(job: Job, sample: list[Any]) -> tuple[float, list[Frames]]:
@@ -136,3 +154,18 @@ def _captions(job: Job, clips: list[PlannedClip], mean_s: float) -> int:
         return 0
     length_s = segment.window_s if segment.method == "uniform" else SEGMENT_S
     return round(max(mean_s / length_s, 1) * len(clips)) if mean_s else len(clips)
+
+
+def _requests(job: Job, frames: list[Frames], *, clips: int, captions: int) -> dict[str, Any]:
+    """What an endpoint is asked: requests, tokens_in, tokens_out, cost; {} where none is."""
+    caption = job.config.caption
+    if caption.method != "openai" or not clips or not frames:
+        return {}
+    requests = clips if job.config.segment.method == "captioner" else captions
+    images = min(float(np.mean([len(f.times_s) for f in frames])) * clips / requests, caption.endpoint.max_images)
+    size = float(np.mean([image_tokens(f.views.shape[1], f.views.shape[2], caption.endpoint.image_px) for f in frames]))
+    text = len(str(job.plan.captioner["prompt"])) / CHARACTERS + 4 * TIME_TOKENS
+    sent, said = round(requests * (images * (size + TIME_TOKENS) + text)), requests * caption.max_new_tokens
+    prices = caption.budget.prices
+    return {"requests": requests, "tokens_in": sent, "tokens_out": said,
+            "cost": None if prices is None else (sent * prices[0] + said * prices[1]) / 1e6}

@@ -17,6 +17,7 @@ from taro.core.errors import AnnotationError, ConfigError, TaroError
 from taro.core.files import file_sha256
 from taro.models.features import EncoderFingerprint
 from taro.models.resolve import compute_device, resolve_model
+from taro.preprocess.captioners.endpoint import check_installed as check_openai
 from taro.preprocess.captioners.registry import METHODS
 from taro.preprocess.clip import check_clip, clip_encoder
 from taro.preprocess.config import PreprocessConfig
@@ -99,6 +100,8 @@ def open_job(config: PreprocessConfig, *, only: Only | None = None, save: bool =
         raise ConfigError("--only variants needs variants.count above 0, such as --set variants.count=4")
     if config.decode.decoder == "decord":
         check_installed()
+    if config.caption.method == "openai":
+        check_openai()
     folder, annotations_sha256 = resolve_model(config.policy), _annotations_sha256(config)
     check_videos(config.videos)
     device = compute_device(config.device)

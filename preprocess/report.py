@@ -13,7 +13,8 @@ __all__ = ["PreprocessReport", "Progress"]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a job is: `done` of `total` clips, and what was last worked on."""
+    """Where a job is: `done` of `total` clips, and what was last worked on; `stage`: models, clips, or captions, where
+    `note` says how an endpoint goes."""
 
     stage: str
     done: int
@@ -23,6 +24,8 @@ class Progress:
     @property
     def label(self) -> str:
         """For people."""
+        if self.stage == "captions":
+            return f"clips: {self.note}"
         return "loading models" if self.stage == "models" else f"clips {self.note[-40:]}".rstrip()
 
 

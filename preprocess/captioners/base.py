@@ -8,16 +8,16 @@ Legend: T sampled frames."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from taro.grounding.moment import Moment
 from taro.preprocess.video.decode import Frames
 
-__all__ = ["Captioner", "Failure", "Request"]
+__all__ = ["Captioner", "Failure", "Request", "StreamingCaptioner", "after_reasoning"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +68,32 @@ class Captioner(Protocol):
 
     def describe(self, requests: Sequence[Request]) -> Sequence[str | Failure]:
         """One answer a request, in order."""
+
+
+@runtime_checkable
+class StreamingCaptioner(Captioner, Protocol):
+    """A captioner whose answers come one by one, in any order. It is asked through `describe_each` alone, for all
+    requests of `caption.batch` clips at once, and each answer is kept before the next is taken: a job that is killed
+    loses what is under way. `status`: for people, in a few words, how it goes."""
+
+    @property
+    def status(self) -> str:
+        """How it goes, for the progress output."""
+
+    def describe_each(self, requests: Sequence[Request]) -> Iterator[tuple[int, str | Failure]]:
+        """(which request, its answer), once each. Where it raises, it has given every answer that it has."""
+
+
+def after_reasoning(text: str) -> str | Failure:
+    """A response without the reasoning that opens it.
+
+    >>> after_reasoning("<think>a door? </think> A door opens. "), after_reasoning("A door opens.")
+    ('A door opens.', 'A door opens.')
+    """
+    if text.lstrip().startswith("<think>"):
+        _, closed, text = text.partition("</think>")
+        if not closed:
+            return Failure("reasoning without end", transient=False,
+                           detail="the captioner's reasoning has no </think>; raise "
+                                  "caption.max_new_tokens, or caption with a model that does not reason")
+    return text.strip()

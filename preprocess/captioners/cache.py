@@ -6,21 +6,22 @@ ignored, so its question is asked again. One cache serves a whole job: it reads 
 what another job appended to the file of that slice since. Files of other slices are not looked at again: what a slice
 costs does not grow with the number of slices. Jobs that share a folder take turns to write.
 
-Requests that the cache does not know are asked in batches of consecutive ones. Failures are handed on and not kept."""
+Requests that the cache does not know are asked in batches of consecutive ones, or all together of a captioner whose
+answers come one by one; then each is kept as it comes. Failures are handed on and not kept."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from taro.core.files import fsync, locked, make_folders
 from taro.grounding.moment import Moment
 from taro.grounding.prompts import parse_captions
 from taro.grounding.records import DenseCaption
-from taro.preprocess.captioners.base import Captioner, Failure, Request
+from taro.preprocess.captioners.base import Captioner, Failure, Request, StreamingCaptioner
 from taro.preprocess.captioners.imported import Entry, fit
 
 __all__ = ["CachedCaptioner", "CaptionCache", "question"]
@@ -109,10 +110,13 @@ def _check(asked: str, text: str) -> str:
 
 class CachedCaptioner:
     """A captioner behind its cache. `batch`: requests that it gets at once; `round_s`: times that it gives are rounded
-    to multiples of this."""
+    to multiples of this; `heard` is called with the status of a captioner whose answers come one by one, as they come.
+    """
 
-    def __init__(self, captioner: Captioner, cache: CaptionCache, *, batch: int, round_s: float) -> None:
+    def __init__(self, captioner: Captioner, cache: CaptionCache, *, batch: int, round_s: float,
+                 heard: Callable[[str], None] = lambda status: None) -> None:
         self._captioner, self._cache, self._batch, self._round_s = captioner, cache, batch, round_s
+        self._heard = heard
         self._index: int | None = None
         self._prompt_sha256 = hashlib.sha256(captioner.prompt.encode()).hexdigest()
 
@@ -126,14 +130,24 @@ class CachedCaptioner:
         # Two segments are never the same question, but one clip may be in a slice under two names.
         new = [i for i, what in enumerate(asked) if self._cache.get(what) is None and asked.index(what) == i]
         failed: dict[str, Failure] = {}
-        for start in range(0, len(new), self._batch):
-            batch = new[start : start + self._batch]
-            answers = dict(zip((asked[i] for i in batch), self._captioner.describe([requests[i] for i in batch]),
-                               strict=True))
-            self._cache.add(index, ((what, text) for what, text in answers.items() if isinstance(text, str)))
-            failed |= {what: failure for what, failure in answers.items() if isinstance(failure, Failure)}
+        for some in self._answers([requests[i] for i in new]):
+            answers = [(asked[new[at]], answer) for at, answer in some]
+            self._cache.add(index, [(what, answer) for what, answer in answers if isinstance(answer, str)])
+            failed |= {what: answer for what, answer in answers if isinstance(answer, Failure)}
+        assert all(asked[i] in failed or self._cache.get(asked[i]) is not None for i in new), "a request got no answer"
         return [failed[what] if what in failed else self._read(request, self._cache.get(what) or "")
                 for request, what in zip(requests, asked, strict=True)]
+
+    def _answers(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, str | Failure]]]:
+        """(which request, its answer), as many at once as there are."""
+        if isinstance(self._captioner, StreamingCaptioner):
+            for found in self._captioner.describe_each(requests) if requests else ():
+                yield [found]
+                self._heard(self._captioner.status)
+            return
+        for start in range(0, len(requests), self._batch):
+            batch = requests[start : start + self._batch]
+            yield list(zip(range(start, start + len(batch)), self._captioner.describe(batch), strict=True))
 
     def _question(self, request: Request) -> str:
         clip = Moment(request.frames.clip.start_s, request.frames.clip.end_s)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from taro.preprocess.captioners.base import Captioner
 from taro.preprocess.captioners.imported import Given, file_facts
+from taro.preprocess.captioners.openai import OpenAICaptioner, endpoint_facts
 from taro.preprocess.captioners.transformers import TransformersCaptioner, model_facts
 from taro.preprocess.config import CaptionConfig, CaptionMethod
 
@@ -31,6 +32,7 @@ class Method:
 
 METHODS: dict[CaptionMethod, Method] = {
     "transformers": Method(model_facts, captioner=TransformersCaptioner),
+    "openai": Method(endpoint_facts, captioner=OpenAICaptioner),
     "file": Method(file_facts, given=Given.of_file),
     "annotations": Method(lambda config, whole, dtype: {"method": config.method}, given=lambda config: Given(None)),
     "none": Method(lambda config, whole, dtype: {}),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from taro.grounding.prompts import load_template
 from taro.models.resolve import folder_sha256, model_id, resolve_model
-from taro.preprocess.captioners.base import Failure, Request
+from taro.preprocess.captioners.base import Failure, Request, after_reasoning
 from taro.preprocess.config import CaptionConfig
 
 if TYPE_CHECKING:
@@ -46,19 +46,8 @@ class TransformersCaptioner:
         decoding = Decoding(max_new_tokens=self._config.max_new_tokens, temperature=0.0,
                             repetition_penalty=self._config.repetition_penalty)
         rollouts = generate(self.policy, prompts, G=1, decoding=decoding)
-        return [_after_reasoning(prompt.opened + self.policy.decode(ids[mask]))
+        return [after_reasoning(prompt.opened + self.policy.decode(ids[mask]))
                 for prompt, ids, mask in zip(prompts, rollouts.ids_BGR[:, 0], rollouts.mask_BGR[:, 0], strict=True)]
-
-
-def _after_reasoning(text: str) -> str | Failure:
-    """A response without the reasoning that opens it."""
-    if text.lstrip().startswith("<think>"):
-        _, closed, text = text.partition("</think>")
-        if not closed:
-            return Failure("reasoning without end", transient=False,
-                           detail="the captioner's reasoning has no </think>; raise "
-                                  "caption.max_new_tokens, or caption with a model that does not reason")
-    return text.strip()
 
 
 def model_facts(config: CaptionConfig, whole: bool, dtype: str) -> dict[str, Any]:

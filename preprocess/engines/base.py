@@ -52,10 +52,13 @@ class Engine(Protocol):
 
 
 class Worker:
-    """Decoding processes and models of a job, loaded once, for tasks like `tasks`; a context manager."""
+    """Decoding processes and models of a job, loaded once, for tasks like `tasks`; a context manager. `heard` is called
+    with how the captions go, where they come one by one."""
 
-    def __init__(self, job: Job, tasks: Sequence[SliceTask]) -> None:
+    def __init__(self, job: Job, tasks: Sequence[SliceTask], heard: Callable[[str], None] = lambda status: None
+                 ) -> None:
         self._job, self._makes, self._stack = job, any(task.makes for task in tasks), ExitStack()
+        self._heard = heard
 
     def __enter__(self) -> Worker:
         import torch
@@ -67,7 +70,7 @@ class Worker:
             torch.set_num_threads(config.threads or before)
             self._pool = stack.enter_context(DecodePool(config.workers, deadline_s=config.decode.deadline_s))
             self._pool.warm()
-            self._models = _load(self._job, describe=self._makes)
+            self._models = _load(self._job, self._heard, describe=self._makes)
             begin(self._job)
             self._stack = stack.pop_all()
         return self
@@ -85,7 +88,7 @@ class Worker:
             return SliceResult(task.index, not problems, tuple(problems))
 
 
-def _load(job: Job, *, describe: bool) -> Models:
+def _load(job: Job, heard: Callable[[str], None], *, describe: bool) -> Models:
     """Every model that the job needs, once; with `describe` those that captions come from, too."""
     import torch
 
@@ -98,7 +101,7 @@ def _load(job: Job, *, describe: bool) -> Models:
         if method.captioner is not None:
             captioner = CachedCaptioner(method.captioner(caption, job.plan.captioner, encoder),
                                         CaptionCache(job.state / "journal"), batch=caption.batch,
-                                        round_s=config.segment.round_s)
+                                        round_s=config.segment.round_s, heard=heard)
         clip = None if config.clip_model is None else ClipModel(config.clip_model, job.device)
         describer = Describer(config.segment, clip, captioner, method.given(caption))
     return Models(encoder, describer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 from taro.preprocess.engines.base import SliceResult, Worker
@@ -18,10 +17,14 @@ class LocalEngine:
 
     def run(self, job: Job, tasks: Sequence[SliceTask], progress: Callable[[Progress], None]) -> list[SliceResult]:
         """One result a task, in order."""
-        total = sum(len(job.plan.slice_clips(task.index)) for task in tasks)
-        finished = itertools.count(1)
+        total, finished = sum(len(job.plan.slice_clips(task.index)) for task in tasks), 0
+
+        def tick(note: str) -> None:
+            nonlocal finished
+            finished += 1
+            progress(Progress("clips", finished, total, note))
+
         progress(Progress("models", 0, total))
-        with Worker(job, tasks) as worker:
+        with Worker(job, tasks, lambda status: progress(Progress("captions", finished, total, status))) as worker:
             progress(Progress("clips", 0, total))
-            return [worker.run(task, lambda note: progress(Progress("clips", next(finished), total, note)))
-                    for task in tasks]
+            return [worker.run(task, tick) for task in tasks]

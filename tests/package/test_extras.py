@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = {"hf": "datasets", "decord": "decord", "webdataset": "webdataset", "pandas": "pandas", "train": "tensorboard",
-          "lora": "peft", "remote": "obstore"}
+          "lora": "peft", "remote": "obstore", "openai": "openai"}
 """extra -> the package that it brings, by the name under which it is imported"""
 
 USES = {
@@ -24,6 +24,7 @@ USES = {
     "train": "check_trackers(['tensorboard'])",
     "lora": "check_lora(True)",
     "remote": "taro.open_shards('s3://bucket/set')",
+    "openai": "open_job(load_config(PreprocessConfig, 'sandbox', ENDPOINT, package=RECIPES))",
 }
 
 
@@ -59,6 +60,7 @@ def test_a_missing_package_is_named_with_its_extra() -> None:
         "from taro.preprocess.job import open_job; from taro.shards.stream import stream\n"
         "from taro.core.config import load_config; from taro.preprocess.config import PreprocessConfig\n"
         "RECIPES = 'taro.preprocess.recipes'\n"
+        "ENDPOINT = ['caption={method: openai, endpoint: {base_url: http://127.0.0.1:1/v1, model: some}}']\n"
         "from taro.shards.reader import ShardSet; from taro.train.trackers import check_trackers\n"
         "from taro.train.run_dir import check_lora\n"
         "said = {}\n"
