@@ -3,19 +3,20 @@
 For work that reads everything once (statistics, exports, pre-training); training has orders of its own, whose steps
 and resumes are exact (`taro.shards.lanes`). The pipeline is an ordinary `webdataset.DataPipeline`: shards are split
 over nodes and DataLoader workers, and `.compose(webdataset.shuffle(...))` and the rest apply. Members are read by our
-own strict tar reader, never by webdataset's decoders, some of which unpickle."""
+own strict tar reader and must have the sidecar's sha256; webdataset's decoders, some of which unpickle, see none."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from taro.core.errors import MissingPackageError, ShardError
 from taro.shards.format import shard_path
 from taro.shards.reader import ShardSet, check_times, open_shards, parse_clip
 from taro.shards.store import Store
-from taro.shards.tar import read_tar
+from taro.shards.tar import TarMember, read_tar
 from taro.shards.tensors import unpack_features
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ class _Join:
         store, encoder = self.shard_set.store, self.shard_set.encoder
         labels, media = shard_path("paths", index), shard_path(f"features/{encoder}", index)
         with store.open(labels) as labels_file, store.open(media) as media_file:
-            features = read_tar(media_file, store.describe(media))
+            features = self._members(media_file, f"features/{encoder}", index)
             jpg: bytes | None = None
-            for member, data in read_tar(labels_file, store.describe(labels)):
+            for member, data in self._members(labels_file, "paths", index):
                 if member.ext == "jpg":
                     jpg = data
                     continue
@@ -70,3 +71,15 @@ class _Join:
                 jpg = None
             if next(features, None) is not None:
                 raise ShardError(f"{store.describe(media)}: more records than {store.describe(labels)} has")
+
+    def _members(self, file: BinaryIO, kind: str, index: int) -> Iterator[tuple[TarMember, bytes]]:
+        """The members of a shard with their bytes, each as the sidecar lists it."""
+        shard = self.shard_set.store.describe(shard_path(kind, index))
+        for at, data in read_tar(file, shard):
+            record = self.shard_set.listed(kind, at.key)
+            digests = {} if record is None else {member.ext: member.sha256 for member in record.members}
+            if hashlib.sha256(data).hexdigest() != digests.get(at.ext):
+                raise ShardError(f"{shard}: record {at.key} at byte {at.offset:,}: sha256 of {at.key}.{at.ext} is not "
+                                 "the sidecar's; the shard is damaged, fetch it again or make it again (`taro shards "
+                                 "verify` lists all damage)")
+            yield at, data

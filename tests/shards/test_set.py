@@ -188,6 +188,19 @@ def test_the_stream_joins_media_and_labels(tmp_path: Path) -> None:
         assert torch.equal(sample["features"].main_SND, features(number).main_SND)
 
 
+@pytest.mark.parametrize(("kind", "member"), [("paths", 0), ("paths", 1), (f"features/{FINGERPRINT.name}", 0)])
+def test_the_stream_compares_every_member_with_the_sidecar(tmp_path: Path, kind: str, member: int) -> None:
+    write_set(tmp_path, [[1]])
+    listed = open_shards(tmp_path).listed(kind, record(1).key)
+    assert listed is not None
+    path = tmp_path / shard_path(kind, 0)
+    data = bytearray(path.read_bytes())
+    data[listed.members[member].offset + listed.members[member].size - 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match=rf"sha256 of {record(1).key}\.{listed.members[member].ext} is not"):
+        list(stream(tmp_path))
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_webdataset_itself_reads_the_shards(tmp_path: Path) -> None:
     import webdataset as wds
