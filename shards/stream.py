@@ -77,7 +77,7 @@ class _Join:
         shard = self.shard_set.store.describe(shard_path(kind, index))
         for at, data in read_tar(file, shard):
             record = self.shard_set.listed(kind, at.key)
-            digests = {} if record is None else {member.ext: member.sha256 for member in record.members}
+            digests: dict[str, str] = {member.ext: member.sha256 for member in record.members} if record else {}
             if hashlib.sha256(data).hexdigest() != digests.get(at.ext):
                 raise ShardError(f"{shard}: record {at.key} at byte {at.offset:,}: sha256 of {at.key}.{at.ext} is not "
                                  "the sidecar's; the shard is damaged, fetch it again or make it again (`taro shards "
