@@ -28,7 +28,7 @@ from taro.models.folder import read_config
 from taro.models.grouped import _Prefix, _Rows
 from taro.models.language_model import LanguageModel
 from taro.models.load import load_policy
-from taro.models.packing import pack
+from taro.models.packing import PackedBatch, pack
 from taro.models.policy import Policy
 from taro.models.prompt import Prompt
 from taro.train.config import OptimizerConfig, TrainConfig
@@ -162,6 +162,8 @@ def test_peaks_of_a_row_are_those_of_torch(bf16_policy: Policy, way: str, chunk:
     policy, G, R = bf16_policy, 4, 60
     monkeypatch.setattr(logprobs, "TOKENS_AT_ONCE", chunk)
     monkeypatch.setattr(memory, "TOKENS_AT_ONCE", chunk)
+    monkeypatch.setattr(PackedBatch, "attention",  # as a GPU's, which the plan is of
+                        lambda row, device: masked(row.mask_TT(device)[None, None]))
     shape = shape_of_config(policy.config)
     main, *deep = (torch.zeros(4, 4, shape.D) for _ in range(1 + shape.levels))
     prompt = policy.prompt(VideoFeatures(main, np.arange(4.0), (4, 4, 4), 2.0, tuple(deep)), "a" * 150)
