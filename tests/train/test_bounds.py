@@ -22,7 +22,7 @@ from taro.models.grouped import _Prefix, _Rows
 from taro.models.load import load_policy
 from taro.models.logprobs import score
 from taro.shards.reader import ShardSet
-from taro.train import prefixes
+from taro.train import data, prefixes
 from taro.train.ahead import SamplesAhead
 from taro.train.config import TrainConfig
 from taro.train.loop import train
@@ -115,13 +115,13 @@ def test_a_prefix_of_n_captions_is_tokenised_log_n_times(tiny: Tiny, monkeypatch
 
 def test_samples_are_read_while_the_step_before_runs_and_once_each(
         make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    reads, plain = list[tuple[str, str]](), ShardSet.sample
+    reads, plain = list[tuple[str, str]](), data.read_samples
 
-    def counted(self: ShardSet, ref: Any) -> Any:
-        reads.append((threading.current_thread().name, ref.key))
-        return plain(self, ref)
+    def counted(shard_set: ShardSet, refs: Any) -> Any:
+        reads.extend((threading.current_thread().name, ref.key) for ref in refs)
+        return plain(shard_set, refs)
 
-    monkeypatch.setattr(ShardSet, "sample", counted)
+    monkeypatch.setattr(data, "read_samples", counted)
     config = make_config(length={"amount": 4})
     train(config)
     assert len(reads) == 4 * config.rollout.prompts, "nothing twice, nothing past the last step"
