@@ -13,6 +13,7 @@ import contextlib
 import http.client
 import netrc
 import os
+import select
 import socket
 import ssl
 import threading
@@ -215,10 +216,12 @@ class HttpClient:
             self._end.detach()
             self.__init__(timeout_s=self.timeout_s)  # type: ignore[misc]
         with self._lock:
-            kept = self._idle.get(origin)
-            if kept:
+            kept = self._idle.get(origin, [])
+            while kept:
                 connection = kept.pop()
-                return True, connection, bool(getattr(connection, "taro_absolute", False))
+                if not _has_more(connection):
+                    return True, connection, bool(getattr(connection, "taro_absolute", False))
+                connection.close()
         scheme, netloc = origin
         parts = urlsplit(f"{scheme}://{netloc}")
         proxy = None if urllib.request.proxy_bypass(parts.hostname or "") else urllib.request.getproxies().get(scheme)
@@ -247,6 +250,16 @@ def _redirected(url: str, target: str) -> str:
         return ""
     allowed = {"https"} if urlsplit(url).scheme == "https" else {"http", "https"}
     return found if there.scheme in allowed and there.hostname else ""
+
+
+def _has_more(connection: http.client.HTTPConnection) -> bool:
+    """Whether a kept connection was closed by the server, or holds bytes that nobody asked for: they would be taken for
+    the next answer."""
+    if connection.sock is None:
+        return False
+    ready = select.poll()
+    ready.register(connection.sock, select.POLLIN)
+    return bool(ready.poll(0))
 
 
 def _close_all(idle: dict[tuple[str, str], list[http.client.HTTPConnection]]) -> None:

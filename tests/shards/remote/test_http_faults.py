@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,9 +175,17 @@ def test_what_stays_wrong_is_one_message(web: Web, fault: Fault, error: type[Sha
 
 def test_bytes_after_the_end_do_not_become_the_next_answer(data: Path, web: Web) -> None:
     bucket, whole = HttpBucket(f"{web.url}/set", waits_s=QUICK), (data / "set" / "x.tar").read_bytes()
-    web.faults = [more_than_announced]
+    written = threading.Event()
+
+    def more(request: Request) -> bool:
+        more_than_announced(request)
+        written.set()
+        return True
+
+    web.faults = [more]
     for start in (0, 10, 20):
         assert b"".join(bucket.chunks("x.tar", start, start + 1000)) == whole[start : start + 1000]
+        assert written.wait(60)
 
 
 @pytest.mark.parametrize(("fault", "says"), [(drip_headers, "not reachable|no answer"),
