@@ -110,8 +110,12 @@ class Answer:
             try:
                 while piece := self._response.read(PIECE_BYTES):
                     yield piece
+            except TimeoutError:
+                raise CutOffError(f"{where}: no answer for {self._client.timeout_s:g} s in the middle of it; check the "
+                                  "network", transient=True) from None
             except (OSError, http.client.HTTPException, ValueError):
-                raise CutOffError(f"{where}: the connection broke while it was read", transient=True) from None
+                if not late.is_set():
+                    raise CutOffError(f"{where}: the connection broke while it was read", transient=True) from None
         if late.is_set():
             raise CutOffError(f"{where}: slower than {LEAST_RATE:,} bytes a second", transient=True)
 
