@@ -38,7 +38,7 @@ def test_help_imports_no_stage_and_nothing_heavy() -> None:
         "print([m for m in ('torch','numpy','transformers','rich','pydantic','taro.preprocess','taro.shards',"
         "'taro.train','taro.cli.train') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.stdout == "[]\n", done.stderr
 
 
@@ -49,7 +49,7 @@ def test_a_misspelt_recipe_or_setting_loads_nothing_heavy(words: tuple[str, ...]
     code = (f"import sys\nfrom taro.cli.app import main\ntry:\n    main({list(words)!r})\n"
             "except SystemExit as stop:\n"
             "    print(stop.code, [m for m in ('torch', 'transformers') if m in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.stdout == "1 []\n" and done.stderr.startswith("error: "), done.stderr
 
 
@@ -137,5 +137,5 @@ def test_debug_counts_anywhere_on_the_line() -> None:
 def test_a_reader_that_leaves_is_no_error() -> None:
     """`taro --help | head -1` ends quietly."""
     done = subprocess.run(f"{shlex.quote(sys.executable)} -m taro --help | head -1", shell=True, cwd=ROOT,
-                          capture_output=True, text=True, timeout=60)
+                          capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == ""

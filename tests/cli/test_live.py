@@ -99,7 +99,7 @@ def test_it_follows_a_resized_terminal_and_ctrl_c_restores_it() -> None:
     assert max(map(len, frames[-2].split("\n"))) <= 50
     process.send_signal(signal.SIGINT)
     got = read_until("stopped")
-    assert got.rindex("\x1b[?25h") > got.rfind("\x1b[?25l") and process.wait(timeout=30) == 0
+    assert got.rindex("\x1b[?25h") > got.rfind("\x1b[?25l") and process.wait(timeout=600) == 0
     os.close(theirs)
     os.close(ours)
 

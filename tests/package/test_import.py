@@ -21,7 +21,7 @@ HEAVY = ("torch", "transformers", "numpy", "pydantic", "typer", "av", "decord", 
 def python(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Runs the tests' own interpreter in `cwd`; taro is found as a user's process finds it, or beside the tests."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
-    return subprocess.run([sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
 
 
 def test_import_taro_loads_nothing_heavy() -> None:

@@ -174,7 +174,7 @@ def test_reading_skipped_rows_leaves_no_thread_that_could_abort_at_exit(tmp_path
     code = ("import os, sys; import pyarrow.parquet; from taro.shards.manifest import read_skipped; "
             "threads = lambda: set(os.listdir('/proc/self/task')); before = threads(); "
             "assert len(read_skipped(sys.argv[1])) == 3; print(len(threads() - before))")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
 
 

@@ -282,7 +282,7 @@ def run_ranks(world: int, states: str, dtype: str, *more: str) -> list[list]:
                              stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
                              env={**os.environ, "OMP_NUM_THREADS": "1"}) for rank in range(world)]  # fmt: skip
     try:
-        return [json.loads(job.communicate(timeout=60)[0]) for job in jobs]
+        return [json.loads(job.communicate(timeout=600)[0]) for job in jobs]
     finally:
         for job in jobs:
             job.kill()

@@ -83,7 +83,7 @@ def test_a_sharded_reference_scores_as_a_whole_one_on_ranks_of_unequal_work(tmp_
     ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path), *folders], cwd=ROOT,
                               stderr=subprocess.PIPE, text=True) for rank in range(2)]
     try:
-        ended = [(rank.communicate(timeout=120)[1], rank.returncode) for rank in ranks]
+        ended = [(rank.communicate(timeout=600)[1], rank.returncode) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

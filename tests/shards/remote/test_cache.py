@@ -87,7 +87,7 @@ def test_ranges_that_lie_close_are_one_request(web: Web, data: tuple[Path, bytes
 def test_processes_fetch_a_file_once(web: Web, data: tuple[Path, bytes], tmp_path: Path, what: str) -> None:
     running = [subprocess.Popen(command(web, tmp_path, data[1], what), stdout=subprocess.PIPE, text=True)
                for _ in range(2)]
-    said = [int(process.communicate(timeout=120)[0]) for process in running]
+    said = [int(process.communicate(timeout=600)[0]) for process in running]
     assert said == [SIZE if what == "whole" else 10_000_000] * 2
     assert web.sent == said[0], "each byte was sent once"
 

@@ -48,7 +48,7 @@ def test_nothing_that_is_printed_or_kept_holds_a_secret(tmp_path: Path, caplog: 
     with serving(tmp_path / "served") as web:
         def taro(*line: str) -> None:
             done = subprocess.run([sys.executable, "-m", "taro", *line], env=environment, capture_output=True,
-                                  text=True, timeout=120, check=False)
+                                  text=True, timeout=600, check=False)
             said.append(done.stdout + done.stderr)
 
         signed = {"Location": f"/set/manifest.json?{SIGNATURE}"}
@@ -59,7 +59,7 @@ def test_nothing_that_is_printed_or_kept_holds_a_secret(tmp_path: Path, caplog: 
         taro("shards", "info", f"{web.url}/set", "--debug")
     taro_s3 = [sys.executable, "-m", "taro", "shards", "verify"]
     with rclone_s3(tmp_path / "rclone") as url:
-        done = subprocess.run([*taro_s3, f"{url}/set"], capture_output=True, text=True, timeout=120, check=False,
+        done = subprocess.run([*taro_s3, f"{url}/set"], capture_output=True, text=True, timeout=600, check=False,
                               env={**environment, **{k: os.environ[k] for k in ("AWS_ENDPOINT_URL", "AWS_REGION")},
                                    "AWS_SECRET_ACCESS_KEY": PASSWORD})
         said.append(done.stdout + done.stderr)
