@@ -18,6 +18,7 @@ from tests.shards.remote.helpers_remote import moto_s3
 from tests.train.conftest import Tiny
 from tests.train.test_data import numbers, rollouts
 
+pytest.importorskip("moto")
 pytest.importorskip("obstore")
 pytest.importorskip("webdataset")
 READINGS = {"indexed": {"reading": "indexed"}, "stream": {"reading": "stream", "buffer": 4}}
