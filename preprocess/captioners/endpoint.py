@@ -9,7 +9,6 @@ Left out: streamed answers (they cost more parsing than they save waiting), and 
 
 from __future__ import annotations
 
-import email.utils
 import importlib.util
 import math
 import os
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taro.core.errors import ConfigError, MissingPackageError
+from taro.core.http_dates import seconds_until
 from taro.core.json import strict_json
 from taro.core.text import one_line, shortened
 from taro.preprocess.captioners.base import Failure
@@ -210,10 +210,7 @@ def retry_after_s(headers: Any, now_s: float) -> float | None:
         except ValueError:
             continue
         return seconds if math.isfinite(seconds) and seconds >= 0 else None
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now_s)
-    except (TypeError, ValueError, OverflowError):
-        return None
+    return seconds_until(headers.get("retry-after", ""), now_s)
 
 
 def _read(body: bytes) -> tuple[Tokens | None, Reply | Failure]:

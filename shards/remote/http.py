@@ -20,13 +20,13 @@ import threading
 import urllib.request
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from time import time
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from taro.core.errors import ShardError
+from taro.core.http_dates import seconds_until
 from taro.core.numbers import read_count
 from taro.core.version import __version__
 from taro.shards.remote.bucket import (
@@ -92,12 +92,7 @@ class Answer:
         """Seconds that the server asks to wait."""
         text = self.header("Retry-After").strip()
         seconds = read_count(text)
-        if seconds is not None:
-            return float(seconds)
-        try:
-            return max(parsedate_to_datetime(text).timestamp() - time(), 0.0)
-        except (ValueError, TypeError, OverflowError, IndexError):
-            return None
+        return seconds_until(text, time()) if seconds is None else float(seconds)
 
     @property
     def length(self) -> int | None:
